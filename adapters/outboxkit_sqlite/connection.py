@@ -1,0 +1,130 @@
+"""One SQLite connection on one thread, and what SQLite's errors mean.
+
+Everything that touches a connection goes through its one queue, in order. That is what makes cancellation harmless: a
+statement whose caller was cancelled still runs, but a rollback asked for afterwards runs after it.
+"""
+
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, TypeVar
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import aiosqlite
+
+from outboxkit.errors import ConfigurationError, TransactionError
+
+T = TypeVar("T")
+
+_PASSING = frozenset(
+    (
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_PROTOCOL,
+        sqlite3.SQLITE_NOMEM,
+    )
+)
+
+
+def primary_code(error: sqlite3.Error) -> int:
+    """Return SQLite's primary result code of an error, 0 where the driver gave none."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
+
+
+def may_pass(error: sqlite3.Error) -> bool:
+    """Whether the same statement may succeed later: the file is locked, the disk full, the folder away."""
+    return primary_code(error) in _PASSING
+
+
+class GuardedConnection(sqlite3.Connection):
+    """A connection whose transactions only the library begins and ends.
+
+    A user's ``COMMIT`` in the middle of a unit of work would make the business rows durable without their events, so it is
+    refused: by these methods, by the authorizer for plain SQL, and through it for ``executescript`` and ``with connection``.
+    """
+
+    _in_control = False
+
+    def guard(self) -> None:
+        """From now on, refuse transaction control by anyone but `control`."""
+        self.set_authorizer(self._authorize)
+
+    def _authorize(self, action: int, *_: str | None) -> int:
+        denied = action == sqlite3.SQLITE_TRANSACTION and not self._in_control
+        return sqlite3.SQLITE_DENY if denied else sqlite3.SQLITE_OK
+
+    def control(self, statement: Literal["BEGIN IMMEDIATE", "COMMIT", "ROLLBACK"]) -> None:
+        """Begin or end a transaction."""
+        self._in_control = True
+        try:
+            # Statements are cached by their text, and a cached one is not authorized again: so ours differs from a user's.
+            self.execute(f"{statement} -- by the unit of work")
+        finally:
+            self._in_control = False
+
+    def commit(self) -> None:
+        """Refused; see the class."""
+        raise TransactionError("the unit of work commits when its block ends: leave out commit()")
+
+    def rollback(self) -> None:
+        """Refused; see the class."""
+        raise TransactionError("the unit of work rolls back when its block raises: raise an exception instead of rollback()")
+
+
+class ThreadConnection(aiosqlite.Connection):
+    """aiosqlite's connection, which can also run a whole function on its thread: one hop for a batch of statements."""
+
+    async def run(self, function: Callable[[GuardedConnection], T]) -> T:
+        """Run `function` with the blocking connection on its thread, after everything asked for before."""
+        result: T = await self._execute(function, self._conn)  # protected, not private: the queue its own methods use
+        return result
+
+
+async def connect(
+    path: Path | str, *, synchronous: Literal["FULL", "NORMAL"], guarded: bool = False, busy_seconds: float = 5.0
+) -> ThreadConnection:
+    """Open a database file in WAL mode.
+
+    Args:
+        path: the file; it is created when its folder exists.
+        synchronous: FULL makes each commit durable. NORMAL may lose the last commits when the power fails.
+        guarded: refuse transaction control by anyone but the library.
+        busy_seconds: how long a single statement waits for other processes' locks.
+
+    Raises: `sqlite3.Error` as SQLite gives it.
+    """
+
+    def connector() -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            path, timeout=busy_seconds, isolation_level=None, factory=GuardedConnection, check_same_thread=False
+        )
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute(f"PRAGMA synchronous = {synchronous}")
+            if guarded:
+                connection.guard()
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    return await ThreadConnection(connector, 64)
+
+
+def parse_url(url: str) -> tuple[Path, dict[str, str]]:
+    """Split ``sqlite:///relative.db?option=value`` (or ``sqlite:////absolute.db``) into a path and its options.
+
+    Raises:
+        ConfigurationError: no path, or a host, which SQLite has none of.
+    """
+    parts = urlsplit(url)
+    if parts.netloc or len(parts.path) < 2:
+        raise ConfigurationError(
+            f"{url!r} names no file: write sqlite:///name.db for a relative path or sqlite:////folder/name.db for an absolute one"
+        )
+    options = {name: values[-1] for name, values in parse_qs(parts.query, keep_blank_values=True).items()}
+    return Path(unquote(parts.path[1:])), options

@@ -1,0 +1,160 @@
+"""The inbox: what a group has settled, and how far without a gap. Functions run on a connection's thread.
+
+The floor moves by walking the chain: the next row's `prev` is at or below the floor, then the next. Whatever has a row is
+walked over, also what waits or is dead: its row remembers it, above the floor or below. Settled rows at or below the floor
+are deleted, because being at or below it already means "seen".
+"""
+
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+
+from outboxkit.message import Delivery, Position, Stream
+from outboxkit.store import Floor, Outcome, Retry, Subscription
+from outboxkit_sqlite.connection import GuardedConnection
+
+_WALK_LIMIT = 10_000
+"""Rows walked over in one transaction; what is left is walked in the next."""
+
+
+class InboxTables:
+    """The statements on the inbox; each method takes the connection it runs on."""
+
+    def __init__(self, prefix: str) -> None:
+        floor, inbox = f"{prefix}floor", f"{prefix}inbox"
+        one = "floor_id = ? AND major = ? AND minor = ?"
+        self._add_floor = (
+            f'INSERT INTO {floor} ("group", topic, partition, source, major, minor) VALUES (?, ?, ?, ?, ?, ?) '
+            "ON CONFLICT DO NOTHING"
+        )
+        self._get_floor = (
+            f'SELECT id, major, minor FROM {floor} WHERE "group" = ? AND topic = ? AND partition = ? AND source = ?'
+        )
+        self._floors = f'SELECT id, topic, partition, source, major, minor FROM {floor} WHERE "group" = ?'
+        self._floor = f"SELECT major, minor FROM {floor} WHERE id = ?"
+        self._move = f"UPDATE {floor} SET major = ?, minor = ? WHERE id = ?"
+        # The insert decides: a row that is there was seen.
+        self._insert = (
+            f"INSERT INTO {inbox} (floor_id, major, minor, prev_major, prev_minor, attempt) VALUES (?, ?, ?, ?, ?, 1) "
+            "ON CONFLICT DO NOTHING"
+        )
+        self._fail = f"UPDATE {inbox} SET state = ?, attempt = ?, due_at = ?, error = ?, envelope = ? WHERE {one}"
+        self._forget = f"DELETE FROM {inbox} WHERE {one}"
+        self._done = (
+            f"UPDATE {inbox} SET state = 'settled', attempt = ?, due_at = NULL, error = NULL, envelope = NULL WHERE {one}"
+        )
+        self._take = f"SELECT 1 FROM {inbox} WHERE {one} AND state = 'retry' AND attempt = ? AND due_at <= ?"
+        # The primary key, in order, from the floor on; it is left at the first gap.
+        self._above = (
+            f"SELECT major, minor, prev_major, prev_minor FROM {inbox} "
+            "WHERE floor_id = ? AND (major, minor) > (?, ?) ORDER BY major, minor LIMIT ?"
+        )
+        self._below = (
+            f"DELETE FROM {inbox} WHERE floor_id = ? AND (major, minor) > (?, ?) AND (major, minor) <= (?, ?) "
+            "AND state = 'settled'"
+        )
+        # The partial index on due_at.
+        self._due = (
+            "SELECT i.floor_id, f.topic, f.partition, f.source, i.major, i.minor, i.prev_major, i.prev_minor, i.envelope, i.attempt "
+            f"FROM {inbox} i JOIN {floor} f ON f.id = i.floor_id "
+            "WHERE i.state = 'retry' AND f.\"group\" = ? AND i.due_at <= ? ORDER BY i.due_at LIMIT ?"
+        )
+        self._next_due = (
+            f"SELECT min(i.due_at) FROM {inbox} i JOIN {floor} f ON f.id = i.floor_id "
+            "WHERE i.state = 'retry' AND f.\"group\" = ? AND i.due_at > ?"
+        )
+
+    def floor_of(self, connection: sqlite3.Connection, group: str, stream: Stream) -> tuple[int, Position] | None:
+        """Return the id and position of a group's floor."""
+        row = connection.execute(self._get_floor, (group, *stream)).fetchone()
+        return (row[0], Position(row[1], row[2])) if row else None
+
+    def subscribe(
+        self, connection: GuardedConnection, group: str, stream: Stream, floor: Position
+    ) -> tuple[Subscription, Position]:
+        """See `outboxkit.store.Store.subscribe`; within the caller's transaction."""
+        connection.execute(self._add_floor, (group, *stream, *floor))
+        id, major, minor = connection.execute(self._get_floor, (group, *stream)).fetchone()
+        return Subscription(id, group, stream), Position(major, minor)
+
+    def receive(
+        self, connection: GuardedConnection, subscription: Subscription, deliveries: Sequence[Delivery]
+    ) -> Sequence[Delivery]:
+        """See `outboxkit.store.Transaction.receive`. The floor cannot move meanwhile: this transaction holds the write lock."""
+        floor = self._position(connection, subscription)
+        return [
+            delivery
+            for delivery in deliveries
+            if delivery.position > floor
+            and connection.execute(self._insert, (subscription.id, *delivery.position, *delivery.prev)).rowcount == 1
+        ]
+
+    def take(self, connection: GuardedConnection, retry: Retry) -> bool:
+        """See `outboxkit.store.Transaction.take`."""
+        row = (retry.subscription.id, *retry.delivery.position, retry.attempt, time.time())
+        return connection.execute(self._take, row).fetchone() is not None
+
+    def settle(
+        self, connection: GuardedConnection, subscription: Subscription, outcomes: Sequence[Outcome]
+    ) -> Floor:
+        """See `outboxkit.store.Transaction.settle`."""
+        floor = self._position(connection, subscription)
+        for outcome in outcomes:
+            self._record(connection, subscription, outcome, floor)
+        return self.advance(connection, subscription.id, floor)
+
+    def _record(
+        self, connection: GuardedConnection, subscription: Subscription, outcome: Outcome, floor: Position
+    ) -> None:
+        row = (subscription.id, *outcome.delivery.position)
+        match outcome.state:
+            case "settled" if outcome.attempt == 1:
+                pass  # what the inserted row says already
+            case "settled" if outcome.delivery.position > floor:
+                connection.execute(self._done, (outcome.attempt, *row))
+            case "settled" | "deferred":
+                connection.execute(self._forget, row)
+            case "retry" | "dead":
+                due_at = time.time() + outcome.delay_seconds if outcome.state == "retry" else None
+                failure = (outcome.state, outcome.attempt, due_at, outcome.error or "", outcome.delivery.envelope)
+                connection.execute(self._fail, (*failure, *row))
+
+    def advance(self, connection: GuardedConnection, floor_id: int, start: Position) -> Floor:
+        """Walk the chain up from the floor at `start`, and delete what it makes needless."""
+        floor, hole = self.walk(connection, floor_id, start)
+        if floor > start:
+            connection.execute(self._move, (*floor, floor_id))
+            connection.execute(self._below, (floor_id, *start, *floor))
+        return Floor(floor, hole)
+
+    def walk(self, connection: sqlite3.Connection, floor_id: int, start: Position) -> Floor:
+        """Return where the floor could be, and the hole above it if there is one; changes nothing."""
+        floor, hole = start, None
+        rows = connection.execute(self._above, (floor_id, *start, _WALK_LIMIT))
+        for major, minor, prev_major, prev_minor in rows:
+            if (prev_major, prev_minor) > floor:
+                hole = Position(prev_major, prev_minor)
+                break
+            floor = Position(major, minor)
+        rows.close()
+        return Floor(floor, hole)
+
+    def floors(self, connection: sqlite3.Connection, group: str) -> Iterator[tuple[int, Stream, Position]]:
+        """Yield the id, stream and position of each floor of a group."""
+        for id, topic, partition, source, major, minor in connection.execute(self._floors, (group,)).fetchall():
+            yield id, Stream(topic, partition, source), Position(major, minor)
+
+    def retries(self, connection: sqlite3.Connection, group: str, limit: int) -> tuple[Sequence[Retry], float | None]:
+        """See `outboxkit.store.Store.retries`."""
+        now = time.time()
+        found: list[Retry] = []
+        for row in connection.execute(self._due, (group, now, limit)).fetchall():
+            id, topic, partition, source, major, minor, prev_major, prev_minor, envelope, attempt = row
+            stream = Stream(topic, partition, source)
+            delivery = Delivery(stream, Position(major, minor), Position(prev_major, prev_minor), envelope)
+            found.append(Retry(Subscription(id, group, stream), delivery, attempt))
+        next_due = connection.execute(self._next_due, (group, now)).fetchone()[0]
+        return found, None if next_due is None else max(0.0, next_due - now)
+
+    def _position(self, connection: sqlite3.Connection, subscription: Subscription) -> Position:
+        return Position(*connection.execute(self._floor, (subscription.id,)).fetchone())

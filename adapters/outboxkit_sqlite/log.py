@@ -1,0 +1,88 @@
+"""The log: reading the outbox, the relay's saved progress, and rebasing. Functions run on a connection's thread."""
+
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
+
+from outboxkit.message import ORIGIN, LogEntry, OutboxRow, Position, Stream
+from outboxkit.store import Progress
+from outboxkit_sqlite.connection import GuardedConnection
+
+
+class OutboxTables:
+    """The statements on the outbox of one source; each takes the connection it runs on."""
+
+    def __init__(self, prefix: str) -> None:
+        self._outbox = f"{prefix}outbox"
+        # The primary key, in order, from the cursor on.
+        self._read = f"SELECT position, topic, partition, envelope FROM {prefix}outbox WHERE position > ? ORDER BY position LIMIT ?"
+        self._find = f"SELECT envelope FROM {prefix}outbox WHERE position = ? AND topic = ? AND partition = ?"
+        self._insert = f"INSERT INTO {prefix}outbox (id, topic, partition, key, type, envelope) VALUES (?, ?, ?, ?, ?, ?)"
+        self._cursor = f"SELECT major, minor FROM {prefix}cursor"
+        self._streams = f"SELECT topic, partition, major, minor FROM {prefix}stream"
+        self._save_cursor = (
+            f"INSERT INTO {prefix}cursor VALUES (1, ?, ?) ON CONFLICT DO UPDATE SET major = excluded.major, minor = excluded.minor"
+        )
+        self._save_stream = (
+            f"INSERT INTO {prefix}stream VALUES (?, ?, ?, ?) "
+            "ON CONFLICT DO UPDATE SET major = excluded.major, minor = excluded.minor"
+        )
+        self._move = f"UPDATE {prefix}outbox SET position = position + ? WHERE topic = ? AND partition = ? AND position > ?"
+        self._top = f"SELECT max(seq, (SELECT coalesce(max(position), 0) FROM {prefix}outbox)) FROM sqlite_sequence WHERE name = ?"
+
+    def insert(self, connection: sqlite3.Connection, rows: Iterable[OutboxRow]) -> None:
+        """Write outbox rows in the open transaction."""
+        connection.executemany(self._insert, rows)
+
+    def read(
+        self, connection: sqlite3.Connection, source: str, after: Position, limit: int, max_bytes: int
+    ) -> Sequence[LogEntry]:
+        """See `outboxkit.store.Store.read`."""
+        entries: list[LogEntry] = []
+        size = 0
+        cursor = connection.execute(self._read, (after.major, limit))
+        streams: dict[tuple[str, int], Stream] = {}
+        for position, topic, partition, envelope in cursor:
+            size += len(envelope)
+            if entries and size > max_bytes:
+                break
+            stream = streams.get((topic, partition))
+            if stream is None:
+                stream = streams[topic, partition] = Stream(topic, partition, source)
+            entries.append(LogEntry(stream, Position(position, 0), envelope))
+        cursor.close()  # a read transaction left open would make the write-ahead log grow
+        return entries
+
+    def find(self, connection: sqlite3.Connection, stream: Stream, position: Position) -> bytes | None:
+        """See `outboxkit.store.Store.find`."""
+        if position.minor:
+            return None
+        row = connection.execute(self._find, (position.major, stream.topic, stream.partition)).fetchone()
+        return row[0] if row else None
+
+    def progress(self, connection: sqlite3.Connection, source: str) -> Progress:
+        """See `outboxkit.store.Store.progress`."""
+        row = connection.execute(self._cursor).fetchone()
+        last = {
+            Stream(topic, partition, source): Position(major, minor)
+            for topic, partition, major, minor in connection.execute(self._streams)
+        }
+        return Progress(Position(*row) if row else ORIGIN, last)
+
+    def save_progress(self, connection: GuardedConnection, progress: Progress) -> None:
+        """See `outboxkit.store.Store.save_progress`; within the caller's transaction."""
+        connection.execute(self._save_cursor, progress.cursor)
+        connection.executemany(self._save_stream, ((s.topic, s.partition, *at) for s, at in progress.last.items()))
+
+    def rebase(self, connection: GuardedConnection, divergences: Mapping[Stream, tuple[Position, Position]]) -> int:
+        """See `outboxkit.store.Store.rebase`; within the caller's transaction."""
+        row = connection.execute(self._top, (self._outbox,)).fetchone()
+        top = max(row[0] if row else 0, *(broker.major for _, broker in divergences.values()))
+        moved = 0
+        for stream, (agreed, broker) in divergences.items():
+            # Every new position is above every old one, so that no two rows can meet on the way.
+            moved += connection.execute(self._move, (top, stream.topic, stream.partition, agreed.major)).rowcount
+            connection.execute(self._save_stream, (stream.topic, stream.partition, *broker))
+        connection.execute("DELETE FROM sqlite_sequence WHERE name = ?", (self._outbox,))
+        highest = connection.execute(f"SELECT coalesce(max(position), 0) FROM {self._outbox}").fetchone()[0]
+        connection.execute("INSERT INTO sqlite_sequence VALUES (?, ?)", (self._outbox, max(top, highest)))
+        return moved

@@ -1,0 +1,103 @@
+"""The tables of one app: creating them, and refusing those that are not ours to use."""
+
+import re
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+
+from outboxkit.errors import ConfigurationError, SchemaError
+from outboxkit_sqlite.connection import GuardedConnection
+
+VERSION = 1
+_PREFIX = re.compile(r"[a-z][a-z0-9_]{0,30}_")
+
+
+def checked_prefix(prefix: str) -> str:
+    """Return a table prefix if it is a safe identifier.
+
+    Raises:
+        ConfigurationError: it is not 2 to 32 lower-case letters, digits and underscores that end in an underscore.
+    """
+    if _PREFIX.fullmatch(prefix):
+        return prefix
+    raise ConfigurationError(
+        f"table prefix {prefix!r}: use 2 to 32 lower-case letters, digits and '_', starting with a letter and ending in '_'"
+    )
+
+
+def require_sqlite() -> None:
+    """Refuse an SQLite library that is too old.
+
+    Raises:
+        ConfigurationError: older than 3.37 (STRICT tables).
+    """
+    if sqlite3.sqlite_version_info < (3, 37):
+        raise ConfigurationError(
+            f"this Python brings SQLite {sqlite3.sqlite_version} and 3.37 or newer is needed: use a newer Python build"
+        )
+
+
+def check(connection: sqlite3.Connection, path: Path, prefix: str, source: str) -> None:
+    """Check that the tables are there, of this version, and the outbox of `source`.
+
+    Raises:
+        SchemaError: otherwise, saying what to do.
+    """
+    found = _found(connection, prefix)
+    if found is None:
+        raise SchemaError(
+            f"{path} has no {prefix} tables yet: run `outboxkit migrate module:app`, or `await app.migrate()`, once"
+        )
+    _check_found(found, path, prefix, source)
+
+
+def migrate(connection: GuardedConnection, path: Path, prefix: str, source: str) -> Sequence[str]:
+    """Create the tables in one transaction; nothing is done when they are there.
+
+    Raises:
+        SchemaError: they are of a newer version, or another app's.
+    """
+    connection.control("BEGIN IMMEDIATE")
+    try:
+        found = _found(connection, prefix)
+        if found is not None:
+            _check_found(found, path, prefix, source)
+            done: list[str] = []
+        else:
+            for statement in _statements(prefix):
+                connection.execute(statement)
+            connection.execute(f"INSERT INTO {prefix}schema VALUES (1, ?, ?)", (VERSION, source))
+            done = [f"created the {prefix} tables (version {VERSION}) in {path} for app {source!r}"]
+        connection.control("COMMIT")
+    finally:
+        if connection.in_transaction:
+            connection.control("ROLLBACK")
+    return done
+
+
+def _found(connection: sqlite3.Connection, prefix: str) -> tuple[int, str] | None:
+    there = connection.execute("SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = ?", (f"{prefix}schema",))
+    if there.fetchone() is None:
+        return None
+    version, source = connection.execute(f"SELECT version, source FROM {prefix}schema").fetchone()
+    return version, source
+
+
+def _check_found(found: tuple[int, str], path: Path, prefix: str, source: str) -> None:
+    version, owner = found
+    if version > VERSION:
+        raise SchemaError(
+            f"the {prefix} tables in {path} are of version {version} and this outboxkit knows up to {VERSION}: "
+            "upgrade outboxkit in this process"
+        )
+    if owner != source:
+        raise SchemaError(
+            f"the {prefix} tables in {path} are the outbox of app {owner!r}, not of {source!r}, and a log has one source: "
+            f"give each app a file of its own, or a table prefix (sqlite:///...?prefix={source.lower()}_)"
+        )
+
+
+def _statements(prefix: str) -> list[str]:
+    text = Path(__file__).with_name("schema.sql").read_text(encoding="utf-8")
+    script = re.sub(r"--[^\n]*", "", text).replace("{prefix}", prefix)
+    return [statement.strip() for statement in script.split(";") if statement.strip()]

@@ -1,0 +1,65 @@
+-- Version 1 of the tables of one app. {prefix} is replaced by the validated table prefix.
+
+-- Whose outbox this is: one row.
+CREATE TABLE {prefix}schema (
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    version INTEGER NOT NULL,
+    source TEXT NOT NULL
+) STRICT;
+
+-- The log. One writer at a time, so the order of rowids is the order of commits; AUTOINCREMENT, or ids would be reused.
+-- Whatever inserts a row here publishes a message.
+CREATE TABLE {prefix}outbox (
+    position INTEGER PRIMARY KEY AUTOINCREMENT,
+    topic TEXT NOT NULL CHECK (length(topic) BETWEEN 1 AND 64),
+    partition INTEGER NOT NULL CHECK (partition >= 0),
+    id TEXT NOT NULL CHECK (length(id) = 36),
+    key TEXT,
+    type TEXT NOT NULL,
+    envelope BLOB NOT NULL CHECK (length(envelope) > 0)
+) STRICT;
+
+-- How far the log was read by a relay: a hint.
+CREATE TABLE {prefix}cursor (
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    major INTEGER NOT NULL,
+    minor INTEGER NOT NULL
+) STRICT;
+
+-- The broker's last position of each stream, when the cursor was saved.
+CREATE TABLE {prefix}stream (
+    topic TEXT NOT NULL,
+    partition INTEGER NOT NULL,
+    major INTEGER NOT NULL,
+    minor INTEGER NOT NULL,
+    PRIMARY KEY (topic, partition)
+) STRICT, WITHOUT ROWID;
+
+-- Up to where a group has settled everything of a stream.
+CREATE TABLE {prefix}floor (
+    id INTEGER PRIMARY KEY,
+    "group" TEXT NOT NULL,
+    topic TEXT NOT NULL,
+    partition INTEGER NOT NULL,
+    source TEXT NOT NULL,
+    major INTEGER NOT NULL,
+    minor INTEGER NOT NULL,
+    UNIQUE ("group", topic, partition, source)
+) STRICT;
+
+-- What is settled above a floor, waits for its next attempt, or is dead. The primary key is what makes effects happen once.
+CREATE TABLE {prefix}inbox (
+    floor_id INTEGER NOT NULL REFERENCES {prefix}floor (id),
+    major INTEGER NOT NULL,
+    minor INTEGER NOT NULL,
+    prev_major INTEGER NOT NULL,
+    prev_minor INTEGER NOT NULL,
+    state TEXT NOT NULL DEFAULT 'settled' CHECK (state IN ('settled', 'retry', 'dead')),
+    attempt INTEGER NOT NULL DEFAULT 0,
+    due_at REAL CHECK ((state = 'retry') = (due_at IS NOT NULL)),
+    error TEXT CHECK ((state = 'settled') = (error IS NULL)),
+    envelope BLOB CHECK ((state = 'settled') = (envelope IS NULL)),
+    PRIMARY KEY (floor_id, major, minor)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX {prefix}inbox_due ON {prefix}inbox (due_at) WHERE state = 'retry';

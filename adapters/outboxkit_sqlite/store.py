@@ -1,0 +1,266 @@
+"""The SQLite store: one writing connection, one reading connection, a thread each.
+
+SQLite has one writer at a time, so the writers of this process queue for the one connection (in the order they came) and
+those of other processes are waited for in small steps that can be cancelled.
+"""
+
+import random
+import sqlite3
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import anyio
+
+from outboxkit.cancellation import uninterrupted
+from outboxkit.errors import (
+    ConfigurationError,
+    NotADatabaseError,
+    SchemaError,
+    StoreError,
+    StoreUnavailableError,
+)
+from outboxkit.message import ORIGIN, LogEntry, Position, Stream
+from outboxkit.store import Floor, Progress, Retry, Subscription
+from outboxkit_sqlite import schema
+from outboxkit_sqlite.connection import GuardedConnection, ThreadConnection, connect, may_pass, parse_url, primary_code
+from outboxkit_sqlite.inbox import InboxTables
+from outboxkit_sqlite.log import OutboxTables
+from outboxkit_sqlite.transaction import SQLiteTransaction
+
+T = TypeVar("T")
+
+_POLL_SECONDS = 0.02
+"""How often other processes' commits are looked for. ``PRAGMA data_version`` reads shared memory, no file."""
+
+_RELAXED = "normal-may-lose-commits"
+
+
+class SQLiteStore:
+    """Keeps one app's outbox and inbox in the SQLite file where its business rows are.
+
+    Args:
+        url: ``sqlite:///relative.db`` or ``sqlite:////absolute.db``, with the options ``prefix`` (of the tables, by default
+            ``outboxkit_``), ``busy_seconds`` (how long a writer waits for other processes, by default 30) and
+            ``durability=normal-may-lose-commits``, under which a power cut can take back commits whose events were sent.
+
+    Raises:
+        ConfigurationError: the URL or an option makes no sense.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.path, options = parse_url(url)
+        schema.require_sqlite()
+        self.prefix = schema.checked_prefix(options.pop("prefix", "outboxkit_"))
+        self._busy_seconds = _seconds(url, options.pop("busy_seconds", "30"))
+        durability = options.pop("durability", "full")
+        if durability not in ("full", _RELAXED) or options:
+            raise ConfigurationError(
+                f"{url!r}: the options are prefix, busy_seconds and durability (full or {_RELAXED})"
+            )
+        self._full = durability == "full"
+        self._source = ""
+        self._writer: ThreadConnection | None = None
+        self._reader: ThreadConnection | None = None
+        self._seen_version = -1
+        self._outbox = OutboxTables(self.prefix)
+        self._inbox = InboxTables(self.prefix)
+
+    def __repr__(self) -> str:
+        return f"SQLiteStore({str(self.path)!r})"
+
+    # life
+
+    async def open(self, source: str) -> None:
+        """See `outboxkit.store.Store.open`."""
+        self._writing, self._committed = anyio.Lock(), anyio.Event()  # these belong to the running event loop
+        with self._translated():
+            reader = await self._connect(guarded=False)
+            try:
+                await reader.run(lambda connection: schema.check(connection, self.path, self.prefix, source))
+                await reader.run(lambda connection: connection.execute("PRAGMA query_only = ON").close())
+                self._writer = await self._connect(guarded=True, busy_seconds=0.1)
+            except BaseException:
+                await uninterrupted(reader.close())
+                raise
+        self._reader, self._source = reader, source
+
+    async def aclose(self) -> None:
+        """See `outboxkit.store.Store.aclose`."""
+        reader, writer, self._reader, self._writer = self._reader, self._writer, None, None
+        for connection in (reader, writer):
+            if connection is not None:
+                await uninterrupted(connection.close())
+
+    async def migrate(self, source: str) -> Sequence[str]:
+        """See `outboxkit.store.Store.migrate`."""
+        if not self.path.parent.is_dir():
+            raise StoreUnavailableError(f"{self.path}: the folder {self.path.parent} does not exist: create it first")
+        with self._translated():
+            connection = await self._connect(guarded=True, busy_seconds=self._busy_seconds)
+            try:
+                return await uninterrupted(
+                    connection.run(lambda raw: schema.migrate(raw, self.path, self.prefix, source))
+                )
+            finally:
+                await uninterrupted(connection.close())
+
+    async def _connect(self, *, guarded: bool, busy_seconds: float = 5.0) -> ThreadConnection:
+        synchronous = "FULL" if self._full else "NORMAL"
+        return await uninterrupted(_connected(self.path, synchronous, guarded, busy_seconds))
+
+    # units of work
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncGenerator[SQLiteTransaction, None]:
+        """See `outboxkit.store.Store.transaction`."""
+        writer = self._opened(self._writer)
+        async with self._writing:
+            transaction = SQLiteTransaction(writer, self._outbox, self._inbox, self._commit_seen, self._failed)
+            try:
+                await self._begin(writer)
+                yield transaction
+            finally:
+                if not transaction.finished:
+                    await uninterrupted(transaction.rollback())
+
+    async def _begin(self, writer: ThreadConnection) -> None:
+        # SQLite's own busy handler would block the thread, and with it whoever was cancelled, for the whole wait.
+        deadline = anyio.current_time() + self._busy_seconds
+        while True:
+            try:
+                return await uninterrupted(writer.run(lambda connection: connection.control("BEGIN IMMEDIATE")))
+            except sqlite3.Error as error:
+                if primary_code(error) != sqlite3.SQLITE_BUSY or anyio.current_time() > deadline:
+                    self._failed(error)
+            await anyio.sleep(random.uniform(0.001, 0.01))  # noqa: S311 - spreading load is no secret
+
+    def _commit_seen(self) -> None:
+        self._committed.set()
+
+    # the log
+
+    async def read(self, after: Position, limit: int, max_bytes: int) -> Sequence[LogEntry]:
+        """See `outboxkit.store.Store.read`."""
+        self._committed = anyio.Event()  # before the read, so that no later commit goes unnoticed
+
+        def read(connection: sqlite3.Connection) -> tuple[int, Sequence[LogEntry]]:
+            version = _data_version(connection)
+            return version, self._outbox.read(connection, self._source, after, limit, max_bytes)
+
+        self._seen_version, entries = await self._query(read)
+        return entries
+
+    async def find(self, stream: Stream, position: Position) -> bytes | None:
+        """See `outboxkit.store.Store.find`."""
+        return await self._query(lambda connection: self._outbox.find(connection, stream, position))
+
+    async def wait(self, seconds: float) -> None:
+        """See `outboxkit.store.Store.wait`."""
+        with anyio.move_on_after(seconds):
+            while not self._committed.is_set() and await self._query(_data_version) == self._seen_version:
+                with anyio.move_on_after(_POLL_SECONDS):
+                    await self._committed.wait()
+
+    async def progress(self) -> Progress:
+        """See `outboxkit.store.Store.progress`."""
+        return await self._query(lambda connection: self._outbox.progress(connection, self._source))
+
+    async def save_progress(self, progress: Progress) -> None:
+        """See `outboxkit.store.Store.save_progress`."""
+        await self._write(lambda connection: self._outbox.save_progress(connection, progress))
+
+    async def rebase(self, divergences: Mapping[Stream, tuple[Position, Position]]) -> int:
+        """See `outboxkit.store.Store.rebase`."""
+        return await self._write(lambda connection: self._outbox.rebase(connection, divergences)) if divergences else 0
+
+    # the inbox
+
+    async def subscribe(self, group: str, stream: Stream, floor: Position = ORIGIN) -> tuple[Subscription, Position]:
+        """See `outboxkit.store.Store.subscribe`."""
+        return await self._write(lambda connection: self._inbox.subscribe(connection, group, stream, floor))
+
+    async def floor_of(self, group: str, stream: Stream) -> Position | None:
+        """See `outboxkit.store.Store.floor_of`."""
+        found = await self._query(lambda connection: self._inbox.floor_of(connection, group, stream))
+        return found[1] if found else None
+
+    async def floors(self, group: str) -> Mapping[Stream, Floor]:
+        """See `outboxkit.store.Store.floors`."""
+
+        def look(connection: sqlite3.Connection) -> tuple[dict[Stream, Floor], list[tuple[int, Stream, Position]]]:
+            floors: dict[Stream, Floor] = {}
+            behind: list[tuple[int, Stream, Position]] = []
+            for id, stream, position in self._inbox.floors(connection, group):
+                floors[stream] = self._inbox.walk(connection, id, position)
+                if floors[stream].position > position:
+                    behind.append((id, stream, position))
+            return floors, behind
+
+        def advance(connection: GuardedConnection) -> dict[Stream, Floor]:
+            found = list(self._inbox.floors(connection, group))
+            return {stream: self._inbox.advance(connection, id, position) for id, stream, position in found}
+
+        floors, behind = await self._query(look)
+        return await self._write(advance) if behind else floors
+
+    async def retries(self, group: str, limit: int) -> tuple[Sequence[Retry], float | None]:
+        """See `outboxkit.store.Store.retries`."""
+        return await self._query(lambda connection: self._inbox.retries(connection, group, limit))
+
+    # one way in for all of the above
+
+    async def _query(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        with self._translated():
+            return await self._opened(self._reader).run(function)
+
+    async def _write(self, function: Callable[[GuardedConnection], T]) -> T:
+        async with self.transaction() as transaction:
+            result = await transaction.run(lambda scope: function(scope.connection))
+            await uninterrupted(transaction.commit())
+            return result
+
+    def _opened(self, connection: ThreadConnection | None) -> ThreadConnection:
+        if connection is None:
+            raise StoreError(f"{self.path} is not open: use the app inside `async with app:`")
+        return connection
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            self._failed(error)
+
+    def _failed(self, error: sqlite3.Error) -> NoReturn:
+        """Raise what an SQLite error outside the user's own statements means."""
+        if primary_code(error) == sqlite3.SQLITE_NOTADB:
+            raise NotADatabaseError(f"{self.path} is not an SQLite database: name another file") from error
+        if may_pass(error):
+            raise StoreUnavailableError(
+                f"{self.path}: {error}: check that its folder exists and is writable, that the disk has room, and that no "
+                "other program holds it locked"
+            ) from error
+        if "no such table" in str(error):
+            raise SchemaError(f"{self.path}: {error}: run `outboxkit migrate module:app`") from error
+        raise StoreError(f"{self.path}: {error}") from error
+
+
+async def _connected(path: Path, synchronous: Any, guarded: bool, busy_seconds: float) -> ThreadConnection:
+    return await connect(path, synchronous=synchronous, guarded=guarded, busy_seconds=busy_seconds)
+
+
+def _data_version(connection: sqlite3.Connection) -> int:
+    version: int = connection.execute("PRAGMA data_version").fetchone()[0]
+    return version
+
+
+def _seconds(url: str, text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= 3600:
+        raise ConfigurationError(f"{url!r}: busy_seconds is a number from 0 to 3600")
+    return seconds

@@ -1,0 +1,57 @@
+"""outboxkit: events between services that own their databases and share only a broker, kept consistent.
+
+    publisher's database                 broker                       consumer's database
+    ───────────────────                  ──────                       ───────────────────
+    ONE TRANSACTION                                                   ONE TRANSACTION
+      business rows                                                     inbox row  (seen before? stop)
+      outbox row   ───────► relay ──────► stream ──────► consumer ───►  business rows
+    COMMIT                 (copies)      (a replica)                    outbox rows of its own
+                                                                      COMMIT, and only then the ack
+
+The outbox is a log, the stream is a replica of that log, the inbox is the reader's mark in it. Every message has a position in
+its stream, fixed once and for ever, so each arrow can be repeated without harm.
+
+Reading order: `message` (the plain values), `store` and `broker` (the two ports and what they promise), `unit_of_work`,
+`routing` (the decorators), `relay` and `consumer` (the two loops; a consumer's transaction is in `settling`), `app`. `events`
+is the way from an event to bytes, `errors` the tree of everything raised, `config` every setting, `observe` what is reported,
+`rebase` the way out when positions no longer fit.
+"""
+
+from outboxkit.app import App
+from outboxkit.config import ConsumerSettings, Limits, RelaySettings, Settings
+from outboxkit.errors import (
+    BrokerError,
+    ConfigurationError,
+    OutboxkitError,
+    PublishError,
+    StoreError,
+)
+from outboxkit.events import event
+from outboxkit.message import Message, Position
+from outboxkit.observe import Observer
+from outboxkit.retry import Backoff, RetryPolicy
+from outboxkit.routing import Router
+from outboxkit.unit_of_work import UnitOfWork
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "App",
+    "Backoff",
+    "BrokerError",
+    "ConfigurationError",
+    "ConsumerSettings",
+    "Limits",
+    "Message",
+    "Observer",
+    "OutboxkitError",
+    "Position",
+    "PublishError",
+    "RelaySettings",
+    "RetryPolicy",
+    "Router",
+    "Settings",
+    "StoreError",
+    "UnitOfWork",
+    "event",
+]

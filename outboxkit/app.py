@@ -1,0 +1,180 @@
+"""`App`: a router with a database and a broker, and the loops that run between them."""
+
+import re
+import socket
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from types import TracebackType
+from typing import Any, Self
+
+import anyio
+
+from outboxkit.adapters import broker_of, store_of
+from outboxkit.broker import Broker
+from outboxkit.config import Settings, checked_name
+from outboxkit.consumer import Consumer
+from outboxkit.errors import ConfigurationError, NoUnitOfWorkError
+from outboxkit.events import Encoder, event_type
+from outboxkit.observe import Observer
+from outboxkit.relay import Relay
+from outboxkit.routing import Handler, Router
+from outboxkit.settling import Settler
+from outboxkit.store import Store
+from outboxkit.unit_of_work import UnitOfWork, unit_of_work
+
+
+class App(Router):
+    """One service: its name, its database, its broker, and the functions decorated with it.
+
+    ``async with app:`` opens the connections and runs the relay and the consumers until the block ends. Connections are made
+    when it is entered, never when the app is created.
+
+    Args:
+        name: the source of its events and its default consumer group; it owns the database's outbox, so keep it.
+        store: where its business rows are: a URL (``sqlite:///shop.db``) or a `Store`.
+        broker: what it shares with other services: a URL (``redis://localhost:6379``, ``sqlite:///broker.db``) or a `Broker`.
+        group: the consumer group of handlers that name none; the app's name when not given.
+        reader: this process among the readers of its groups; the host's name when not given. After a restart under the same
+            name it goes on at once with what it had in hand; under another, that waits until it has been idle.
+        settings: see `Settings`.
+        observer: told of everything worth a log line or a metric; see `Observer`.
+
+    Raises:
+        ConfigurationError: a name, URL or setting that cannot work.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        store: str | Store,
+        broker: str | Broker,
+        group: str | None = None,
+        reader: str | None = None,
+        settings: Settings | None = None,
+        observer: Observer | None = None,
+    ) -> None:
+        super().__init__()
+        self.name = checked_name("app", name)
+        self.group = checked_name("group", group if group is not None else name)
+        self.reader = checked_name("reader", reader if reader is not None else _host())
+        self.settings = settings or Settings()
+        self.observer = observer or Observer()
+        self.store = store_of(store)
+        self.broker = broker_of(broker)
+        self._encoder = Encoder(self.name, self.settings)
+        self._is_open = False
+        self._running: AbstractAsyncContextManager[App] | None = None
+
+    def __repr__(self) -> str:
+        return f"App({self.name!r})"
+
+    async def migrate(self) -> Sequence[str]:
+        """Create or upgrade this app's tables; returns what was done, a line each.
+
+        Raises:
+            SchemaError: the tables are of a newer version, or another app's.
+            NotADatabaseError, StoreUnavailableError.
+        """
+        return await self.store.migrate(self.name)
+
+    def unit_of_work(self, *events: type[Any]) -> AbstractAsyncContextManager[UnitOfWork]:
+        """Open a unit of work by hand: ``async with app.unit_of_work() as uow:``; inside an open one, join it.
+
+        Args:
+            events: the only event classes that may be published in it; any declared one when none is named.
+
+        Raises:
+            NoUnitOfWorkError: the app is not open.
+            StoreUnavailableError: on entering or leaving; nothing was committed.
+        """
+        if not self._is_open:
+            raise NoUnitOfWorkError(f"app {self.name!r} is not open: use it inside `async with app:`")
+        declared = {event: spec for event in events if (spec := event_type(event)) is not None}
+        return unit_of_work(self.store, self._encoder, declared if events else None)
+
+    async def __aenter__(self) -> Self:
+        if self._running is not None:
+            raise ConfigurationError(f"app {self.name!r} is open already: open it once, and share it")
+        self._running = self.running()
+        try:
+            await self._running.__aenter__()
+        except BaseException:
+            self._running = None
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        running, self._running = self._running, None
+        return await running.__aexit__(kind, error, trace) if running is not None else None
+
+    @asynccontextmanager
+    async def running(self, *, relay: bool = True, consume: bool = True) -> AsyncGenerator["App", None]:
+        """Open the connections and run the chosen loops until the block ends; ``async with app:`` runs all.
+
+        At the end reading stops at once, what is being handled has `Settings.grace_seconds` to finish and is undone after
+        that, and then broker and database are closed, in this order: what is left to ack needs the broker, and what is left to
+        undo needs the database.
+
+        Raises:
+            SchemaError, NotADatabaseError, StoreUnavailableError: on entering. A broker that is away is waited for.
+        """
+        await self.store.open(self.name)
+        try:
+            await self.broker.open()
+            try:
+                self._is_open = True
+                async with self._loops(relay=relay, consume=consume):
+                    yield self
+            finally:
+                self._is_open = False
+                with anyio.CancelScope(shield=True):
+                    await self.broker.aclose()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self.store.aclose()
+
+    @asynccontextmanager
+    async def _loops(self, *, relay: bool, consume: bool) -> AsyncGenerator[None, None]:
+        consumers = self._consumers() if consume else []
+        failure: BaseException | None = None
+        async with anyio.create_task_group() as loops:
+            if relay:
+                loops.start_soon(Relay(self.store, self.broker, self.settings.relay, self.observer).run)
+            async with anyio.create_task_group() as consuming:
+                for consumer in consumers:
+                    consuming.start_soon(consumer.run)
+                try:
+                    yield
+                except BaseException as error:  # kept back: the task groups would cancel at once, and wrap it in a group
+                    failure = error
+                for consumer in consumers:
+                    consumer.stop()
+                consuming.cancel_scope.shield = True
+                consuming.cancel_scope.deadline = anyio.current_time() + self.settings.grace_seconds
+            loops.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+
+    def _consumers(self) -> Sequence[Consumer]:
+        groups: dict[str, dict[str, Handler]] = {}
+        for handler in self.handlers():
+            groups.setdefault(self._group_of(handler), {})[handler.event.name] = handler
+        return [self._consumer(group, handlers) for group, handlers in groups.items()]
+
+    def _consumer(self, group: str, handlers: Mapping[str, Handler]) -> Consumer:
+        settler = Settler(group, handlers, self.store, self._encoder, self.settings.retry, self.observer)
+        topics = sorted({handler.event.topic for handler in handlers.values()})
+        return Consumer(settler, topics, self.reader, self.store, self.broker, self.settings.consumer, self.observer)
+
+    def _runner(self) -> "App":
+        return self
+
+    def _group_of(self, handler: Handler) -> str:
+        return handler.group or self.group
+
+
+def _host() -> str:
+    return re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname()).strip("._-")[:64] or "reader"

@@ -1,0 +1,56 @@
+"""Finishing what must not be left half done, whoever cancels the caller.
+
+A cancelled commit is an unknown outcome, and a cancelled ``BEGIN IMMEDIATE`` still runs on its thread and keeps the
+file locked. anyio's shield holds off anyio's own cancel scopes; a bare `asyncio.Task.cancel` (a server's shutdown,
+`asyncio.timeout`) goes through it. So the work is a task of its own, waited for until it has an outcome, and only
+then does the cancellation go on.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import anyio
+
+T = TypeVar("T")
+
+
+async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:
+    """Run `work` to its end; a cancellation that came meanwhile is raised afterwards.
+
+    `work` must be bounded in time by itself: nothing else will end it.
+
+    Returns: what `work` returns. Raises: what it raises, or the cancellation.
+    """
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    with anyio.CancelScope(shield=True):
+        while not task.done():
+            try:
+                await asyncio.wait([task])
+            except asyncio.CancelledError as error:
+                cancelled = error
+    if cancelled is not None:
+        if not task.cancelled():
+            task.exception()  # seen: the cancellation is what the caller has to hear
+        raise cancelled
+    return task.result()
+
+
+@asynccontextmanager
+async def alongside(work: Coroutine[Any, Any, T]) -> AsyncGenerator[asyncio.Task[T], None]:
+    """Run `work` while the block runs; await the task for its outcome. It does not outlive the block if that raises."""
+    task = asyncio.ensure_future(work)
+    try:
+        yield task
+    except BaseException:
+        task.cancel()
+        await uninterrupted(_ended(task))
+        raise
+
+
+async def _ended(task: asyncio.Task[Any]) -> None:
+    await asyncio.wait([task])
+    if not task.cancelled():
+        task.exception()  # seen: what the block raised is what matters

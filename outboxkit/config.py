@@ -1,0 +1,127 @@
+"""Settings: frozen, checked once, units in their names."""
+
+import re
+from collections.abc import Mapping
+
+import msgspec
+
+from outboxkit.errors import ConfigurationError
+from outboxkit.retry import Backoff, RetryPolicy
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def checked_name(kind: str, name: object) -> str:
+    """Return `name` if it can be an app's, topic's, group's, reader's or event type's name everywhere it is used.
+
+    Raises:
+        ConfigurationError: it is not 1 to 64 of letters, digits, ``.``, ``_`` and ``-``, starting with a letter or digit.
+    """
+    if isinstance(name, str) and _NAME.fullmatch(name):
+        return name
+    raise ConfigurationError(
+        f"{kind} {name!r}: use 1 to 64 letters, digits, '.', '_' or '-', starting with a letter or digit"
+    )
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """What may be published: `max_bytes` of envelope, and `max_depth` levels of nesting in the event."""
+
+    max_bytes: int = 1024 * 1024
+    max_depth: int = 64
+
+
+class RelaySettings(msgspec.Struct, frozen=True, kw_only=True):
+    """How the relay works.
+
+    Args:
+        batch_messages: rows read, and appended, at a time.
+        batch_bytes: envelopes of one batch together; a larger single envelope is a batch of its own.
+        poll_seconds: the longest wait for commits that nobody announced.
+        probe_seconds: how often an idle relay asks the broker whether it still holds what it was given.
+        save_seconds: how often progress, which only saves reading again after a restart, is written down.
+        backoff: waits while the broker or the database is away.
+    """
+
+    batch_messages: int = 2000
+    batch_bytes: int = 4 * 1024 * 1024
+    poll_seconds: float = 0.5
+    probe_seconds: float = 1.0
+    save_seconds: float = 1.0
+    backoff: Backoff = Backoff()
+
+
+class ConsumerSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """How a consumer works.
+
+    Args:
+        prefetch_messages: deliveries held in memory at most, the ones being handled included.
+        prefetch_bytes: their envelopes together; one read may go over it once.
+        transaction_messages: deliveries that share a transaction at most.
+        transaction_seconds: time after which a transaction takes no further delivery in.
+        wait_seconds: the longest wait for new entries in one call to the broker; new streams are looked for in between.
+        idle_seconds: how long a delivery may show no sign of life before another reader takes it over.
+        hole_seconds: how long the floor may stand still in front of entries that nobody delivers until they are read again.
+        retry_poll_seconds: the longest wait between looks for retries that are due.
+        backoff: waits while the broker or the database is away.
+    """
+
+    prefetch_messages: int = 1000
+    prefetch_bytes: int = 16 * 1024 * 1024
+    transaction_messages: int = 200
+    transaction_seconds: float = 0.05
+    wait_seconds: float = 0.25
+    idle_seconds: float = 30.0
+    hole_seconds: float = 1.0
+    retry_poll_seconds: float = 0.5
+    backoff: Backoff = Backoff()
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that can be set about an app, besides where its database and broker are.
+
+    Args:
+        partitions: partitions of the topics this app publishes, by topic; 8 where none is given.
+        limits: what may be published.
+        relay: the relay's settings.
+        consumer: the consumers' settings.
+        retry: the retry policy of handlers that have none of their own.
+        grace_seconds: how long a stop waits for what is in hand before it is undone.
+    """
+
+    partitions: Mapping[str, int] = {}
+    limits: Limits = Limits()
+    relay: RelaySettings = RelaySettings()
+    consumer: ConsumerSettings = ConsumerSettings()
+    retry: RetryPolicy = RetryPolicy()
+    grace_seconds: float = 10.0
+
+    def __post_init__(self) -> None:
+        for topic, count in self.partitions.items():
+            checked_name("topic", topic)
+            if count < 1:
+                raise ConfigurationError(f"topic {topic!r} has {count} partitions: at least 1 is needed")
+        positive = {
+            "limits.max_bytes": self.limits.max_bytes,
+            "limits.max_depth": self.limits.max_depth,
+            "relay.batch_messages": self.relay.batch_messages,
+            "relay.batch_bytes": self.relay.batch_bytes,
+            "relay.poll_seconds": self.relay.poll_seconds,
+            "relay.probe_seconds": self.relay.probe_seconds,
+            "consumer.prefetch_messages": self.consumer.prefetch_messages,
+            "consumer.prefetch_bytes": self.consumer.prefetch_bytes,
+            "consumer.transaction_messages": self.consumer.transaction_messages,
+            "consumer.transaction_seconds": self.consumer.transaction_seconds,
+            "consumer.wait_seconds": self.consumer.wait_seconds,
+            "consumer.idle_seconds": self.consumer.idle_seconds,
+            "consumer.hole_seconds": self.consumer.hole_seconds,
+            "consumer.retry_poll_seconds": self.consumer.retry_poll_seconds,
+            "grace_seconds": self.grace_seconds,
+        }
+        for name, value in positive.items():
+            if not value > 0:
+                raise ConfigurationError(f"setting {name} is {value}: it has to be more than 0")
+
+    def partitions_of(self, topic: str) -> int:
+        """How many partitions a topic published by this app has."""
+        return self.partitions.get(topic, 8)

@@ -1,0 +1,227 @@
+"""The consumer: brings the deliveries of one group into the database, and acks them only after the commit.
+
+Five loops share a hand of deliveries: *receiving* fills it, *settling* empties it (the only one that changes the user's rows
+for the first time a message comes), *keeping* says "still busy" and takes over what dead readers left, *mending* reads holes
+again, *retrying* runs what failed before. Each may fail and start again by itself; whatever is repeated meets the inbox.
+"""
+
+from collections.abc import Awaitable, Callable, Collection, Sequence
+
+import anyio
+
+from outboxkit.broker import Broker
+from outboxkit.config import ConsumerSettings
+from outboxkit.errors import BrokerUnavailableError, GroupMissingError, StreamConflictError
+from outboxkit.hand import Hand
+from outboxkit.message import ORIGIN, Delivery, Position, Stream
+from outboxkit.observe import Observer
+from outboxkit.settling import Settler
+from outboxkit.store import Floor, Store, Subscription
+from outboxkit.supervision import Supervisor
+
+_RECLAIM_MESSAGES = 500
+_RETRIES = 100
+
+
+class Consumer:
+    """Consumes the topics of one group, for as long as `run` runs."""
+
+    def __init__(
+        self,
+        settler: Settler,
+        topics: Sequence[str],
+        reader: str,
+        store: Store,
+        broker: Broker,
+        settings: ConsumerSettings,
+        observer: Observer,
+    ) -> None:
+        self.group = settler.group
+        self._settler = settler
+        self._topics = topics
+        self._reader = reader
+        self._store = store
+        self._broker = broker
+        self._settings = settings
+        self._observer = observer
+        self._hand = Hand(settings.prefetch_messages, settings.prefetch_bytes)
+        self._subscriptions: dict[Stream, Subscription] = {}
+        self._conflicts: set[Stream] = set()
+        self._discover_at = 0.0
+        self._unacked = False
+        """Whether some ack may not have arrived, so that our own pending entries have to be read again."""
+        self._stood: dict[Stream, Position] = {}
+        """Where floors stood at the last look, of streams with something unsettled above."""
+        self._reported: set[tuple[Stream, Position, Position]] = set()
+        self._stopping = anyio.Event()
+
+    def stop(self) -> None:
+        """Stop reading; `run` returns when what is being settled is committed or undone."""
+        self._hand.close()
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Consume until `stop`; a broker or database that is away is waited for."""
+        async with anyio.create_task_group() as settling:
+            settling.start_soon(self._supervised, "settling", self._settle)
+            async with anyio.create_task_group() as reading:
+                reading.start_soon(self._supervised, "receiving", self._receive)
+                reading.start_soon(self._supervised, "keeping deliveries", self._keep)
+                reading.start_soon(self._supervised, "looking for holes", self._mend)
+                reading.start_soon(self._supervised, "retrying", self._retry)
+                await self._stopping.wait()
+                reading.cancel_scope.cancel()
+
+    async def _supervised(self, doing: str, loop: Callable[[Callable[[], None]], Awaitable[None]]) -> None:
+        await Supervisor(f"group {self.group}: {doing}", self._settings.backoff, self._observer).run(loop)
+
+    # receiving
+
+    async def _receive(self, working: Callable[[], None]) -> None:
+        """Read from the broker into the hand: what is pending from before first, then what is new."""
+        await self._subscribe(self._subscriptions.keys())
+        self._unacked = True
+        while True:
+            await self._discover()
+            if self._unacked:
+                self._unacked = False
+                await self._receive_pending()
+            room = await self._hand.room()
+            self._hand.add(await self._read(room))
+            working()
+
+    async def _read(self, limit: int) -> Sequence[Delivery]:
+        return await self._broker.read(
+            self.group, self._reader, self._subscriptions, limit=limit, wait_seconds=self._settings.wait_seconds
+        )
+
+    async def _receive_pending(self) -> None:
+        for stream in list(self._subscriptions):
+            after: Position | None = ORIGIN
+            while after is not None:
+                limit = await self._hand.room()
+                entries = await self._broker.pending(self.group, self._reader, stream, after=after, limit=limit)
+                self._hand.add(entries)
+                after = entries[-1].position if entries else None
+
+    async def _discover(self) -> None:
+        """Find new streams of the topics, now and then."""
+        if anyio.current_time() < self._discover_at:
+            return
+        known = self._subscriptions.keys()
+        found = {stream for topic in self._topics for stream in await self._broker.streams(topic)}
+        await self._subscribe(sorted(found - known))
+        self._discover_at = anyio.current_time() + self._settings.wait_seconds
+
+    async def _subscribe(self, streams: Collection[Stream]) -> None:
+        """Make the group on streams, reading after what it has settled."""
+        for stream in list(streams):
+            try:
+                subscription, floor = await self._subscription(stream)
+                await self._broker.subscribe(self.group, stream, floor)
+            except StreamConflictError as error:
+                self._subscriptions.pop(stream, None)
+                if stream not in self._conflicts:
+                    self._conflicts.add(stream)
+                    self._observer.halted(stream, str(error))
+            else:
+                self._conflicts.discard(stream)
+                self._subscriptions[stream] = subscription
+
+    async def _subscription(self, stream: Stream) -> tuple[Subscription, Position]:
+        floor = await self._store.floor_of(self.group, stream)
+        if floor is None:  # new to us: everything the broker still has
+            oldest = await self._broker.range(stream, after=ORIGIN, upto=None, limit=1)
+            floor = oldest[0].prev if oldest else ORIGIN
+            self._observer.started(self.group, stream, floor)
+        return await self._store.subscribe(self.group, stream, floor)
+
+    # settling
+
+    async def _settle(self, working: Callable[[], None]) -> None:
+        """Take a run of entries of one stream, commit what they lead to, and only then ack."""
+        size = 1
+        while run := await self._hand.take(size):
+            done = 0
+            try:
+                seconds = self._settings.transaction_seconds
+                done = await self._settler.settle(self._subscriptions[run[0].stream], run, seconds)
+                await self._ack(run[:done])
+            finally:
+                self._hand.done(run[:done])
+                self._hand.put_back(run[done:])
+            working()
+            # Many in a transaction while handlers are fast, one when they are slow.
+            size = min(size * 2, self._settings.transaction_messages) if done == len(run) else max(1, done)
+
+    async def _ack(self, run: Sequence[Delivery]) -> None:
+        try:
+            await self._broker.ack(self.group, {run[0].stream: [delivery.position for delivery in run]})
+        except (BrokerUnavailableError, GroupMissingError):
+            self._unacked = True  # they come again, and the inbox knows them
+
+    # keeping
+
+    async def _keep(self, working: Callable[[], None]) -> None:
+        """Show that what is in hand is alive, and take over what is not in anybody's."""
+        while True:
+            await anyio.sleep(self._settings.idle_seconds / 3)
+            await self._broker.extend(self.group, self._reader, self._hand.positions())
+            limit = min(_RECLAIM_MESSAGES, await self._hand.room())
+            self._hand.add(
+                await self._broker.reclaim(
+                    self.group,
+                    self._reader,
+                    list(self._subscriptions),
+                    idle_seconds=self._settings.idle_seconds,
+                    limit=limit,
+                )
+            )
+            working()
+
+    # mending
+
+    async def _mend(self, working: Callable[[], None]) -> None:
+        """Read again what was never delivered although it is there: the floor stands still in front of it."""
+        while True:
+            await anyio.sleep(self._settings.hole_seconds)
+            floors = await self._store.floors(self.group)
+            last = await self._broker.last(list(self._subscriptions))
+            for stream in last.keys() & floors.keys():
+                await self._mend_stream(stream, floors[stream], last[stream])
+            working()
+
+    async def _mend_stream(self, stream: Stream, floor: Floor, last: Position) -> None:
+        upto = floor.hole or last
+        if upto <= floor.position:
+            self._stood.pop(stream, None)
+            return
+        stands = self._stood.get(stream) == floor.position
+        self._stood[stream] = floor.position
+        # Entries of a hole that are beyond the broker's end were lost by it: the relay will bring them.
+        if stands and upto <= last and not self._hand.holds_any(stream, floor.position, upto):
+            await self._read_hole(stream, floor.position, upto)
+
+    async def _read_hole(self, stream: Stream, floor: Position, upto: Position) -> None:
+        limit = await self._hand.room()
+        entries = await self._broker.range(stream, after=floor, upto=upto, limit=limit)
+        gone = (floor, min(entries[0].prev, upto) if entries else upto)
+        if gone[1] > floor and (stream, *gone) not in self._reported:
+            self._reported.add((stream, *gone))
+            self._observer.hole_gone(self.group, stream, *gone)
+        if entries:
+            self._observer.hole_read(self.group, stream, floor, upto, len(entries))
+            self._hand.add(entries)
+
+    # retrying
+
+    async def _retry(self, working: Callable[[], None]) -> None:
+        """Run again what failed before and is due."""
+        while True:
+            due, next_seconds = await self._store.retries(self.group, _RETRIES)
+            for retry in due:
+                await self._settler.retry(retry)
+            working()
+            if not due:
+                poll_seconds = self._settings.retry_poll_seconds
+                await anyio.sleep(poll_seconds if next_seconds is None else min(poll_seconds, next_seconds))

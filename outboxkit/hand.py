@@ -1,0 +1,105 @@
+"""The hand: deliveries this process holds, prefetched or being settled, by stream and in order."""
+
+from bisect import insort
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+
+import anyio
+
+from outboxkit.message import Delivery, Position, Stream
+
+
+class Hand:
+    """Deliveries in hand; one task adds, one takes.
+
+    A delivery that is in hand already is not added again. Streams take turns, and within a stream the lowest position comes
+    first, so that entries read again after a hole go before what is waiting behind them.
+    """
+
+    def __init__(self, max_messages: int, max_bytes: int) -> None:
+        self._max_messages = max_messages
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._count = 0
+        self._held: dict[Stream, set[Position]] = {}
+        self._waiting: dict[Stream, list[Delivery]] = {}
+        self._turns: deque[Stream] = deque()
+        self._changed = anyio.Event()
+        self._closed = False
+
+    def add(self, deliveries: Iterable[Delivery]) -> None:
+        """Put deliveries in hand."""
+        for delivery in deliveries:
+            held = self._held.setdefault(delivery.stream, set())
+            if delivery.position not in held:
+                held.add(delivery.position)
+                self._count += 1
+                self._bytes += len(delivery.envelope)
+                self._wait(delivery)
+        self._notify()
+
+    async def take(self, limit: int) -> Sequence[Delivery]:
+        """Take up to `limit` deliveries of one stream, in order; waits for the first. Empty once closed."""
+        while not self._turns and not self._closed:
+            await self._changed.wait()
+        if self._closed:
+            return []
+        stream = self._turns.popleft()
+        waiting = self._waiting.pop(stream)
+        if rest := waiting[limit:]:
+            self._waiting[stream] = rest
+            self._turns.append(stream)
+        return waiting[:limit]
+
+    def put_back(self, deliveries: Iterable[Delivery]) -> None:
+        """Return taken deliveries that were not settled."""
+        for delivery in deliveries:
+            self._wait(delivery)
+        self._notify()
+
+    def done(self, deliveries: Iterable[Delivery]) -> None:
+        """Let taken deliveries go."""
+        for delivery in deliveries:
+            self._held[delivery.stream].discard(delivery.position)
+            self._count -= 1
+            self._bytes -= len(delivery.envelope)
+        self._notify()
+
+    def close(self) -> None:
+        """Give nothing out any more."""
+        self._closed = True
+        self._notify()
+
+    async def room(self) -> int:
+        """Return how many more deliveries may be added, by number and by the size they have had; waits for one."""
+        while (room := self._room()) < 1:
+            await self._changed.wait()
+        return room
+
+    def positions(self) -> Mapping[Stream, Sequence[Position]]:
+        """Return everything in hand, for the heartbeat."""
+        return {stream: sorted(held) for stream, held in self._held.items() if held}
+
+    def holds_any(self, stream: Stream, after: Position, upto: Position) -> bool:
+        """Whether any delivery in ``(after, upto]`` is in hand."""
+        return any(after < position <= upto for position in self._held.get(stream, ()))
+
+    def _room(self) -> int:
+        if self._bytes >= self._max_bytes:
+            return 0
+        average = max(1, self._bytes // self._count) if self._count else 1
+        return min(self._max_messages - self._count, max(1, (self._max_bytes - self._bytes) // average))
+
+    def _wait(self, delivery: Delivery) -> None:
+        waiting = self._waiting.get(delivery.stream)
+        if waiting is None:
+            self._waiting[delivery.stream] = [delivery]
+            self._turns.append(delivery.stream)
+        elif waiting[-1].position < delivery.position:
+            waiting.append(delivery)
+        else:
+            insort(waiting, delivery, key=lambda waiting: waiting.position)
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = anyio.Event()

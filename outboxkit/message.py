@@ -1,0 +1,169 @@
+"""The plain values everything else is written in: positions, streams, entries, envelopes, messages."""
+
+import os
+import time
+import uuid
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+
+from outboxkit.errors import EnvelopeError
+
+
+class Position(NamedTuple):
+    """An entry's place in its stream, fixed once and for ever; compared lexically."""
+
+    major: int
+    minor: int
+
+    def __str__(self) -> str:
+        return f"{self.major}-{self.minor}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Position":
+        """Read ``"<major>-<minor>"``; raises `ValueError` for anything else."""
+        major, minor = text.split("-")
+        return cls(int(major), int(minor))
+
+    def before(self) -> "Position":
+        """The position right before this one, for ranges that leave their start out."""
+        return Position(self.major, self.minor - 1) if self.minor else Position(self.major - 1, 2**63 - 1)
+
+
+ORIGIN = Position(0, 0)
+"""Before every entry: where an empty stream ends."""
+
+
+class Stream(NamedTuple):
+    """One log: a partition of a topic, as written by one source."""
+
+    topic: str
+    partition: int
+    source: str
+
+    def __str__(self) -> str:
+        return f"{self.topic}:{self.partition}:{self.source}"
+
+
+class LogEntry(NamedTuple):
+    """One committed outbox row, as the relay reads it."""
+
+    stream: Stream
+    position: Position
+    envelope: bytes
+
+
+class OutboxRow(NamedTuple):
+    """One event about to be written in the publisher's own transaction."""
+
+    id: str
+    topic: str
+    partition: int
+    key: str | None
+    type: str
+    envelope: bytes
+
+
+class Delivery(NamedTuple):
+    """One handing-over of an entry to a group.
+
+    `prev` is the position of the entry before this one in its stream: the link of the chain by which a reader proves
+    that it skipped nothing. An entry that something else wrote has its content, in some readable form, as `envelope`.
+    """
+
+    stream: Stream
+    position: Position
+    prev: Position
+    envelope: bytes
+
+
+class Envelope(msgspec.Struct, frozen=True):
+    """A CloudEvents 1.0 event in JSON (https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/formats/json-format.md).
+
+    Made once at publish and copied as bytes from then on; extension attributes are the message's headers.
+    """
+
+    specversion: Literal["1.0"]
+    id: str
+    source: str
+    type: str
+    data: msgspec.Raw
+    time: datetime | None = None
+    subject: str | None = None
+    traceparent: str | None = None
+
+    @classmethod
+    def decode(cls, raw: bytes) -> "Envelope":
+        """Read an envelope's bytes.
+
+        Raises:
+            EnvelopeError: they are not one.
+        """
+        try:
+            return _envelope_decoder.decode(raw)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise EnvelopeError(f"not a CloudEvents 1.0 JSON envelope: {error}") from error
+
+
+_envelope_decoder = msgspec.json.Decoder(Envelope)
+_attributes_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+CORE_ATTRIBUTES = frozenset(
+    ("specversion", "id", "source", "type", "subject", "time", "datacontenttype", "dataschema", "data", "data_base64")
+)
+"""The names CloudEvents keeps for itself; no header may have one."""
+
+
+class Message(msgspec.Struct, frozen=True):
+    """What a handler may know about the event it is given, besides the event.
+
+    `id` is stable over redeliveries and retries: use it as the idempotency key of what you do outside the database.
+    `attempt` counts runs of the handler from 1. `time` is when the event was published. `headers` are the envelope's
+    extension attributes, ``traceparent`` among them.
+    """
+
+    id: str
+    type: str
+    source: str
+    topic: str
+    partition: int
+    key: str | None
+    position: Position
+    attempt: int
+    time: datetime | None
+    headers: Mapping[str, str]
+
+    @classmethod
+    def of(cls, delivery: Delivery, envelope: Envelope, attempt: int) -> "Message":
+        """Describe a delivery whose envelope has been decoded."""
+        return cls(
+            id=envelope.id,
+            type=envelope.type,
+            source=envelope.source,
+            topic=delivery.stream.topic,
+            partition=delivery.stream.partition,
+            key=envelope.subject,
+            position=delivery.position,
+            attempt=attempt,
+            time=envelope.time,
+            headers=_headers(delivery.envelope),
+        )
+
+
+def _headers(raw: bytes) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    for name, value in _attributes_decoder.decode(raw).items():
+        if name not in CORE_ATTRIBUTES:
+            plain: Any = msgspec.json.decode(value)
+            headers[name] = plain if isinstance(plain, str) else bytes(value).decode()
+    return headers
+
+
+def new_id() -> uuid.UUID:
+    """A UUIDv7 (RFC 9562, section 5.7): time first, so that the indexes which hold it grow at their end."""
+    milliseconds = time.time_ns() // 1_000_000
+    random = int.from_bytes(os.urandom(10), "big")
+    value = milliseconds << 80 | 0x7 << 76 | (random >> 68 & 0xFFF) << 64 | 0b10 << 62 | random & ((1 << 62) - 1)
+    return uuid.UUID(int=value)

@@ -1,0 +1,100 @@
+"""The Observer port: what the loops report, and the logger they report to by default.
+
+Subclass `Observer` for metrics and call ``super()`` to keep the log lines. Methods are called from the event loop and must
+not block. Payloads are never among their arguments.
+"""
+
+import logging
+from collections.abc import Mapping
+
+from outboxkit.message import Message, Position, Stream
+
+logger = logging.getLogger("outboxkit")
+
+
+class Observer:
+    """Writes what matters to the logger ``outboxkit``; configures nothing."""
+
+    def relayed(self, stream: Stream, count: int) -> None:
+        """`count` entries stand in the broker now."""
+
+    def lost(self, streams: Mapping[Stream, tuple[Position, Position]]) -> None:
+        """The broker lost entries of streams, given (what it had, what it has); they are being sent again."""
+        count = len(streams)
+        stream, (had, has) = next(iter(streams.items()))
+        logger.warning(
+            "the broker lost entries of %d stream%s (%s had come to %s and stands at %s): reading the log again",
+            count,
+            "" if count == 1 else "s",
+            stream,
+            had,
+            has,
+        )
+
+    def halted(self, stream: Stream, reason: str) -> None:
+        """The relay stopped a stream because going on could apply the wrong events."""
+        logger.error("stream %s is stopped: %s", stream, reason)
+
+    def resumed(self, stream: Stream) -> None:
+        """A stopped stream goes on."""
+        logger.info("stream %s goes on", stream)
+
+    def started(self, group: str, stream: Stream, floor: Position) -> None:
+        """A group reads a stream for the first time, after `floor`."""
+        if floor.major:
+            logger.warning("group %s starts reading %s after %s: what is older is not in the broker", group, stream, floor)
+        else:
+            logger.info("group %s starts reading %s", group, stream)
+
+    def consumed(self, group: str, topic: str, outcome: str, count: int) -> None:
+        """`count` messages were recorded: ``settled``, ``skipped``, ``duplicate``, ``retry`` or ``dead``."""
+
+    def failed(self, group: str, message: Message, error: Exception, delay_seconds: float | None) -> None:
+        """A handler raised; the message runs again in `delay_seconds`, or is dead when None."""
+        if delay_seconds is None:
+            logger.error(
+                "group %s: %s %s is dead after attempt %d: %r", group, message.type, message.id, message.attempt, error
+            )
+        else:
+            logger.warning(
+                "group %s: attempt %d of %s %s failed and is repeated in %.1f s: %r",
+                group,
+                message.attempt,
+                message.type,
+                message.id,
+                delay_seconds,
+                error,
+            )
+
+    def undecodable(self, group: str, stream: Stream, position: Position, error: Exception) -> None:
+        """An entry could not be read as an event; it is dead, with its bytes."""
+        logger.error("group %s: entry %s of %s is dead: %s", group, position, stream, error)
+
+    def hole_read(self, group: str, stream: Stream, after: Position, upto: Position, count: int) -> None:
+        """Entries that were never delivered were read again."""
+        logger.info("group %s: read %d undelivered entries of %s in (%s, %s] again", group, count, stream, after, upto)
+
+    def hole_gone(self, group: str, stream: Stream, after: Position, upto: Position) -> None:
+        """Entries that were never delivered are not in the broker any more."""
+        logger.error(
+            "group %s: entries of %s in (%s, %s] were never delivered and the broker no longer holds them; they are still in "
+            "the outbox of %s and the floor stays in front of them",
+            group,
+            stream,
+            after,
+            upto,
+            stream.source,
+        )
+
+    def troubled(self, doing: str, error: Exception, failures: int, seconds: float) -> None:
+        """A loop failed `failures` times in a row and tries again in `seconds`; logged at 1, 2, 4, 8, ..."""
+        if failures & (failures - 1) == 0:
+            logger.warning("%s: %s; trying again in %.2f s (failure %d in a row)", doing, error, seconds, failures)
+
+    def crashed(self, doing: str, error: Exception) -> None:
+        """A loop met an error nobody expected; it is started again. Please report it."""
+        logger.error("%s: unexpected error; starting again", doing, exc_info=error)
+
+    def recovered(self, doing: str, failures: int) -> None:
+        """A loop works again after `failures` failures in a row."""
+        logger.info("%s: working again after %d failure%s", doing, failures, "" if failures == 1 else "s")

@@ -1,0 +1,95 @@
+"""Rebasing: the way out when positions no longer fit, because the database went back in time and the broker did not.
+
+For each stream that the broker has brought further than our log can explain, the last position is found on which both hold
+the same entry. Our rows above it were never relayed (the relay refuses such a stream) and move, in order, above the broker's
+last position; new rows follow them. Entries that only the broker has stay there: their events happened, for everyone who read
+them, although the database forgot.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
+
+from outboxkit.broker import Broker
+from outboxkit.message import ORIGIN, LogEntry, Position, Stream
+from outboxkit.store import Store
+
+_PAGE = 1000
+_PAGE_BYTES = 16 * 1024 * 1024
+
+
+class Divergence(NamedTuple):
+    """A stream on which log and broker disagree."""
+
+    stream: Stream
+    agreed: Position
+    """The last position at which both hold the same entry."""
+    broker_last: Position
+    rows: int
+    """Rows of ours above `agreed`, which would move."""
+
+
+async def divergences(store: Store, broker: Broker, source: str, topics: Collection[str]) -> Sequence[Divergence]:
+    """Find the streams of `source` that do not fit the log; changes nothing.
+
+    Args:
+        store: the open store.
+        broker: the open broker.
+        source: the app whose log it is.
+        topics: the topics it publishes; those of rows in the log are found by themselves.
+    """
+    log = await _by_stream(store, broker)
+    progress = (await store.progress()).last
+    registered = {stream for topic in topics for stream in await broker.streams(topic) if stream.source == source}
+    last = await broker.last(registered | log.keys() | progress.keys())
+    found: list[Divergence] = []
+    for stream, at in last.items():
+        agreed, ahead = log.get(stream, (ORIGIN, 0))
+        explained = at in (ORIGIN, progress.get(stream)) or await _holds_same(store, broker, stream, at)
+        if not explained:
+            found.append(Divergence(stream, agreed, at, ahead))
+    return found
+
+
+async def rebase(store: Store, found: Sequence[Divergence]) -> int:
+    """Move what diverged; returns how many rows moved. The app's relays may run meanwhile."""
+    return await store.rebase({item.stream: (item.agreed, item.broker_last) for item in found})
+
+
+async def _by_stream(store: Store, broker: Broker) -> Mapping[Stream, tuple[Position, int]]:
+    """For each stream in the log, the last position that agrees with the broker, and the number of rows above it."""
+    known: dict[Stream, tuple[Position, int]] = {}
+    after = ORIGIN
+    while page := await store.read(after, _PAGE, _PAGE_BYTES):
+        after = page[-1].position
+        by_stream: dict[Stream, list[LogEntry]] = {}
+        for entry in page:
+            by_stream.setdefault(entry.stream, []).append(entry)
+        for stream, entries in by_stream.items():
+            agreed, ahead = known.get(stream, (ORIGIN, 0))
+            same = 0 if ahead else await _same_from_start(broker, stream, entries)
+            known[stream] = (entries[same - 1].position if same else agreed, ahead + len(entries) - same)
+    return known
+
+
+async def _same_from_start(broker: Broker, stream: Stream, entries: Sequence[LogEntry]) -> int:
+    """How many of these entries, from the first, the broker has too; one it has trimmed counts."""
+    oldest = await broker.range(stream, after=ORIGIN, upto=None, limit=1)
+    theirs = {
+        entry.position: entry.envelope
+        for entry in await broker.range(
+            stream, after=entries[0].position.before(), upto=entries[-1].position, limit=len(entries) * 2
+        )
+    }
+    same = 0
+    for entry in entries:
+        trimmed = bool(oldest) and entry.position <= oldest[0].prev
+        if not trimmed and theirs.get(entry.position) != entry.envelope:
+            break
+        same += 1
+    return same
+
+
+async def _holds_same(store: Store, broker: Broker, stream: Stream, at: Position) -> bool:
+    ours = await store.find(stream, at)
+    theirs = await broker.range(stream, after=at.before(), upto=at, limit=1)
+    return ours is not None and all(entry.envelope == ours for entry in theirs)

@@ -1,0 +1,220 @@
+"""The relay: copies the log to the broker, entry by entry at its own position.
+
+Read a batch, append it per stream, remember; the next batch is read while this one is in flight. What the broker answers to
+a compare-and-append is the whole recovery story:
+
+=============================================  =========================================  ==================================
+the broker's last position is                  it means                                   the relay
+=============================================  =========================================  ==================================
+as expected                                    normal                                     goes on
+higher, and our log has that very entry there  a lost reply, or a twin relay was faster   skips ahead
+lower                                          the broker lost entries                    reads the log again from there
+higher, and our log has none or another there  the database went back in time, or         stops this stream and says so;
+                                               something else writes the stream           ``rebase`` is the way out
+=============================================  =========================================  ==================================
+
+The same question is asked at start, after every interruption and about once a second, so that a loss is found with no
+traffic too. Nothing here is needed for correctness but the broker's compare-and-append: progress that was saved saves
+reading again, no more.
+"""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Literal
+
+import anyio
+
+from outboxkit.broker import Append, Broker
+from outboxkit.cancellation import alongside
+from outboxkit.config import RelaySettings
+from outboxkit.errors import OutboxkitError
+from outboxkit.message import ORIGIN, LogEntry, Position, Stream
+from outboxkit.observe import Observer
+from outboxkit.store import Progress, Store
+from outboxkit.supervision import Supervisor
+
+
+class Relay:
+    """Copies one store's log to a broker, for as long as `run` runs."""
+
+    def __init__(self, store: Store, broker: Broker, settings: RelaySettings, observer: Observer) -> None:
+        self._store = store
+        self._broker = broker
+        self._settings = settings
+        self._observer = observer
+        self._supervisor = Supervisor("relaying", settings.backoff, observer)
+        self._cursor = ORIGIN
+        """Everything at or below it is in the broker, but for stopped streams."""
+        self._last: dict[Stream, Position] = {}
+        """Where each stream ends in the broker, as far as we know."""
+        self._halted: set[Stream] = set()
+        self._saved: Progress | None = None
+        self._probe_at = self._save_at = 0.0
+
+    async def run(self) -> None:
+        """Relay until cancelled; a broker or database that is away is waited for."""
+        try:
+            await self._supervisor.run(self._copy)
+        finally:
+            with anyio.move_on_after(1, shield=True):
+                await self._save_quietly()
+
+    async def _copy(self, working: Callable[[], None]) -> None:
+        await self._resume()
+        entries = await self._read(self._cursor)
+        while True:
+            working()
+            if entries:
+                entries = await self._append_and_read_on(entries)
+            else:
+                await self._store.wait(self._settings.poll_seconds)
+                entries = await self._read(self._cursor)
+            if await self._tend():
+                entries = await self._read(self._cursor)
+
+    async def _append_and_read_on(self, entries: Sequence[LogEntry]) -> Sequence[LogEntry]:
+        end = entries[-1].position
+        async with alongside(self._read(end)) as next_entries:
+            complete = await self._append(entries)
+        following = await next_entries
+        if not complete:  # the cursor went back
+            return await self._read(self._cursor)
+        self._cursor = end
+        return following
+
+    async def _read(self, after: Position) -> Sequence[LogEntry]:
+        return await self._store.read(after, self._settings.batch_messages, self._settings.batch_bytes)
+
+    async def _append(self, entries: Sequence[LogEntry]) -> bool:
+        """Bring entries into the broker; False when it turned out to have lost earlier ones."""
+        by_stream: dict[Stream, list[LogEntry]] = {}
+        for entry in entries:
+            by_stream.setdefault(entry.stream, []).append(entry)
+        complete = await self._meet(by_stream.keys() - self._last.keys())
+        while complete and (batches := self._batches(by_stream)):
+            answers = await self._broker.append(batches)
+            complete = await self._take_stock(batches, answers)
+        return complete
+
+    def _batches(self, by_stream: Mapping[Stream, Sequence[LogEntry]]) -> list[Append]:
+        """What of these entries is not in the broker yet, by stream; stopped streams left out."""
+        batches: list[Append] = []
+        for stream, entries in by_stream.items():
+            last = self._last[stream]
+            if stream in self._halted or entries[-1].position <= last:
+                continue
+            if entries[0].position <= last:
+                entries = [entry for entry in entries if entry.position > last]
+            batches.append(Append(stream, last, entries))
+        return batches
+
+    async def _take_stock(self, batches: Sequence[Append], answers: Sequence[Position]) -> bool:
+        """Compare the answers with what each batch should have come to; False when something was lost."""
+        surprises: dict[Stream, Position] = {}
+        for batch, now in zip(batches, answers, strict=True):
+            if now == batch.entries[-1].position:
+                self._last[batch.stream] = now
+                self._observer.relayed(batch.stream, len(batch.entries))
+            else:
+                surprises[batch.stream] = now
+        if any(now < self._last[stream] for stream, now in surprises.items()):
+            # One broker lost one thing at one time: look at all streams, so that it is told and repaired once.
+            surprises |= await self._broker.last(self._last)
+        return await self._reconcile(surprises)
+
+    # where the broker stands
+
+    async def _resume(self) -> None:
+        """Find out where the broker stands: at the start, and whenever a reply was lost."""
+        progress = await self._store.progress()
+        if not self._last:
+            self._cursor = progress.cursor
+        await self._meet(progress.last.keys() - self._last.keys(), progress.last)
+        await self._probe()
+        self._saved = self._saved or progress
+
+    async def _meet(self, streams: Collection[Stream], known: Mapping[Stream, Position] | None = None) -> bool:
+        """Get to know streams; False when the cursor had to go back."""
+        if not streams:
+            return True
+        self._last |= {stream: (known or {}).get(stream, ORIGIN) for stream in streams}
+        return await self._look(streams)
+
+    async def _probe(self) -> bool:
+        self._probe_at = anyio.current_time() + self._settings.probe_seconds
+        return await self._look(self._last)
+
+    async def _look(self, streams: Collection[Stream]) -> bool:
+        await self._broker.announce(streams)  # each time: the registry is lost with everything else
+        return await self._reconcile(await self._broker.last(streams))
+
+    async def _reconcile(self, found: Mapping[Stream, Position]) -> bool:
+        """Act on where streams end in the broker; False when the cursor had to go back."""
+        lost: dict[Stream, tuple[Position, Position]] = {}
+        cursor = self._cursor
+        for stream, now in found.items():
+            match await self._compare(stream, now):
+                case "halt":
+                    continue
+                case "lost":
+                    lost[stream] = (self._last[stream], now)
+                    cursor = min(cursor, now)
+                case "go on":
+                    if stream in self._halted:
+                        cursor = min(cursor, now)
+            self._last[stream] = now
+            if stream in self._halted:
+                self._halted.remove(stream)
+                self._observer.resumed(stream)
+        if lost:
+            self._observer.lost(lost)
+        went_back, self._cursor = cursor < self._cursor, cursor
+        return not went_back and not lost
+
+    async def _compare(self, stream: Stream, now: Position) -> Literal["go on", "lost", "halt"]:
+        last = self._last[stream]
+        if now == last:
+            return "go on"
+        if now < last:
+            return "lost"
+        accepted = (await self._store.progress()).last.get(stream)  # a rebase, or a twin, may have moved it
+        if now == accepted:
+            return "go on"
+        ours = await self._store.find(stream, now)
+        theirs = await self._broker.range(stream, after=now.before(), upto=now, limit=1)
+        if ours is not None and all(entry.envelope == ours for entry in theirs):
+            return "go on"
+        if stream not in self._halted:
+            self._halted.add(stream)
+            there = "no entry" if ours is None else "another message"
+            self._observer.halted(
+                stream,
+                f"the broker has come to {now}, where this outbox has {there}. Either the database went back in time (an older "
+                "backup, a failover that lost commits) or something else writes this stream. Its events wait in the outbox: run "
+                "`outboxkit rebase module:app` to continue above the broker's last position",
+            )
+        return "halt"
+
+    # now and then
+
+    async def _tend(self) -> bool:
+        """Probe and save when it is time; True when the cursor went back."""
+        now = anyio.current_time()
+        if now >= self._save_at:
+            self._save_at = now + self._settings.save_seconds
+            await self._save()
+        return now >= self._probe_at and not await self._probe()
+
+    async def _save(self) -> None:
+        # A stopped stream's own place is kept, and the log is read again from there should it go on.
+        cursor = min([self._cursor, *(self._last[stream] for stream in self._halted)])
+        last = {stream: at for stream, at in self._last.items() if stream not in self._halted}
+        progress = Progress(cursor, last)
+        if progress != self._saved:
+            await self._store.save_progress(progress)
+            self._saved = progress
+
+    async def _save_quietly(self) -> None:
+        try:
+            await self._save()
+        except OutboxkitError as error:  # it only saves reading again
+            self._observer.troubled("saving the relay's progress", error, 1, 0.0)

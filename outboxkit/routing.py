@@ -1,0 +1,248 @@
+"""`Router`: ``@publishes`` and ``@consumes``, and what they were put on."""
+
+import functools
+import inspect
+import sys
+import weakref
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, overload
+
+import msgspec
+
+from outboxkit.config import checked_name
+from outboxkit.errors import ConfigurationError, EventDeclarationError, NoUnitOfWorkError, UndeclaredEventError
+from outboxkit.events import EventType, event_type, unique_names
+from outboxkit.retry import RetryPolicy
+from outboxkit.signatures import Argument, handler_arguments, qualified_name, unit_binder
+from outboxkit.unit_of_work import Declared, UnitOfWork
+
+P = ParamSpec("P")
+R = TypeVar("R")
+F = TypeVar("F", bound=Callable[..., Any])
+
+_plain_of: weakref.WeakKeyDictionary[Callable[..., Any], Callable[..., Any]] = weakref.WeakKeyDictionary()
+"""What ``@publishes`` wrapped. Not ``__wrapped__``, which would also lead past the user's own decorators."""
+
+
+class Handler(msgspec.Struct, frozen=True):
+    """A consuming function, and what to call it with."""
+
+    function: Callable[..., Any]
+    name: str
+    event: EventType
+    group: str | None
+    retry: RetryPolicy | None
+    arguments: Mapping[str, Argument]
+    takes_list: bool
+    is_async: bool
+    publishes: Declared
+    """What it may publish; filled while decorators are stacked, and complete when the app is opened."""
+
+
+class Runner(Protocol):
+    """What a router needs of the app it is included in."""
+
+    def unit_of_work(self, *events: type[Any]) -> AbstractAsyncContextManager[UnitOfWork]:
+        """Open a unit of work that may publish these events."""
+        ...
+
+
+class PublishesDecorator(Protocol):
+    """The type of what ``publishes`` returns: the unit of work is supplied, everything else stays as declared."""
+
+    @overload
+    def __call__(self, function: Callable[Concatenate[UnitOfWork, P], Awaitable[R]], /) -> Callable[P, Awaitable[R]]: ...
+    @overload
+    def __call__(self, function: Callable[..., Awaitable[R]], /) -> Callable[..., Awaitable[R]]: ...
+    @overload
+    def __call__(self, function: Callable[Concatenate[UnitOfWork, P], R], /) -> Callable[P, Awaitable[R]]: ...
+    @overload
+    def __call__(self, function: Callable[..., R], /) -> Callable[..., Awaitable[R]]: ...
+
+
+class Router:
+    """Collects decorated functions; an `App` is a router with connections.
+
+    Include it in exactly one app: ``app.include(router)``.
+    """
+
+    def __init__(self) -> None:
+        self._handlers: list[Handler] = []
+        self._published: dict[Callable[..., Any], dict[type[Any], EventType]] = {}
+        self._routers: list[Router] = []
+        self._parent: Router | None = None
+
+    def include(self, router: "Router") -> None:
+        """Add another router's functions to this one.
+
+        Raises:
+            ConfigurationError: it is included somewhere already, or is an app.
+            EventDeclarationError: an event or handler of it clashes with one here.
+        """
+        if router._parent is not None or router._runner() is not None or router is self:  # noqa: SLF001 - its own class
+            raise ConfigurationError("this router is included already: make one router for each app")
+        self._routers.append(router)
+        router._parent = self  # noqa: SLF001
+        try:
+            self._check()
+        except ConfigurationError:
+            self._routers.remove(router)
+            router._parent = None  # noqa: SLF001
+            raise
+
+    def handlers(self) -> Sequence[Handler]:
+        """All consuming functions, those of included routers too."""
+        return [*self._handlers, *(handler for router in self._routers for handler in router.handlers())]
+
+    def published(self) -> Sequence[EventType]:
+        """All events that some function here may publish, those of included routers too."""
+        own = (spec for declared in self._published.values() for spec in declared.values())
+        return list(dict.fromkeys([*own, *(spec for router in self._routers for spec in router.published())]))
+
+    def consumes(
+        self, event: type[Any], *, group: str | None = None, retry: RetryPolicy | None = None
+    ) -> Callable[[F], F]:
+        """Run the decorated function for each event of a type, once, in one transaction with its inbox row.
+
+        The function's arguments are chosen by annotation: the event (or a ``list`` of them, for set-based SQL), `UnitOfWork`,
+        `Message` (a ``list`` of them beside a list of events). It may be ``async def``, or, on SQLite, a plain ``def``, which
+        runs on the database's thread. It is returned as it is, so that tests can call it.
+
+        Args:
+            event: a class declared with ``@event``.
+            group: the consumer group; the app's name when not given. Groups are independent readers: another reaction to
+                the same event is another group.
+            retry: when to run a failed message again; the app's settings decide when not given.
+
+        Raises:
+            HandlerSignatureError, EventDeclarationError: at decoration.
+        """
+        spec = _declared_event(event)
+        if group is not None:
+            checked_name("group", group)
+        names = sys._getframe(1).f_locals  # noqa: SLF001 - annotations may name classes that are local to the caller
+
+        def register(function: F) -> F:
+            plain = _plain_of.get(function, function)
+            arguments = handler_arguments(plain, spec, names)
+            handler = Handler(
+                function=plain,
+                name=qualified_name(plain),
+                event=spec,
+                group=group,
+                retry=retry,
+                arguments=arguments,
+                takes_list="events" in arguments.values(),
+                is_async=inspect.iscoroutinefunction(plain),
+                publishes=self._published.setdefault(plain, {}),
+            )
+            self._handlers.append(handler)
+            try:
+                self._check()
+            except ConfigurationError:
+                self._handlers.remove(handler)
+                raise
+            return function
+
+        return register
+
+    def publishes(self, *events: type[Any]) -> PublishesDecorator:
+        """Run the decorated function in a unit of work, and publish the events it returns.
+
+        The function returns an event, a list or tuple of them, or None; with `UnitOfWork.publish` it can publish any number
+        on the way. Only the events named here may be published. A parameter annotated `UnitOfWork` is supplied; put it
+        first and type checkers know the rest. Calling it inside an open unit of work of the same app joins that, in a
+        savepoint. A plain ``def``, on SQLite, runs on the database's thread; its caller awaits it all the same.
+
+        Raises:
+            HandlerSignatureError, EventDeclarationError: at decoration.
+        """
+        if not events:
+            raise EventDeclarationError("name the events that may be published: @publishes(SubscriberCreated)")
+        declared = {event: _declared_event(event) for event in events}
+        names = sys._getframe(1).f_locals  # noqa: SLF001 - annotations may name classes that are local to the caller
+
+        def wrap(function: Callable[..., Any], /) -> Callable[..., Awaitable[Any]]:
+            plain = _plain_of.get(function, function)
+            bind, visible = unit_binder(plain, names)
+            self._published.setdefault(plain, {}).update(declared)
+            self._check()
+            is_async = inspect.iscoroutinefunction(plain)
+
+            @functools.wraps(plain)
+            async def call(*args: Any, **kwargs: Any) -> Any:
+                async with self._required_runner(plain).unit_of_work(*declared) as unit:
+                    if is_async:
+                        values, named = bind(unit, args, kwargs)
+                        returned = await plain(*values, **named)
+                    else:
+                        returned = await unit.run(lambda unit: _apply(plain, bind(unit, args, kwargs)))
+                    publish_returned(unit, returned, qualified_name(plain))
+                    return returned
+
+            call.__signature__ = visible  # type: ignore[attr-defined]
+            _plain_of[call] = plain
+            return call
+
+        return wrap
+
+    def _runner(self) -> Runner | None:
+        """The app at the top, None while there is none."""
+        return self._parent._runner() if self._parent is not None else None  # noqa: SLF001 - its own class
+
+    def _required_runner(self, function: Callable[..., Any]) -> Runner:
+        runner = self._runner()
+        if runner is None:
+            raise NoUnitOfWorkError(
+                f"{qualified_name(function)} belongs to a router that no app includes: call app.include(router)"
+            )
+        return runner
+
+    def _group_of(self, handler: Handler) -> str | None:
+        return self._parent._group_of(handler) if self._parent is not None else handler.group  # noqa: SLF001
+
+    def _check(self) -> None:
+        """Refuse two classes of one type name, and two handlers of one type in one group."""
+        if self._parent is not None:
+            return self._parent._check()  # noqa: SLF001 - its own class
+        unique_names([*self.published(), *(handler.event for handler in self.handlers())])
+        taken: dict[tuple[str | None, str], Handler] = {}
+        for handler in self.handlers():
+            other = taken.setdefault((self._group_of(handler), handler.event.name), handler)
+            if other is not handler:
+                raise EventDeclarationError(
+                    f"{other.name} and {handler.name} both consume {handler.event.name!r} in one group: give one of them a group "
+                    'of its own, @consumes(..., group="...")'
+                )
+        return None
+
+
+def publish_returned(unit: UnitOfWork, returned: object, function: str) -> None:
+    """Publish what a function returned: an event, a list or tuple of them, or None.
+
+    Raises:
+        UndeclaredEventError: it returned something else, which nobody would ever see published.
+    """
+    values: Iterable[object] = returned if isinstance(returned, list | tuple) else [returned]  # pyright: ignore[reportUnknownVariableType]
+    for value in values:
+        if value is None:
+            continue
+        if event_type(type(value)) is None:
+            raise UndeclaredEventError(
+                f"{function} returned {type(value).__name__!r}, which is no event: return events or None from a function that "
+                "@publishes (declare the class with @event if it should be one)"
+            )
+        unit.publish(value)
+
+
+def _apply(function: Callable[..., Any], call: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
+    return function(*call[0], **call[1])
+
+
+def _declared_event(cls: type[Any]) -> EventType:
+    spec = event_type(cls) if isinstance(cls, type) else None  # pyright: ignore[reportUnnecessaryIsInstance] - `@app.consumes` without brackets
+    if spec is None:
+        name = getattr(cls, "__name__", repr(cls))
+        raise EventDeclarationError(f'{name} is no event: decorate the class with @event("...", topic="...")')
+    return spec

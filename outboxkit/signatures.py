@@ -1,0 +1,108 @@
+"""What decorated functions take, read from their annotations once, at decoration."""
+
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from outboxkit.errors import HandlerSignatureError
+from outboxkit.events import EventType
+from outboxkit.message import Message
+from outboxkit.unit_of_work import UnitOfWork
+
+Argument = Literal["event", "events", "message", "messages", "unit"]
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+Names = Mapping[str, Any]
+
+
+def qualified_name(function: Callable[..., Any]) -> str:
+    """Return a function's name as people would look for it."""
+    return f"{function.__module__}.{getattr(function, '__qualname__', repr(function))}"
+
+
+def handler_arguments(function: Callable[..., Any], spec: EventType, names: Names) -> dict[str, Argument]:
+    """Map the parameters of a consuming function to what they are supplied with.
+
+    Args:
+        function: the function.
+        spec: the event it consumes.
+        names: where it was defined, for annotations that name local classes.
+
+    Raises:
+        HandlerSignatureError: a parameter that cannot be supplied, or none that takes the event.
+    """
+    annotations = _annotations(function, names)
+    kinds: list[tuple[Any, Argument]] = [
+        (spec.cls, "event"),
+        (list[spec.cls], "events"),
+        (UnitOfWork, "unit"),
+        (Message, "message"),
+        (list[Message], "messages"),
+    ]
+    arguments: dict[str, Argument] = {}
+    for parameter in inspect.signature(function).parameters.values():
+        wanted = annotations.get(parameter.name)
+        kind = next((kind for annotation, kind in kinds if wanted == annotation), None)
+        if kind is not None and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            arguments[parameter.name] = kind
+        elif parameter.default is parameter.empty and parameter.kind not in _VARIADIC:
+            raise HandlerSignatureError(
+                f"{qualified_name(function)}: parameter {parameter} cannot be supplied: annotate it {spec.cls.__name__}, "
+                f"list[{spec.cls.__name__}], UnitOfWork or Message, or give it a default"
+            )
+    _check_shape(qualified_name(function), spec.cls.__name__, list(arguments.values()))
+    return arguments
+
+
+def unit_binder(function: Callable[..., Any], names: Names) -> tuple[Callable[..., Call], inspect.Signature]:
+    """Return how to put a unit of work into a call of a publishing function, and the signature its callers see.
+
+    The binder takes (unit, args, kwargs) and returns (args, kwargs).
+
+    Raises:
+        HandlerSignatureError: a variadic parameter is annotated `UnitOfWork`.
+    """
+    annotations = _annotations(function, names)
+    signature = inspect.signature(function)
+    parameters = signature.parameters
+    units = [name for name in parameters if annotations.get(name) is UnitOfWork]
+    for name in units:
+        if parameters[name].kind in _VARIADIC:
+            raise HandlerSignatureError(f"{qualified_name(function)}: {parameters[name]} cannot be a UnitOfWork")
+    visible = signature.replace(parameters=[p for p in parameters.values() if p.name not in units])
+
+    def first(unit: UnitOfWork, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        return (unit, *args), kwargs
+
+    def anywhere(unit: UnitOfWork, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        given: dict[str, Any] = {**visible.bind(*args, **kwargs).arguments, **dict.fromkeys(units, unit)}
+        bound = signature.bind_partial()
+        bound.arguments.update((name, given[name]) for name in parameters if name in given)
+        return bound.args, bound.kwargs
+
+    def nowhere(_unit: UnitOfWork, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        return args, kwargs
+
+    if not units:
+        return nowhere, visible
+    is_first = units == list(parameters)[:1] and parameters[units[0]].kind is not inspect.Parameter.KEYWORD_ONLY
+    return (first if is_first else anywhere), visible
+
+
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
+def _annotations(function: Callable[..., Any], names: Names) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(function, localns=dict(names))
+    except (NameError, TypeError) as error:
+        raise HandlerSignatureError(f"{qualified_name(function)}: an annotation cannot be read: {error}") from error
+
+
+def _check_shape(function: str, event: str, arguments: list[Argument]) -> None:
+    if arguments.count("event") + arguments.count("events") != 1:
+        raise HandlerSignatureError(f"{function}: exactly one parameter takes the event: {event} or list[{event}]")
+    if "events" in arguments and "message" in arguments:
+        raise HandlerSignatureError(f"{function}: beside list[{event}], ask for list[Message], not Message")
+    if "event" in arguments and "messages" in arguments:
+        raise HandlerSignatureError(f"{function}: beside {event}, ask for Message, not list[Message]")

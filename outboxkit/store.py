@@ -1,0 +1,208 @@
+"""The port to a database: the log its outbox is, units of work, and the inbox.
+
+**The log** that `Store.read` returns keeps five promises, and every adapter has to keep them
+(``outboxkit.testing.StoreContract`` checks):
+
+- **L1 durable first**: an entry is returned only once its transaction would survive a crash of the database.
+- **L2 no late arrivals**: once an entry at position p is returned, no entry at or below p ever appears.
+- **L3 stable**: the same position names the same bytes for ever (until retention removes it).
+- **L4 key order**: if transaction B wrote key k after A's write of k was committed, A's entry is before B's.
+- **L5 read-only**: relaying changes no outbox row.
+
+**The inbox** remembers, for each group and stream, what has been settled: a *floor*, up to which everything is, and rows
+for what lies above it, waits for a retry, or is dead. A row is inserted first and the primary key decides who runs.
+
+A store raises `StoreUnavailableError` for whatever may pass by itself, and leaves no transaction open whatever happens
+to its caller, cancellation included.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+
+from outboxkit.message import ORIGIN, Delivery, LogEntry, OutboxRow, Position, Stream
+
+T = TypeVar("T")
+
+
+class Progress(NamedTuple):
+    """How far a relay has come: a hint that saves reading again, never the truth.
+
+    Every entry of a stream at or below `cursor` was, when this was saved, at or below that stream's position in `last`.
+    """
+
+    cursor: Position
+    last: Mapping[Stream, Position]
+
+
+class Subscription(NamedTuple):
+    """A group's reading of one stream, as its row in the consumer's database."""
+
+    id: int
+    group: str
+    stream: Stream
+
+
+class Floor(NamedTuple):
+    """How far a group has settled a stream.
+
+    Everything at or below `position` is settled. `hole`, when not None, is a position above it that was never delivered
+    although something behind it was: the entries in ``(position, hole]`` have to be read again.
+    """
+
+    position: Position
+    hole: Position | None = None
+
+
+class Outcome(NamedTuple):
+    """What became of one delivery: its inbox row from now on.
+
+    ``settled``: the effect is in this transaction, or there is none to have. ``retry``: undone, to be run again in
+    `delay_seconds`. ``dead``: undone, and not run again by itself. ``deferred``: not tried; as if never received.
+    """
+
+    delivery: Delivery
+    state: Literal["settled", "retry", "dead", "deferred"]
+    attempt: int = 1
+    delay_seconds: float = 0.0
+    error: str | None = None
+
+
+class Retry(NamedTuple):
+    """A message waiting in the inbox for its next attempt."""
+
+    subscription: Subscription
+    delivery: Delivery
+    attempt: int
+    """Attempts made so far."""
+
+
+class ThreadTransaction(Protocol):
+    """An open transaction as seen from the database's own thread, for plain ``def`` functions."""
+
+    @property
+    def connection(self) -> Any:
+        """The driver's blocking connection."""
+        ...
+
+    def savepoint(self) -> AbstractContextManager[None]:
+        """Undo what the block did if it raises."""
+        ...
+
+
+class Transaction(Protocol):
+    """One open transaction. Left without `commit`, it is rolled back."""
+
+    @property
+    def connection(self) -> Any:
+        """The driver's connection, for the user's own statements."""
+        ...
+
+    def savepoint(self) -> AbstractAsyncContextManager[None]:
+        """Undo what the block did if it raises. Raises `TransactionError` if the transaction is no longer ours."""
+        ...
+
+    async def run(self, function: Callable[[ThreadTransaction], T]) -> T:
+        """Run a blocking function on the database's thread, within this transaction.
+
+        Raises:
+            ConfigurationError: this database is not driven from a thread.
+        """
+        ...
+
+    async def receive(self, subscription: Subscription, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
+        """Insert inbox rows, and return the deliveries that were not known yet, in order."""
+        ...
+
+    async def take(self, retry: Retry) -> bool:
+        """Whether `retry` still waits, is due, and is now this transaction's to run."""
+        ...
+
+    async def settle(self, subscription: Subscription, outcomes: Sequence[Outcome]) -> Floor:
+        """Record what became of received or taken deliveries, and move the floor up the chain."""
+        ...
+
+    async def commit(self, rows: Sequence[OutboxRow] = ()) -> None:
+        """Write the outbox rows and commit; then everyone waiting in `Store.wait` here is woken.
+
+        Not to be cancelled midway: call it through `outboxkit.cancellation.uninterrupted`.
+        """
+        ...
+
+
+class Store(Protocol):
+    """A database that one app owns. Made from a URL by `Store(url)`; nothing is opened before `open`."""
+
+    async def open(self, source: str) -> None:
+        """Connect and check that the tables are there, of this version, and the outbox of `source`.
+
+        Raises:
+            SchemaError, NotADatabaseError, StoreUnavailableError.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Close everything; harmless when not open."""
+        ...
+
+    async def migrate(self, source: str) -> Sequence[str]:
+        """Create or upgrade the tables, for the outbox of `source`; may be called open or not, and repeated.
+
+        Returns: what was done, a line each; nothing when all was there.
+        """
+        ...
+
+    def transaction(self) -> AbstractAsyncContextManager[Transaction]:
+        """Open a transaction; leaving the block without a commit rolls it back."""
+        ...
+
+    # the log
+
+    async def read(self, after: Position, limit: int, max_bytes: int) -> Sequence[LogEntry]:
+        """Return the entries after a position, in order: at most `limit`, and `max_bytes` unless the first is larger."""
+        ...
+
+    async def find(self, stream: Stream, position: Position) -> bytes | None:
+        """Return the envelope at a position of the log, or None if there is none of that stream."""
+        ...
+
+    async def wait(self, seconds: float) -> None:
+        """Return as soon as the log may have grown, at the latest after `seconds`. May return early."""
+        ...
+
+    async def progress(self) -> Progress:
+        """Return what `save_progress` saved last."""
+        ...
+
+    async def save_progress(self, progress: Progress) -> None:
+        """Remember how far the log has been relayed; streams not named keep what they had."""
+        ...
+
+    async def rebase(self, divergences: Mapping[Stream, tuple[Position, Position]]) -> int:
+        """Continue above what the broker holds.
+
+        For each stream, given (last position on which log and broker agree, the broker's last position): its rows above
+        the first move, in order, to positions above every second one; every later position is above them too; and the
+        second is accepted as the stream's last in the saved progress.
+
+        Returns: how many rows moved.
+        """
+        ...
+
+    # the inbox
+
+    async def subscribe(self, group: str, stream: Stream, floor: Position = ORIGIN) -> tuple[Subscription, Position]:
+        """Return the group's subscription and its floor; made with `floor` if there was none."""
+        ...
+
+    async def floor_of(self, group: str, stream: Stream) -> Position | None:
+        """Return a group's floor, or None when it never read this stream."""
+        ...
+
+    async def floors(self, group: str) -> Mapping[Stream, Floor]:
+        """Return where all the group's floors stand, after moving each up over what is settled."""
+        ...
+
+    async def retries(self, group: str, limit: int) -> tuple[Sequence[Retry], float | None]:
+        """Return what is due now, oldest first, and the seconds until the next one after these is due (None: none waits)."""
+        ...

@@ -1,0 +1,184 @@
+"""The unit of work: one transaction, the user's statements in it, and events that become outbox rows at its commit.
+
+The current one is kept in a context variable, so that a decorated function called inside another joins its transaction. A
+joined call is a unit of its own inside a savepoint: if it raises, its rows and its events go together.
+"""
+
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+import anyio
+
+from outboxkit.cancellation import uninterrupted
+from outboxkit.errors import NoUnitOfWorkError
+from outboxkit.events import Encoder, EventType
+from outboxkit.message import OutboxRow
+from outboxkit.store import Store, ThreadTransaction, Transaction
+
+T = TypeVar("T")
+Declared = Mapping[type[Any], EventType]
+
+_current: ContextVar["UnitOfWork | None"] = ContextVar("outboxkit_unit_of_work", default=None)
+
+
+class UnitOfWork:
+    """One open transaction, and the events that will be committed with it.
+
+    Attributes:
+        connection: the database connection the transaction is open on: `aiosqlite.Connection`'s interface in ``async``
+            functions on SQLite, `sqlite3.Connection` in plain ones. The unit of work commits and rolls back; trying to do
+            so by hand raises.
+    """
+
+    def __init__(
+        self,
+        transaction: Transaction,
+        encoder: Encoder,
+        *,
+        declared: Declared | None = None,
+        cause: str | None = None,
+        parent: "UnitOfWork | None" = None,
+    ) -> None:
+        """Not to be called by users: see `App.unit_of_work`."""
+        self.connection: Any = transaction.connection
+        self._transaction = transaction
+        self._encoder = encoder
+        self._declared = declared
+        self._cause = cause
+        self._parent = parent
+        self._rows: list[OutboxRow] = []
+        self._open = True
+        self._joining = anyio.Lock()
+
+    def publish(self, event: object, *, key: str | None = None, headers: Mapping[str, str] | None = None) -> str:
+        """Add an event to this unit of work; it is written and committed with everything else in it, or not at all.
+
+        Args:
+            event: an instance of a class declared with ``@event`` and named in ``@publishes`` of the function it is
+                published from.
+            key: what keeps order, instead of the event's own key.
+            headers: extension attributes for the envelope (lower-case letters and digits, at most 20; string values).
+
+        Returns:
+            The message's id.
+
+        Raises:
+            UndeclaredEventError, PayloadError, PayloadTooLargeError: nothing was added.
+            NoUnitOfWorkError: this unit of work has ended.
+        """
+        if not self._open:
+            raise NoUnitOfWorkError("this unit of work has ended: publish before its block does, or open a new one")
+        row = self._encoder.row(event, declared=self._declared, key=key, headers=headers, cause=self._cause)
+        self._rows.append(row)
+        return row.id
+
+    def end(self) -> list[OutboxRow]:
+        """Refuse further use and return the rows to write. For the code that opened this unit of work."""
+        self._open = False
+        return self._rows
+
+    @asynccontextmanager
+    async def joined(self, declared: Declared | None, cause: str | None = None) -> AsyncGenerator["UnitOfWork", None]:
+        """Open a unit of work inside this one: a savepoint, and events that go with it if the block raises."""
+        if not self._open:
+            raise NoUnitOfWorkError("this unit of work has ended: nothing can join it")
+        # Savepoints nest; two calls that ran at the same time inside one unit of work would undo each other's.
+        async with self._joining, self._transaction.savepoint():
+            inner = self._inside(self.connection, declared, cause)
+            with inner.current():
+                try:
+                    yield inner
+                finally:
+                    rows = inner.end()
+            self._rows += rows
+
+    @contextmanager
+    def joined_on_thread(
+        self, scope: ThreadTransaction, declared: Declared | None, cause: str | None = None
+    ) -> Iterator["UnitOfWork"]:
+        """The same for a plain function that runs on the database's thread."""
+        with scope.savepoint():
+            inner = self._inside(scope.connection, declared, cause)
+            try:
+                yield inner
+            finally:
+                rows = inner.end()
+        self._rows += rows
+
+    async def run(self, function: Callable[["UnitOfWork"], T]) -> T:
+        """Run a plain function on the database's thread, given this unit of work as seen from there."""
+
+        def on_thread(scope: ThreadTransaction) -> T:
+            inner = self._inside(scope.connection, self._declared, None)
+            try:
+                return function(inner)
+            finally:
+                self._rows += inner.end()
+
+        return await self._transaction.run(on_thread)
+
+    def _inside(self, connection: Any, declared: Declared | None, cause: str | None) -> "UnitOfWork":
+        cause = cause if cause is not None else self._cause
+        inner = UnitOfWork(self._transaction, self._encoder, declared=declared, cause=cause, parent=self)
+        inner.connection = connection
+        return inner
+
+    @contextmanager
+    def current(self) -> Iterator["UnitOfWork"]:
+        """Make this the unit of work that calls inside the block join."""
+        token = _current.set(self)
+        try:
+            yield self
+        finally:
+            _current.reset(token)
+
+    def belongs_to(self, encoder: Encoder) -> bool:
+        """Whether this is a unit of work of the app whose encoder this is."""
+        return self._encoder is encoder
+
+    @property
+    def enclosing(self) -> "UnitOfWork | None":
+        """The unit of work this one was opened in, another app's perhaps."""
+        return self._parent
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it can still be used."""
+        return self._open
+
+
+def current_unit(encoder: Encoder) -> UnitOfWork | None:
+    """Return the innermost open unit of work of the app whose encoder this is."""
+    unit = _current.get()
+    while unit is not None and not (unit.is_open and unit.belongs_to(encoder)):
+        unit = unit.enclosing
+    return unit
+
+
+@asynccontextmanager
+async def unit_of_work(
+    store: Store, encoder: Encoder, declared: Declared | None = None
+) -> AsyncGenerator[UnitOfWork, None]:
+    """Open a unit of work, or join the open one of the same app.
+
+    The block's end commits, an exception from it rolls back. A cancellation that comes during the commit is raised only
+    when its outcome is known; the caller cannot tell it from one that came before, and has to look.
+
+    Raises:
+        StoreUnavailableError: nothing was committed.
+    """
+    outer = current_unit(encoder)
+    if outer is not None:
+        async with outer.joined(declared) as unit:
+            yield unit
+        return
+    async with store.transaction() as transaction:
+        unit = UnitOfWork(transaction, encoder, declared=declared, parent=_current.get())
+        try:
+            with unit.current():
+                yield unit
+        finally:
+            rows = unit.end()
+        await uninterrupted(transaction.commit(rows))
