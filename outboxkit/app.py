@@ -138,7 +138,7 @@ class App(Router):
 
     @asynccontextmanager
     async def _loops(self, *, relay: bool, consume: bool) -> AsyncGenerator[None, None]:
-        consumers = self._consumers() if consume else []
+        consumers: Sequence[Consumer] = self._consumers() if consume else ()
         failure: BaseException | None = None
         async with anyio.create_task_group() as loops:
             if relay:

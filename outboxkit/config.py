@@ -19,9 +19,7 @@ def checked_name(kind: str, name: object) -> str:
     """
     if isinstance(name, str) and _NAME.fullmatch(name):
         return name
-    raise ConfigurationError(
-        f"{kind} {name!r}: use 1 to 64 letters, digits, '.', '_' or '-', starting with a letter or digit"
-    )
+    raise ConfigurationError(f"{kind} {name!r}: use 1 to 64 letters, digits, '.', '_' or '-', starting with a letter or digit")
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):

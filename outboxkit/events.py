@@ -158,8 +158,8 @@ class Encoder:
             raise PayloadError(f"{where} cannot be encoded: {error}; nothing was published") from error
         if len(envelope) > self._limits.max_bytes:
             raise PayloadTooLargeError(
-                f"{where} is {len(envelope)} bytes as an envelope and the limit is {self._limits.max_bytes}: publish a reference "
-                "to the large part, or raise Settings.limits.max_bytes; nothing was published"
+                f"{where} is {len(envelope)} bytes as an envelope and the limit is {self._limits.max_bytes}: publish "
+                "a reference to the large part, or raise Settings.limits.max_bytes; nothing was published"
             )
         return envelope
 
@@ -183,7 +183,8 @@ def unique_names(specs: Iterable[EventType]) -> dict[str, EventType]:
         other = by_name.setdefault(spec.name, spec)
         if other.cls is not spec.cls:
             raise EventDeclarationError(
-                f"two events are called {spec.name!r}: {_qualified(other.cls)} and {_qualified(spec.cls)}; rename one, or use one class"
+                f"two events are called {spec.name!r}: {_qualified(other.cls)} and {_qualified(spec.cls)}: "
+                "rename one, or use one class"
             )
     return by_name
 

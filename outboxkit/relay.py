@@ -189,8 +189,8 @@ class Relay:
             self._observer.halted(
                 stream,
                 f"the broker has come to {now}, where this outbox has {there}. Either the database went back in time (an older "
-                "backup, a failover that lost commits) or something else writes this stream. Its events wait in the outbox: run "
-                "`outboxkit rebase module:app` to continue above the broker's last position",
+                "backup, a failover that lost commits) or something else writes this stream. Its events wait in the outbox: "
+                "run `outboxkit rebase module:app` to continue above the broker's last position",
             )
         return "halt"
 

@@ -2,11 +2,11 @@
 
 import functools
 import inspect
-import sys
 import weakref
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, overload
+from types import FrameType
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast, overload
 
 import msgspec
 
@@ -100,9 +100,7 @@ class Router:
         own = (spec for declared in self._published.values() for spec in declared.values())
         return list(dict.fromkeys([*own, *(spec for router in self._routers for spec in router.published())]))
 
-    def consumes(
-        self, event: type[Any], *, group: str | None = None, retry: RetryPolicy | None = None
-    ) -> Callable[[F], F]:
+    def consumes(self, event: type[Any], *, group: str | None = None, retry: RetryPolicy | None = None) -> Callable[[F], F]:
         """Run the decorated function for each event of a type, once, in one transaction with its inbox row.
 
         The function's arguments are chosen by annotation: the event (or a ``list`` of them, for set-based SQL), `UnitOfWork`,
@@ -121,7 +119,7 @@ class Router:
         spec = _declared_event(event)
         if group is not None:
             checked_name("group", group)
-        names = sys._getframe(1).f_locals  # noqa: SLF001 - annotations may name classes that are local to the caller
+        names = _names_of(inspect.currentframe())  # annotations may name classes that are local to the caller
 
         def register(function: F) -> F:
             plain = _plain_of.get(function, function)
@@ -161,7 +159,7 @@ class Router:
         if not events:
             raise EventDeclarationError("name the events that may be published: @publishes(SubscriberCreated)")
         declared = {event: _declared_event(event) for event in events}
-        names = sys._getframe(1).f_locals  # noqa: SLF001 - annotations may name classes that are local to the caller
+        names = _names_of(inspect.currentframe())  # annotations may name classes that are local to the caller
 
         def wrap(function: Callable[..., Any], /) -> Callable[..., Awaitable[Any]]:
             plain = _plain_of.get(function, function)
@@ -212,8 +210,8 @@ class Router:
             other = taken.setdefault((self._group_of(handler), handler.event.name), handler)
             if other is not handler:
                 raise EventDeclarationError(
-                    f"{other.name} and {handler.name} both consume {handler.event.name!r} in one group: give one of them a group "
-                    'of its own, @consumes(..., group="...")'
+                    f"{other.name} and {handler.name} both consume {handler.event.name!r} in one group: give one of them a "
+                    'group of its own, @consumes(..., group="...")'
                 )
         return None
 
@@ -224,7 +222,7 @@ def publish_returned(unit: UnitOfWork, returned: object, function: str) -> None:
     Raises:
         UndeclaredEventError: it returned something else, which nobody would ever see published.
     """
-    values: Iterable[object] = returned if isinstance(returned, list | tuple) else [returned]  # pyright: ignore[reportUnknownVariableType]
+    values = cast("list[object] | tuple[object, ...]", returned) if isinstance(returned, list | tuple) else [returned]
     for value in values:
         if value is None:
             continue
@@ -236,12 +234,18 @@ def publish_returned(unit: UnitOfWork, returned: object, function: str) -> None:
         unit.publish(value)
 
 
+def _names_of(frame: FrameType | None) -> Mapping[str, Any]:
+    """The local names where a decorator was used."""
+    caller = frame.f_back if frame is not None else None
+    return dict(caller.f_locals) if caller is not None else {}
+
+
 def _apply(function: Callable[..., Any], call: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
     return function(*call[0], **call[1])
 
 
 def _declared_event(cls: type[Any]) -> EventType:
-    spec = event_type(cls) if isinstance(cls, type) else None  # pyright: ignore[reportUnnecessaryIsInstance] - `@app.consumes` without brackets
+    spec = event_type(cls) if isinstance(cls, type) else None  # pyright: ignore[reportUnnecessaryIsInstance] - no brackets
     if spec is None:
         name = getattr(cls, "__name__", repr(cls))
         raise EventDeclarationError(f'{name} is no event: decorate the class with @event("...", topic="...")')

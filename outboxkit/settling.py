@@ -19,7 +19,6 @@ from outboxkit.message import Delivery, Envelope, Message, OutboxRow
 from outboxkit.observe import Observer
 from outboxkit.retry import RetryPolicy
 from outboxkit.routing import Handler, publish_returned
-from outboxkit.signatures import Argument
 from outboxkit.store import Outcome, Retry, Store, Subscription, ThreadTransaction, Transaction
 from outboxkit.unit_of_work import UnitOfWork
 
@@ -129,7 +128,7 @@ class Settler:
         outcomes, works = self._read(deliveries)
         for segment in _segments(works):
             late = time.monotonic() > deadline and bool(outcomes)
-            results = [] if late else await self._run(transaction, unit, segment, deadline)
+            results: Sequence[_Result] = () if late else await self._run(transaction, unit, segment, deadline)
             outcomes += [self._outcome(work, error) for work, error in results]
             outcomes += [Outcome(work.delivery, "deferred") for work in segment[len(results) :]]
         return outcomes, unit.end()
@@ -206,9 +205,7 @@ def _segments(works: Sequence[_Work]) -> Iterator[Sequence[_Work]]:
         yield list(segment)
 
 
-def _attempts(
-    segment: Sequence[_Work], deadline: float
-) -> Generator[Sequence[_Work], Exception | None, Sequence[_Result]]:
+def _attempts(segment: Sequence[_Work], deadline: float) -> Generator[Sequence[_Work], Exception | None, Sequence[_Result]]:
     """Yield what to call the handler with, be sent how that ended, and return the results, from the first message on.
 
     A list handler gets the whole segment; if that fails it gets them one by one, so that only the bad ones fail.
@@ -271,7 +268,7 @@ def _attempt_on_thread(unit: UnitOfWork, scope: ThreadTransaction, works: Sequen
 
 
 def _arguments(works: Sequence[_Work], unit: UnitOfWork) -> dict[str, Any]:
-    supply: dict[Argument, Callable[[], Any]] = {
+    supply: dict[str, Callable[[], Any]] = {
         "event": lambda: works[0].event,
         "events": lambda: [work.event for work in works],
         "unit": lambda: unit,

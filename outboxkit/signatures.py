@@ -32,9 +32,10 @@ def handler_arguments(function: Callable[..., Any], spec: EventType, names: Name
         HandlerSignatureError: a parameter that cannot be supplied, or none that takes the event.
     """
     annotations = _annotations(function, names)
+    one: Any = spec.cls
     kinds: list[tuple[Any, Argument]] = [
-        (spec.cls, "event"),
-        (list[spec.cls], "events"),
+        (one, "event"),
+        (list[one], "events"),
         (UnitOfWork, "unit"),
         (Message, "message"),
         (list[Message], "messages"),
@@ -42,7 +43,7 @@ def handler_arguments(function: Callable[..., Any], spec: EventType, names: Name
     arguments: dict[str, Argument] = {}
     for parameter in inspect.signature(function).parameters.values():
         wanted = annotations.get(parameter.name)
-        kind = next((kind for annotation, kind in kinds if wanted == annotation), None)
+        kind: Argument | None = next((kind for annotation, kind in kinds if wanted == annotation), None)
         if kind is not None and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             arguments[parameter.name] = kind
         elif parameter.default is parameter.empty and parameter.kind not in _VARIADIC:

@@ -4,7 +4,7 @@ The current one is kept in a context variable, so that a decorated function call
 joined call is a unit of its own inside a savepoint: if it raises, its rows and its events go together.
 """
 
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
@@ -97,7 +97,7 @@ class UnitOfWork:
     @contextmanager
     def joined_on_thread(
         self, scope: ThreadTransaction, declared: Declared | None, cause: str | None = None
-    ) -> Iterator["UnitOfWork"]:
+    ) -> Generator["UnitOfWork", None, None]:
         """The same for a plain function that runs on the database's thread."""
         with scope.savepoint():
             inner = self._inside(scope.connection, declared, cause)
@@ -126,7 +126,7 @@ class UnitOfWork:
         return inner
 
     @contextmanager
-    def current(self) -> Iterator["UnitOfWork"]:
+    def current(self) -> Generator["UnitOfWork", None, None]:
         """Make this the unit of work that calls inside the block join."""
         token = _current.set(self)
         try:
@@ -158,9 +158,7 @@ def current_unit(encoder: Encoder) -> UnitOfWork | None:
 
 
 @asynccontextmanager
-async def unit_of_work(
-    store: Store, encoder: Encoder, declared: Declared | None = None
-) -> AsyncGenerator[UnitOfWork, None]:
+async def unit_of_work(store: Store, encoder: Encoder, declared: Declared | None = None) -> AsyncGenerator[UnitOfWork, None]:
     """Open a unit of work, or join the open one of the same app.
 
     The block's end commits, an exception from it rolls back. A cancellation that comes during the commit is raised only

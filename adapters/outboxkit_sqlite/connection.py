@@ -76,11 +76,14 @@ class GuardedConnection(sqlite3.Connection):
 
 
 class ThreadConnection(aiosqlite.Connection):
-    """aiosqlite's connection, which can also run a whole function on its thread: one hop for a batch of statements."""
+    """aiosqlite's connection, which can also run a whole function on its thread: one hop for a batch of statements.
+
+    `_execute` is the queue that all of aiosqlite's own methods use; it is protected, so its version is bounded.
+    """
 
     async def run(self, function: Callable[[GuardedConnection], T]) -> T:
         """Run `function` with the blocking connection on its thread, after everything asked for before."""
-        result: T = await self._execute(function, self._conn)  # protected, not private: the queue its own methods use
+        result: T = await self._execute(function, self._conn)  # pyright: ignore[reportUnknownMemberType] - untyped there
         return result
 
 
@@ -112,7 +115,9 @@ async def connect(
             raise
         return connection
 
-    return await ThreadConnection(connector, 64)
+    connection = ThreadConnection(connector, 64)
+    await connection
+    return connection
 
 
 def parse_url(url: str) -> tuple[Path, dict[str, str]]:
@@ -124,7 +129,7 @@ def parse_url(url: str) -> tuple[Path, dict[str, str]]:
     parts = urlsplit(url)
     if parts.netloc or len(parts.path) < 2:
         raise ConfigurationError(
-            f"{url!r} names no file: write sqlite:///name.db for a relative path or sqlite:////folder/name.db for an absolute one"
+            f"{url!r} names no file: write sqlite:///name.db for a relative path, sqlite:////folder/name.db for an absolute one"
         )
     options = {name: values[-1] for name, values in parse_qs(parts.query, keep_blank_values=True).items()}
     return Path(unquote(parts.path[1:])), options

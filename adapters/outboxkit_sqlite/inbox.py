@@ -55,7 +55,8 @@ class InboxTables:
         )
         # The partial index on due_at.
         self._due = (
-            "SELECT i.floor_id, f.topic, f.partition, f.source, i.major, i.minor, i.prev_major, i.prev_minor, i.envelope, i.attempt "
+            "SELECT i.floor_id, f.topic, f.partition, f.source, "
+            "i.major, i.minor, i.prev_major, i.prev_minor, i.envelope, i.attempt "
             f"FROM {inbox} i JOIN {floor} f ON f.id = i.floor_id "
             "WHERE i.state = 'retry' AND f.\"group\" = ? AND i.due_at <= ? ORDER BY i.due_at LIMIT ?"
         )
@@ -94,18 +95,14 @@ class InboxTables:
         row = (retry.subscription.id, *retry.delivery.position, retry.attempt, time.time())
         return connection.execute(self._take, row).fetchone() is not None
 
-    def settle(
-        self, connection: GuardedConnection, subscription: Subscription, outcomes: Sequence[Outcome]
-    ) -> Floor:
+    def settle(self, connection: GuardedConnection, subscription: Subscription, outcomes: Sequence[Outcome]) -> Floor:
         """See `outboxkit.store.Transaction.settle`."""
         floor = self._position(connection, subscription)
         for outcome in outcomes:
             self._record(connection, subscription, outcome, floor)
         return self.advance(connection, subscription.id, floor)
 
-    def _record(
-        self, connection: GuardedConnection, subscription: Subscription, outcome: Outcome, floor: Position
-    ) -> None:
+    def _record(self, connection: GuardedConnection, subscription: Subscription, outcome: Outcome, floor: Position) -> None:
         row = (subscription.id, *outcome.delivery.position)
         match outcome.state:
             case "settled" if outcome.attempt == 1:

@@ -14,20 +14,25 @@ class OutboxTables:
     def __init__(self, prefix: str) -> None:
         self._outbox = f"{prefix}outbox"
         # The primary key, in order, from the cursor on.
-        self._read = f"SELECT position, topic, partition, envelope FROM {prefix}outbox WHERE position > ? ORDER BY position LIMIT ?"
+        self._read = (
+            f"SELECT position, topic, partition, envelope FROM {prefix}outbox WHERE position > ? ORDER BY position LIMIT ?"
+        )
         self._find = f"SELECT envelope FROM {prefix}outbox WHERE position = ? AND topic = ? AND partition = ?"
         self._insert = f"INSERT INTO {prefix}outbox (id, topic, partition, key, type, envelope) VALUES (?, ?, ?, ?, ?, ?)"
         self._cursor = f"SELECT major, minor FROM {prefix}cursor"
         self._streams = f"SELECT topic, partition, major, minor FROM {prefix}stream"
         self._save_cursor = (
-            f"INSERT INTO {prefix}cursor VALUES (1, ?, ?) ON CONFLICT DO UPDATE SET major = excluded.major, minor = excluded.minor"
+            f"INSERT INTO {prefix}cursor VALUES (1, ?, ?) "
+            "ON CONFLICT DO UPDATE SET major = excluded.major, minor = excluded.minor"
         )
         self._save_stream = (
             f"INSERT INTO {prefix}stream VALUES (?, ?, ?, ?) "
             "ON CONFLICT DO UPDATE SET major = excluded.major, minor = excluded.minor"
         )
         self._move = f"UPDATE {prefix}outbox SET position = position + ? WHERE topic = ? AND partition = ? AND position > ?"
-        self._top = f"SELECT max(seq, (SELECT coalesce(max(position), 0) FROM {prefix}outbox)) FROM sqlite_sequence WHERE name = ?"
+        self._top = (
+            f"SELECT max(seq, (SELECT coalesce(max(position), 0) FROM {prefix}outbox)) FROM sqlite_sequence WHERE name = ?"
+        )
 
     def insert(self, connection: sqlite3.Connection, rows: Iterable[OutboxRow]) -> None:
         """Write outbox rows in the open transaction."""

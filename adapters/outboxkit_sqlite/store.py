@@ -6,7 +6,7 @@ those of other processes are waited for in small steps that can be cancelled.
 
 import random
 import sqlite3
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -56,9 +56,7 @@ class SQLiteStore:
         self._busy_seconds = _seconds(url, options.pop("busy_seconds", "30"))
         durability = options.pop("durability", "full")
         if durability not in ("full", _RELAXED) or options:
-            raise ConfigurationError(
-                f"{url!r}: the options are prefix, busy_seconds and durability (full or {_RELAXED})"
-            )
+            raise ConfigurationError(f"{url!r}: the options are prefix, busy_seconds and durability (full or {_RELAXED})")
         self._full = durability == "full"
         self._source = ""
         self._writer: ThreadConnection | None = None
@@ -100,9 +98,7 @@ class SQLiteStore:
         with self._translated():
             connection = await self._connect(guarded=True, busy_seconds=self._busy_seconds)
             try:
-                return await uninterrupted(
-                    connection.run(lambda raw: schema.migrate(raw, self.path, self.prefix, source))
-                )
+                return await uninterrupted(connection.run(lambda raw: schema.migrate(raw, self.path, self.prefix, source)))
             finally:
                 await uninterrupted(connection.close())
 
@@ -227,7 +223,7 @@ class SQLiteStore:
         return connection
 
     @contextmanager
-    def _translated(self) -> Iterator[None]:
+    def _translated(self) -> Generator[None, None, None]:
         try:
             yield
         except sqlite3.Error as error:

@@ -1,7 +1,7 @@
 """One open transaction on the writing connection, seen from the event loop and from its own thread."""
 
 import sqlite3
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, NoReturn, TypeVar
 
@@ -45,7 +45,7 @@ class ThreadScope:
         self.connection = connection
 
     @contextmanager
-    def savepoint(self) -> Iterator[None]:
+    def savepoint(self) -> Generator[None, None, None]:
         """Undo what the block did if it raises."""
         self.connection.execute(_SAVE)
         try:
@@ -149,5 +149,6 @@ def _end_savepoint(connection: sqlite3.Connection, statement: str) -> None:
         if "no such savepoint" not in str(error):
             raise
         raise TransactionLostError(
-            "the transaction was ended inside the unit of work (a conflict clause with ROLLBACK does that): nothing of it is kept"
+            "the transaction was ended inside the unit of work (a conflict clause with ROLLBACK does that): "
+            "nothing of it is kept"
         ) from error

@@ -1,0 +1,225 @@
+"""The broker on Redis streams: an entry's id is its position, so a stream is the log's very copy.
+
+Keys: ``<prefix>:<topic>:<partition>:<source>`` is a stream; ``<prefix>:<topic>:streams`` is the set of a topic's streams, as
+``<partition>:<source>``. Each command and script is about one key.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+from outboxkit.broker import Append
+from outboxkit.errors import BrokerError
+from outboxkit.message import Delivery, Position, Stream
+from outboxkit_redis import entries
+from outboxkit_redis.address import parse_url
+from outboxkit_redis.client import Client, Command
+
+_APPEND = (Path(__file__).parent / "append.lua").read_text(encoding="utf-8")
+_LONGEST_BLOCK_SECONDS = 5.0
+_START = b"0-0"
+
+
+class RedisBroker:
+    """A `Broker` on Redis (6.2 or newer) or Valkey.
+
+    Args:
+        url: ``redis://[user:password@]host[:port][/db]``, or ``rediss://`` for TLS. ``?prefix=`` (``outboxkit`` unless given)
+            is what the names of all keys start with; redis-py's ``ssl_*`` options are understood as well.
+
+    Raises:
+        ConfigurationError: the URL cannot be used.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._address = parse_url(url)
+        self._open_client: Client | None = Client(self._address)  # made now, so that a bad option is found now
+        self._prefix = self._address.prefix
+
+    async def open(self) -> None:
+        """Get ready; does not need the server to be there."""
+        if self._open_client is None:
+            self._open_client = Client(self._address)
+
+    async def aclose(self) -> None:
+        """Close all connections within a second; calls under way end with `BrokerUnavailableError`."""
+        client, self._open_client = self._open_client, None
+        if client is not None:
+            await client.aclose()
+
+    async def announce(self, streams: Collection[Stream]) -> None:
+        """Register streams under their topics."""
+        members: dict[str, list[str]] = {}
+        for stream in streams:
+            members.setdefault(self._registry(stream.topic), []).append(f"{stream.partition}:{stream.source}")
+        await self._send(Command(key, ("SADD", key, *names)) for key, names in members.items())
+
+    async def last(self, streams: Collection[Stream]) -> Mapping[Stream, Position]:
+        """Return each stream's last position; only positions travel, not the entries that XINFO would bring along."""
+        replies = await self._send(_append(self._key(stream), "", ()) for stream in streams)
+        return {stream: entries.position(reply) for stream, reply in zip(streams, replies, strict=True)}
+
+    async def append(self, batches: Sequence[Append]) -> Sequence[Position]:
+        """Compare-and-append: one script call for each batch."""
+        replies = await self._send(
+            _append(
+                self._key(batch.stream),
+                str(batch.expected),
+                (word for entry in batch.entries for word in (str(entry.position), entry.envelope)),
+            )
+            for batch in batches
+        )
+        return [entries.position(reply) for reply in replies]
+
+    async def tail(self, stream: Stream) -> Delivery | None:
+        """Return the stream's last entry."""
+        key = self._key(stream)
+        (reply,) = await self._send([Command(key, ("XREVRANGE", key, "+", "-", "COUNT", 1))])
+        found = await self._deliveries([entries.page(stream, reply)])
+        return found[0] if found else None
+
+    async def streams(self, topic: str) -> Collection[Stream]:
+        """Return the registered streams of a topic."""
+        key = self._registry(topic)
+        (members,) = await self._send([Command(key, ("SMEMBERS", key))])
+        found: list[Stream] = []
+        for member in members:
+            partition, _, source = member.decode(errors="replace").partition(":")
+            if partition.isdecimal() and source:  # nothing else was announced by us
+                found.append(Stream(topic, int(partition), source))
+        return sorted(found)
+
+    async def subscribe(self, group: str, stream: Stream, after: Position) -> None:
+        """Make the group, and with it an empty stream where there is none yet."""
+        key = self._key(stream)
+        await self._send([Command(key, ("XGROUP", "CREATE", key, group, str(after), "MKSTREAM"))], accept="BUSYGROUP")
+
+    async def read(
+        self, group: str, reader: str, streams: Collection[Stream], *, limit: int, wait_seconds: float
+    ) -> Sequence[Delivery]:
+        """Return new entries; each stream gives an equal share of `limit`, at least one."""
+        if not streams or limit < 1:
+            await anyio.sleep(wait_seconds)
+            return []
+        by_key = {self._key(stream).encode(): stream for stream in streams}
+        beginning = ("XREADGROUP", "GROUP", group, reader, "COUNT", max(1, limit // len(by_key)))
+        ending = ("STREAMS", *by_key, *((">",) * len(by_key)))
+        name = b", ".join(by_key).decode()
+        deadline = anyio.current_time() + wait_seconds
+        while True:
+            block_seconds = min(deadline - anyio.current_time(), _LONGEST_BLOCK_SECONDS)
+            # BLOCK 0 would wait for ever.
+            block = ("BLOCK", max(1, int(block_seconds * 1000))) if block_seconds > 0 else ()
+            (reply,) = await self._send([Command(name, (*beginning, *block, *ending))], wait_seconds=max(0.0, block_seconds))
+            if reply:
+                return await self._deliveries([entries.page(by_key[key], found) for key, found in reply])
+            if not block:
+                return []
+
+    async def pending(self, group: str, reader: str, stream: Stream, *, after: Position, limit: int) -> Sequence[Delivery]:
+        """Return what the reader holds; what was deleted from the stream meanwhile is acked."""
+        key = self._key(stream)
+        start: bytes | str = str(after)
+        found: list[Delivery] = []
+        while len(found) < limit:
+            words = ("XREADGROUP", "GROUP", group, reader, "COUNT", limit - len(found), "STREAMS", key, start)
+            (reply,) = await self._send([Command(key, words)])
+            held: list[Any] = reply[0][1] if reply else []
+            if not held:
+                break
+            page = entries.page(stream, held)
+            await self._forget(group, {key: page.gone})
+            found += await self._deliveries([page])
+            start = held[-1][0]
+        return found
+
+    async def reclaim(
+        self, group: str, reader: str, streams: Collection[Stream], *, idle_seconds: float, limit: int
+    ) -> Sequence[Delivery]:
+        """Take over idle deliveries, a part of each stream's in every round trip until all were looked at."""
+        idle = int(idle_seconds * 1000)
+        found: list[Delivery] = []
+        cursors = dict.fromkeys(streams, _START)
+        while cursors and len(found) < limit:
+            share = max(1, (limit - len(found)) // len(cursors))
+            replies = await self._send(
+                Command(key, ("XAUTOCLAIM", key, group, reader, idle, cursor, "COUNT", share))
+                for key, cursor in ((self._key(stream), cursor) for stream, cursor in cursors.items())
+            )
+            pages: list[entries.Page] = []
+            for stream, reply in zip(tuple(cursors), replies, strict=True):
+                pages.append(entries.page(stream, [entry for entry in reply[1] if entry is not None]))
+                if None in reply[1]:
+                    await self._forget_deleted(group, reader, stream)
+                if reply[0] == _START:
+                    del cursors[stream]
+                else:
+                    cursors[stream] = reply[0]
+            found += await self._deliveries(pages)
+        return found
+
+    async def extend(self, group: str, reader: str, positions: Mapping[Stream, Sequence[Position]]) -> None:
+        """Start the idle time again: a claim of what the reader has, which counts as no delivery with JUSTID."""
+        await self._send(
+            Command(key, ("XCLAIM", key, group, reader, 0, *map(str, found), "JUSTID"))
+            for key, found in self._by_key(positions)
+        )
+
+    async def ack(self, group: str, positions: Mapping[Stream, Sequence[Position]]) -> None:
+        """Forget deliveries."""
+        await self._forget(group, {key: [str(position) for position in found] for key, found in self._by_key(positions)})
+
+    async def range(self, stream: Stream, *, after: Position, upto: Position | None, limit: int) -> Sequence[Delivery]:
+        """Return entries in ``(after, upto]``."""
+        key = self._key(stream)
+        end = "+" if upto is None else str(upto)
+        (reply,) = await self._send([Command(key, ("XRANGE", key, f"({after}", end, "COUNT", max(0, limit)))])
+        return await self._deliveries([entries.page(stream, reply or [])])
+
+    def _key(self, stream: Stream) -> str:
+        return f"{self._prefix}:{stream.topic}:{stream.partition}:{stream.source}"
+
+    def _registry(self, topic: str) -> str:
+        return f"{self._prefix}:{topic}:streams"
+
+    def _by_key(self, positions: Mapping[Stream, Sequence[Position]]) -> Iterable[tuple[str, Sequence[Position]]]:
+        return ((self._key(stream), found) for stream, found in positions.items() if found)
+
+    async def _send(self, commands: Iterable[Command], *, wait_seconds: float = 0.0, accept: str | None = None) -> list[Any]:
+        if self._open_client is None:
+            raise BrokerError(f"the broker {self._address} is closed: open() it first")
+        return await self._open_client.send(tuple(commands), wait_seconds=wait_seconds, accept=accept)
+
+    async def _forget(self, group: str, gone: Mapping[str, Sequence[bytes] | Sequence[str]]) -> None:
+        await self._send(Command(key, ("XACK", key, group, *found)) for key, found in gone.items() if found)
+
+    async def _forget_deleted(self, group: str, reader: str, stream: Stream) -> None:
+        # Redis 6.2 claims a deleted entry without telling its position: the list of what the reader now holds has it.
+        after: Position | None = Position(0, 0)
+        while after is not None:
+            held = await self.pending(group, reader, stream, after=after, limit=1000)
+            after = held[-1].position if held else None
+
+    async def _deliveries(self, pages: Iterable[entries.Page]) -> list[Delivery]:
+        """Put pages together, having looked up what is before the entries that do not say so themselves."""
+        found: list[Delivery] = []
+        unchained: list[int] = []
+        for page in pages:
+            unchained += (len(found) + index for index in page.unchained)
+            found += page.deliveries
+        if unchained:
+            replies = await self._send(self._before(found[index]) for index in unchained)
+            for index, reply in zip(unchained, replies, strict=True):
+                if reply:
+                    found[index] = found[index]._replace(prev=entries.position(reply[0][0]))
+        return found
+
+    def _before(self, delivery: Delivery) -> Command:
+        key = self._key(delivery.stream)
+        return Command(key, ("XREVRANGE", key, f"({delivery.position}", "-", "COUNT", 1))
+
+
+def _append(key: str, expected: str, words: Iterable[str | bytes]) -> Command:
+    return Command(key, ("EVAL", _APPEND, 1, key, expected, *words))

@@ -1,0 +1,64 @@
+"""Reading stream entries as Redis returns them."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from outboxkit.message import ORIGIN, Delivery, Position, Stream
+
+
+class Page(NamedTuple):
+    """Entries of one stream.
+
+    Args:
+        deliveries: in order.
+        gone: positions that are still pending but whose entries the stream no longer holds.
+        unchained: indexes of deliveries that something else wrote, whose `prev` has to be looked up.
+    """
+
+    deliveries: list[Delivery]
+    gone: list[bytes]
+    unchained: list[int]
+
+
+def position(raw: bytes) -> Position:
+    """Read an entry id; raises `ValueError` for anything else."""
+    major, minor = raw.split(b"-")
+    return Position(int(major), int(minor))
+
+
+def page(stream: Stream, raw_entries: Sequence[Any]) -> Page:
+    """Read entries: ``[id, [field, value, ...]]``, the fields None or empty where the entry was deleted."""
+    result = Page([], [], [])
+    for raw_position, fields in raw_entries:
+        if not fields:
+            result.gone.append(raw_position)
+            continue
+        at = position(raw_position)
+        envelope, prev = _content(fields)
+        before = _chained(prev, at)
+        if before is None:
+            result.unchained.append(len(result.deliveries))
+        result.deliveries.append(Delivery(stream, at, before or ORIGIN, envelope))
+    return result
+
+
+def _content(fields: Sequence[bytes]) -> tuple[bytes, bytes]:
+    """Return the envelope and the raw `prev` (empty when there is none) of an entry's fields."""
+    if len(fields) == 4 and fields[0] == b"event" and fields[2] == b"prev":
+        return fields[1], fields[3]
+    named = dict(zip(fields[::2], fields[1::2], strict=True))
+    return named.get(b"event") or _readable(named), named.get(b"prev", b"")
+
+
+def _chained(prev: bytes, at: Position) -> Position | None:
+    try:
+        before = position(prev)
+    except ValueError:
+        return None
+    return before if ORIGIN <= before < at else None
+
+
+def _readable(named: Mapping[bytes, bytes]) -> bytes:
+    texts = {name.decode(errors="backslashreplace"): value.decode(errors="backslashreplace") for name, value in named.items()}
+    return json.dumps(texts).encode()

@@ -1,0 +1,10 @@
+"""For tests of programs that use outboxkit, and of adapters: brokers to play with, contract suites, servers.
+
+Nothing here needs pytest to be imported; the suites are run by it.
+"""
+
+from outboxkit.testing.contract_broker import BrokerContract
+from outboxkit.testing.contract_store import StoreContract
+from outboxkit.testing.memory_broker import MemoryBroker
+
+__all__ = ["BrokerContract", "MemoryBroker", "StoreContract"]

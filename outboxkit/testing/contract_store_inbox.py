@@ -1,0 +1,160 @@
+"""The inbox's part of a store's contract: who runs, what is remembered, how the floor moves."""
+
+import anyio
+
+from outboxkit.message import ORIGIN, Delivery, Position, Stream, new_id
+from outboxkit.store import Floor, Outcome, Retry, Store, Subscription
+from outboxkit.testing.rows import deliveries, settled
+
+
+def new_stream() -> Stream:
+    """Return a stream that no group has read."""
+    return Stream("topic", 0, f"source-{new_id()}")
+
+
+async def settle(store: Store, subscription: Subscription, given: list[Delivery]) -> list[int]:
+    """Receive and settle deliveries in one transaction; return the majors of the new ones."""
+    async with store.transaction() as transaction:
+        fresh = await transaction.receive(subscription, given)
+        await transaction.settle(subscription, settled(fresh))
+        await transaction.commit()
+    return [delivery.position.major for delivery in fresh]
+
+
+class StoreInboxContract:
+    """What a consumer builds on."""
+
+    async def test_a_subscription_is_made_once_and_keeps_its_floor(self, store: Store, peer: Store) -> None:
+        stream = new_stream()
+        assert await store.floor_of("group", stream) is None
+        subscription, floor = await store.subscribe("group", stream, Position(4, 0))
+        assert floor == Position(4, 0)
+        assert await peer.subscribe("group", stream, Position(9, 0)) == (subscription, floor)
+        assert await peer.floor_of("group", stream) == floor
+        assert (await store.subscribe("other", stream))[0].id != subscription.id
+
+    async def test_a_delivery_is_new_once(self, store: Store, peer: Store) -> None:
+        stream = new_stream()
+        subscription, _ = await store.subscribe("group", stream)
+        chain = deliveries(stream, [1, 2, 5])
+        assert await settle(store, subscription, chain) == [1, 2, 5]
+        assert await settle(peer, subscription, [*chain, *chain]) == []
+
+    async def test_a_delivery_given_twice_in_one_run_is_new_once(self, store: Store) -> None:
+        stream = new_stream()
+        subscription, _ = await store.subscribe("group", stream)
+        one = deliveries(stream, [1])
+        assert await settle(store, subscription, one + one) == [1]
+
+    async def test_a_delivery_of_a_rolled_back_transaction_is_new_again(self, store: Store) -> None:
+        stream = new_stream()
+        subscription, _ = await store.subscribe("group", stream)
+        chain = deliveries(stream, [1, 2])
+        async with store.transaction() as transaction:
+            assert len(await transaction.receive(subscription, chain)) == 2
+            await transaction.settle(subscription, settled(chain))
+        assert await store.floor_of("group", stream) == ORIGIN
+        assert await settle(store, subscription, chain) == [1, 2]
+
+    async def test_of_two_who_receive_at_once_one_gets_it(self, store: Store, peer: Store) -> None:
+        stream = new_stream()
+        subscription, _ = await store.subscribe("group", stream)
+        got: list[int] = []
+
+        async def consume(side: Store) -> None:
+            for start in range(1, 40, 4):
+                got.extend(await settle(side, subscription, deliveries(stream, list(range(start, start + 4)), before=start - 1)))
+                await anyio.sleep(0)
+
+        async with anyio.create_task_group() as racing:
+            racing.start_soon(consume, store)
+            racing.start_soon(consume, peer)
+        assert sorted(got) == list(range(1, 41))
+
+    async def test_groups_are_independent(self, store: Store) -> None:
+        stream = new_stream()
+        for group in ("one", "two"):
+            subscription, _ = await store.subscribe(group, stream)
+            assert await settle(store, subscription, deliveries(stream, [1])) == [1]
+
+    async def test_the_floor_moves_up_the_chain_and_leaves_no_rows(self, store: Store) -> None:
+        stream = new_stream()
+        subscription, _ = await store.subscribe("group", stream)
+        await settle(store, subscription, deliveries(stream, [2, 3, 70]))
+        assert await store.floors("group") == {stream: Floor(Position(70, 0))}
+        assert await settle(store, subscription, deliveries(stream, [2, 3, 70, 71])) == [71]
+
+    async def test_the_floor_never_passes_a_hole(self, store: Store) -> None:
+        stream = new_stream()
+        subscription, _ = await store.subscribe("group", stream)
+        await settle(store, subscription, deliveries(stream, [1]))
+        await settle(store, subscription, deliveries(stream, [5, 6], before=4))
+        assert await store.floors("group") == {stream: Floor(Position(1, 0), hole=Position(4, 0))}
+        await settle(store, subscription, deliveries(stream, [2], before=1))
+        assert await store.floors("group") == {stream: Floor(Position(2, 0), hole=Position(4, 0))}
+        assert await settle(store, subscription, deliveries(stream, [3, 4, 5, 6], before=2)) == [3, 4]
+        assert await store.floors("group") == {stream: Floor(Position(6, 0))}
+
+    async def test_a_chain_that_began_below_the_floor_moves_it(self, store: Store) -> None:
+        stream = new_stream()
+        subscription, _ = await store.subscribe("group", stream, Position(10, 0))
+        await settle(store, subscription, deliveries(stream, [12], before=7))
+        assert await store.floor_of("group", stream) == Position(12, 0)
+
+    async def test_what_failed_waits_until_it_is_due_and_is_then_taken_once(self, store: Store, peer: Store) -> None:
+        stream = new_stream()
+        subscription, _ = await store.subscribe("group", stream)
+        soon, later = deliveries(stream, [1, 2])
+        await self._fail(store, subscription, Outcome(soon, "retry", 1, 0.0, "boom"), Outcome(later, "retry", 1, 60.0, "boom"))
+        found, next_seconds = await peer.retries("group", 10)
+        assert found == [Retry(subscription, soon, 1)]
+        assert next_seconds is not None
+        assert 0 < next_seconds <= 60
+        assert await settle(store, subscription, [soon, later]) == [], "a waiting message is known"
+        async with store.transaction() as transaction:
+            assert await transaction.take(found[0])
+            await transaction.settle(subscription, [Outcome(soon, "settled", 2)])
+            await transaction.commit()
+        async with peer.transaction() as transaction:
+            assert not await transaction.take(found[0])
+        assert await store.retries("group", 10) == ([], next_seconds) or (await store.retries("group", 10))[0] == []
+
+    async def test_a_retry_that_fails_again_counts_on(self, store: Store) -> None:
+        stream = new_stream()
+        subscription, _ = await store.subscribe("group", stream)
+        (delivery,) = deliveries(stream, [1])
+        await self._fail(store, subscription, Outcome(delivery, "retry", 1, 0.0, "first"))
+        (retry,), _ = await store.retries("group", 10)
+        async with store.transaction() as transaction:
+            assert await transaction.take(retry)
+            await transaction.settle(subscription, [Outcome(delivery, "retry", 2, 0.0, "second")])
+            await transaction.commit()
+        assert [found.attempt for found in (await store.retries("group", 10))[0]] == [2]
+        async with store.transaction() as transaction:
+            assert not await transaction.take(retry), "the first attempt is over"
+
+    async def test_the_floor_passes_what_waits_or_is_dead_and_neither_is_forgotten(self, store: Store) -> None:
+        stream = new_stream()
+        subscription, _ = await store.subscribe("group", stream)
+        waits, dead, fine = deliveries(stream, [1, 2, 3])
+        await self._fail(
+            store, subscription, Outcome(waits, "retry", 1, 0.0, "x"), Outcome(dead, "dead", 5, 0.0, "x"), Outcome(fine, "settled")
+        )
+        assert await store.floors("group") == {stream: Floor(Position(3, 0))}
+        assert await settle(store, subscription, [waits, dead, fine]) == []
+        assert [retry.delivery for retry in (await store.retries("group", 10))[0]] == [waits]
+
+    async def test_a_deferred_delivery_is_as_if_never_received(self, store: Store) -> None:
+        stream = new_stream()
+        subscription, _ = await store.subscribe("group", stream)
+        one, two, three = deliveries(stream, [1, 2, 3])
+        await self._fail(store, subscription, Outcome(one, "settled"), Outcome(two, "deferred"), Outcome(three, "deferred"))
+        assert await store.floors("group") == {stream: Floor(Position(1, 0))}
+        assert await settle(store, subscription, [one, two, three]) == [2, 3]
+
+    @staticmethod
+    async def _fail(store: Store, subscription: Subscription, *outcomes: Outcome) -> None:
+        async with store.transaction() as transaction:
+            await transaction.receive(subscription, [outcome.delivery for outcome in outcomes])
+            await transaction.settle(subscription, outcomes)
+            await transaction.commit()

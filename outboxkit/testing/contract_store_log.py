@@ -1,0 +1,212 @@
+"""The log's part of a store's contract: L1 to L5, transactions, progress, rebasing."""
+
+import asyncio
+import random
+
+import anyio
+
+from outboxkit.cancellation import alongside, uninterrupted
+from outboxkit.errors import NoUnitOfWorkError
+from outboxkit.message import ORIGIN, LogEntry, Position, Stream
+from outboxkit.store import Progress, Store
+from outboxkit.testing.rows import EVERYTHING, SOURCE, deliveries, envelopes, log_of, new_rows, publish
+
+DEADLINE_SECONDS = 10.0
+
+
+class StoreLogContract:
+    """What a relay builds on."""
+
+    async def test_an_empty_log_reads_as_nothing(self, store: Store) -> None:
+        assert list(await store.read(ORIGIN, 10, EVERYTHING)) == []
+        assert await store.find(Stream("topic", 0, SOURCE), Position(1, 0)) is None
+
+    async def test_committed_rows_are_read_in_the_order_of_their_commits(self, store: Store) -> None:
+        written = [row for _ in range(5) for row in await publish(store, new_rows(3))]
+        entries = await log_of(store)
+        assert envelopes(entries) == envelopes(written)
+        assert sorted({entry.position for entry in entries}) == [entry.position for entry in entries]
+        assert {entry.stream for entry in entries} == {Stream("topic", 0, SOURCE)}
+
+    async def test_an_event_of_a_rolled_back_transaction_never_appears(self, store: Store) -> None:
+        for row in await publish(store, new_rows(2)):
+            try:
+                async with store.transaction() as transaction:
+                    await transaction.run(lambda scope: scope)  # something happened in it
+                    raise LookupError(row.id)
+            except LookupError:
+                pass
+        assert len(await log_of(store)) == 2
+
+    async def test_no_entry_appears_at_or_below_one_that_was_read(self, store: Store, peer: Store) -> None:
+        """L2: writers come and go, some roll back, some are slow; a reader only ever sees the log grow at its end."""
+        seen: list[LogEntry] = []
+        written: set[bytes] = set()
+        rng = random.Random(7)  # noqa: S311 - a test that can be repeated
+
+        async def write(writer: Store) -> None:
+            for _ in range(20):
+                rows = new_rows(rng.randrange(1, 4))
+                async with writer.transaction() as transaction:
+                    await anyio.sleep(rng.random() * 0.003)
+                    if rng.random() < 0.7:
+                        await transaction.commit(rows)
+                        written.update(envelopes(rows))
+
+        async def read() -> None:
+            while True:
+                seen.extend(await store.read(seen[-1].position if seen else ORIGIN, 7, EVERYTHING))
+                await anyio.sleep(0)
+
+        async with anyio.create_task_group() as reading:
+            reading.start_soon(read)
+            async with anyio.create_task_group() as writing:
+                for writer in (store, store, peer, peer):
+                    writing.start_soon(write, writer)
+            reading.cancel_scope.cancel()
+        assert envelopes([*seen, *await log_of(store, seen[-1].position)]) == envelopes(await log_of(store))
+        assert set(envelopes(await log_of(store))) == written
+
+    async def test_a_key_written_later_stands_later(self, store: Store, peer: Store) -> None:
+        """L4, across connections."""
+        written: list[bytes] = []
+        for number in range(20):
+            written += envelopes(await publish((store, peer)[number % 2], new_rows()))
+        assert envelopes(await log_of(store)) == written
+
+    async def test_the_same_position_names_the_same_bytes_for_ever(self, store: Store, peer: Store) -> None:
+        await publish(store, new_rows(5))
+        first = await log_of(store)
+        await publish(store, new_rows(5))
+        assert (await log_of(peer))[:5] == first
+        assert [await peer.find(entry.stream, entry.position) for entry in first] == envelopes(first)
+        assert await peer.find(Stream("other", 0, SOURCE), first[0].position) is None
+
+    async def test_reading_changes_nothing(self, store: Store) -> None:
+        """L5: the same log is there for the next reader."""
+        await publish(store, new_rows(10))
+        assert await log_of(store) == await log_of(store)
+
+    async def test_a_read_keeps_to_its_limits_and_goes_on_behind_them(self, store: Store) -> None:
+        await publish(store, new_rows(10, size=100))
+        assert len(await store.read(ORIGIN, 3, EVERYTHING)) == 3
+        assert len(await store.read(ORIGIN, 10, 350)) == 3
+        assert len(await store.read(ORIGIN, 10, 1)) == 1, "one entry is always read, however large"
+
+    async def test_a_commit_wakes_who_waits_for_the_log(self, store: Store, peer: Store) -> None:
+        await store.read(ORIGIN, 1, EVERYTHING)
+        for writer in (store, peer):
+            with anyio.fail_after(DEADLINE_SECONDS):
+                async with alongside(store.wait(DEADLINE_SECONDS * 2)) as waiting:
+                    await publish(writer, new_rows())
+                    await waiting
+            await log_of(store)
+
+    async def test_a_commit_between_reading_and_waiting_is_not_overlooked(self, store: Store, peer: Store) -> None:
+        for writer in (store, peer):
+            await log_of(store)
+            await publish(writer, new_rows())
+            with anyio.fail_after(DEADLINE_SECONDS):
+                await store.wait(DEADLINE_SECONDS * 2)
+
+    async def test_waiting_ends_when_its_time_is_over(self, store: Store) -> None:
+        await log_of(store)
+        with anyio.fail_after(DEADLINE_SECONDS):
+            await store.wait(0.01)
+
+    async def test_progress_is_kept_and_streams_not_named_keep_theirs(self, store: Store, peer: Store) -> None:
+        one, two = Stream("topic", 1, SOURCE), Stream("topic", 2, SOURCE)
+        assert await store.progress() == Progress(ORIGIN, {})
+        await store.save_progress(Progress(Position(7, 1), {one: Position(7, 1), two: Position(3, 0)}))
+        await store.save_progress(Progress(Position(9, 0), {one: Position(9, 0)}))
+        assert await peer.progress() == Progress(Position(9, 0), {one: Position(9, 0), two: Position(3, 0)})
+
+    async def test_a_rebase_moves_what_diverged_above_the_broker_and_keeps_its_order(self, store: Store) -> None:
+        fine, diverged = Stream("topic", 0, SOURCE), Stream("topic", 1, SOURCE)
+        await publish(store, new_rows(2, partition=1))
+        agreed = (await log_of(store))[-1].position
+        await publish(store, [*new_rows(2, partition=1), *new_rows(1, partition=0), *new_rows(1, partition=1)])
+        before = await log_of(store)
+        broker_last = Position(before[-1].position.major + 1000, 5)
+        assert await store.rebase({diverged: (agreed, broker_last)}) == 3
+        await publish(store, new_rows(1, partition=0))
+        after = await log_of(store)
+        assert [entry.envelope for entry in after if entry.stream == diverged] == [
+            entry.envelope for entry in before if entry.stream == diverged
+        ]
+        assert [entry.position for entry in after if entry.stream == fine][0] in [entry.position for entry in before]
+        moved = [entry.position for entry in after if entry.stream == diverged][2:]
+        assert min(moved) > broker_last
+        assert after[-1].position > broker_last, "new rows follow"
+        assert (await store.progress()).last[diverged] == broker_last
+
+    async def test_a_rebase_without_rows_to_move_lifts_what_comes(self, store: Store) -> None:
+        stream = Stream("topic", 0, SOURCE)
+        assert await store.rebase({stream: (ORIGIN, Position(500, 0))}) == 0
+        await publish(store, new_rows())
+        assert (await log_of(store))[0].position > Position(500, 0)
+
+    # transactions
+
+    async def test_a_savepoint_undoes_its_block_only(self, store: Store) -> None:
+        stream = Stream("topic", 0, "elsewhere")
+        subscription, _ = await store.subscribe("group", stream)
+        first, second, third = deliveries(stream, [1, 2, 3])
+        async with store.transaction() as transaction:
+            await transaction.receive(subscription, [first])
+            try:
+                async with transaction.savepoint():
+                    await transaction.receive(subscription, [second])
+                    raise LookupError
+            except LookupError:
+                pass
+            async with transaction.savepoint():
+                await transaction.receive(subscription, [third])
+            await transaction.commit()
+        async with store.transaction() as transaction:
+            assert await transaction.receive(subscription, [first, second, third]) == [second]
+
+    async def test_a_connection_is_useless_after_its_transaction(self, store: Store) -> None:
+        async with store.transaction() as transaction:
+            connection = transaction.connection
+            await transaction.commit()
+        try:
+            connection.execute("SELECT 1")
+        except NoUnitOfWorkError as error:
+            assert "ended" in str(error)
+        else:
+            raise AssertionError("a task that outlived its unit of work could write into another one")
+
+    async def test_a_cancelled_caller_leaves_no_transaction_open(self, store: Store, peer: Store) -> None:
+        """Cancelled by asyncio and by anyio, at whatever await it is in; the next writer never waits for it."""
+        rng = random.Random(3)  # noqa: S311 - a test that can be repeated
+        tried: list[bytes] = []
+        certain: list[bytes] = []
+
+        async def unit() -> None:
+            rows = new_rows()
+            tried.extend(envelopes(rows))
+            async with store.transaction() as transaction:
+                async with transaction.savepoint():
+                    await transaction.receive(subscription, deliveries(stream, [len(tried)]))
+                await uninterrupted(transaction.commit(rows))
+            certain.extend(envelopes(rows))
+
+        stream = Stream("topic", 0, "elsewhere")
+        subscription, _ = await store.subscribe("group", stream)
+        for _ in range(60):
+            task = asyncio.ensure_future(unit())
+            with anyio.move_on_after(rng.random() * 0.004):
+                await asyncio.wait([task])
+            task.cancel()
+            await asyncio.wait([task])
+            with anyio.move_on_after(rng.random() * 0.004):
+                await unit()
+            with anyio.fail_after(DEADLINE_SECONDS):
+                rows = envelopes(await publish(peer, new_rows()))
+            tried += rows
+            certain += rows
+        log = envelopes(await log_of(store))
+        assert len(set(log)) == len(log)
+        assert set(certain) <= set(log) <= set(tried)
+        assert len(certain) < len(tried), "some were cut off"
