@@ -53,7 +53,7 @@ def parse_url(url: str) -> Address:
     parts, shown = _split(url)
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     prefix = checked_name(f"broker URL {shown}: prefix", options.pop("prefix", "outboxkit"))
-    known = _PLAIN_OPTIONS | (_TLS_OPTIONS if parts.scheme == "rediss" else frozenset())
+    known = _PLAIN_OPTIONS | (_TLS_OPTIONS if parts.scheme == "rediss" else frozenset[str]())
     for name in options:
         if name not in known:
             # A '?' in a password that is not percent-encoded lands here, so only what looks like an option is shown.

@@ -111,7 +111,7 @@ class RedisBroker:
         while True:
             block_seconds = min(deadline - anyio.current_time(), _LONGEST_BLOCK_SECONDS)
             # BLOCK 0 would wait for ever.
-            block = ("BLOCK", max(1, int(block_seconds * 1000))) if block_seconds > 0 else ()
+            block: tuple[str | int, ...] = ("BLOCK", max(1, int(block_seconds * 1000))) if block_seconds > 0 else ()
             (reply,) = await self._send([Command(name, (*beginning, *block, *ending))], wait_seconds=max(0.0, block_seconds))
             if reply:
                 return await self._deliveries([entries.page(by_key[key], found) for key, found in reply])

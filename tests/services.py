@@ -1,0 +1,126 @@
+"""Two small services for the tests of promises: one that publishes, one that consumes, each with its own database."""
+
+import collections
+import sqlite3
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from outboxkit import App, ConsumerSettings, Observer, RelaySettings, RetryPolicy, Settings, UnitOfWork, event
+from outboxkit.message import Position, Stream
+
+QUICK = Settings(
+    partitions={"numbers": 4},
+    relay=RelaySettings(poll_seconds=0.05, probe_seconds=0.1, save_seconds=0.05),
+    consumer=ConsumerSettings(wait_seconds=0.05, idle_seconds=1.0, hole_seconds=0.1, retry_poll_seconds=0.02),
+    retry=RetryPolicy(attempts=3, first_seconds=0.01, factor=1.0),
+    grace_seconds=5.0,
+)
+
+
+@event("number.drawn", topic="numbers", key="key")
+class Drawn(msgspec.Struct, frozen=True):
+    """An event whose key is its last digit."""
+
+    number: int
+
+    @property
+    def key(self) -> int:
+        return self.number % 10
+
+
+class Recording(Observer):
+    """Keeps what it is told, and logs it too."""
+
+    def __init__(self) -> None:
+        self.losses: list[Mapping[Stream, tuple[Position, Position]]] = []
+        self.halts: dict[Stream, str] = {}
+        self.troubles: list[str] = []
+        self.count: collections.Counter[str] = collections.Counter()
+
+    def lost(self, streams: Mapping[Stream, tuple[Position, Position]]) -> None:
+        super().lost(streams)
+        self.losses.append(streams)
+
+    def halted(self, stream: Stream, reason: str) -> None:
+        super().halted(stream, reason)
+        self.halts[stream] = reason
+
+    def resumed(self, stream: Stream) -> None:
+        super().resumed(stream)
+        self.halts.pop(stream, None)
+
+    def consumed(self, group: str, topic: str, outcome: str, count: int) -> None:
+        self.count[outcome] += count
+
+    def troubled(self, doing: str, error: Exception, failures: int, seconds: float) -> None:
+        super().troubled(doing, error, failures, seconds)
+        self.troubles.append(str(error))
+
+
+class Database:
+    """A service's SQLite file, read from outside."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.url = f"sqlite:///{path}"
+
+    def ask(self, query: str, *values: object) -> list[Any]:
+        connection = sqlite3.connect(self.path, timeout=10)
+        try:
+            with connection:
+                return connection.execute(query, values).fetchall()
+        finally:
+            connection.close()
+
+    def column(self, query: str) -> list[Any]:
+        return [row[0] for row in self.ask(query)]
+
+
+class Publisher:
+    """Draws numbers: a business row and an event each."""
+
+    def __init__(self, folder: Path, broker: Any, *, settings: Settings = QUICK) -> None:
+        self.database = Database(folder / "publisher.db")
+        self.observer = Recording()
+        self.app = App("drawing", store=self.database.url, broker=broker, settings=settings, observer=self.observer)
+
+        @self.app.publishes(Drawn)
+        async def draw(uow: UnitOfWork, number: int) -> Drawn:
+            await uow.connection.execute("INSERT INTO drawn VALUES (?)", (number,))
+            return Drawn(number)
+
+        self.draw = draw
+
+    async def migrate(self) -> "Publisher":
+        await self.app.migrate()
+        self.database.ask("CREATE TABLE IF NOT EXISTS drawn (number INTEGER PRIMARY KEY)")
+        return self
+
+    def log(self) -> list[bytes]:
+        return self.database.column("SELECT envelope FROM outboxkit_outbox ORDER BY position")
+
+
+class Reader:
+    """Notes numbers; nothing but the inbox keeps it from noting one twice."""
+
+    def __init__(self, folder: Path, broker: Any, *, settings: Settings = QUICK, name: str = "reader") -> None:
+        self.database = Database(folder / "reader.db")
+        self.observer = Recording()
+        self.app = App("noting", store=self.database.url, broker=broker, settings=settings, observer=self.observer, reader=name)
+
+        @self.app.consumes(Drawn)
+        async def note(drawn: Drawn, uow: UnitOfWork) -> None:
+            await uow.connection.execute("INSERT INTO noted (number) VALUES (?)", (drawn.number,))
+
+        self.note = note
+
+    async def migrate(self) -> "Reader":
+        await self.app.migrate()
+        self.database.ask("CREATE TABLE IF NOT EXISTS noted (id INTEGER PRIMARY KEY, number INTEGER NOT NULL)")
+        return self
+
+    def noted(self) -> list[int]:
+        return self.database.column("SELECT number FROM noted ORDER BY id")

@@ -1,0 +1,72 @@
+"""A TCP proxy that loses replies, to find out what is sent again."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from urllib.parse import urlsplit
+
+
+class TCPProxy:
+    """Stands before a server.
+
+    While `losing` is not empty, a request that contains it is passed on but its reply is not: the connection is closed
+    instead, or kept open in silence when `silent`. `requests` counts them.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._target = urlsplit(url)
+        self.losing = b""
+        self.silent = False
+        self.requests = 0
+        self.url = ""
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator["TCPProxy"]:
+        """Listen on a free port."""
+        connections: set[asyncio.Task[None]] = set()
+
+        async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            task = asyncio.current_task()
+            assert task is not None
+            connections.add(task)
+            with contextlib.suppress(asyncio.CancelledError, OSError):
+                await self._serve(reader, writer)
+            writer.close()
+            connections.discard(task)
+
+        server = await asyncio.start_server(connected, "127.0.0.1", 0)
+        self.url = f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        try:
+            yield self
+        finally:
+            server.close()
+            for task in tuple(connections):
+                task.cancel()
+            await asyncio.gather(*connections, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        server_reader, server_writer = await asyncio.open_connection(self._target.hostname, self._target.port)
+        lost = asyncio.Event()
+
+        async def answers() -> None:
+            while answer := await server_reader.read(65536):
+                if lost.is_set() and self.silent:
+                    continue
+                if lost.is_set():
+                    break
+                writer.write(answer)
+                await writer.drain()
+            writer.close()
+
+        back = asyncio.create_task(answers())
+        try:
+            while request := await reader.read(65536):
+                if self.losing and self.losing in request:
+                    self.requests += 1
+                    lost.set()
+                server_writer.write(request)
+                await server_writer.drain()
+        finally:
+            server_writer.close()  # before waiting, which a cancellation may cut off
+            back.cancel()
+            await asyncio.gather(back, return_exceptions=True)

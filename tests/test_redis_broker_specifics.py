@@ -1,0 +1,423 @@
+"""What the Redis broker does about Redis's own ways: other writers, other types, deletions, lost replies, passwords."""
+
+import ssl
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import anyio
+import pytest
+import redis
+
+from outboxkit.broker import Append
+from outboxkit.errors import (
+    BrokerError,
+    BrokerUnavailableError,
+    ConfigurationError,
+    GroupMissingError,
+    StreamConflictError,
+)
+from outboxkit.message import ORIGIN, Position, Stream
+from outboxkit.testing.servers import RedisServer
+from outboxkit.testing.streams import chained, filled, majors_of, new_entries, new_stream, pending_all, read_all, until
+from outboxkit_redis import RedisBroker, client
+from tests.tcp_proxy import TCPProxy
+
+
+@pytest.fixture
+async def broker(redis_url: str) -> AsyncIterator[RedisBroker]:
+    broker = RedisBroker(redis_url)
+    await broker.open()
+    yield broker
+    await broker.aclose()
+
+
+@pytest.fixture
+def raw(redis_url: str) -> Iterator[Any]:
+    driver: Any = redis.Redis
+    with driver.from_url(redis_url, protocol=2) as raw:
+        yield raw
+
+
+@pytest.fixture
+def own_server(redis_binary: str) -> Iterator[RedisServer]:
+    """A server that a test may kill."""
+    with RedisServer(redis_binary, options=("--maxmemory-policy", "noeviction")) as server:
+        yield server
+
+
+def key(stream: Stream) -> str:
+    return f"outboxkit:{stream.topic}:{stream.partition}:{stream.source}"
+
+
+# What others wrote
+
+
+async def test_entries_of_others_are_delivered_readably_and_in_the_chain(broker: RedisBroker, raw: Any) -> None:
+    stream = new_stream()
+    await filled(broker, stream, [1])
+    raw.xadd(key(stream), {"name": b"caf\xe9", "n": 1}, id="2-5")
+    raw.xadd(key(stream), {"event": b"\x00envelope"}, id="3-0")
+    raw.xadd(key(stream), {"event": b"envelope", "prev": b"what"}, id="4-0")
+    raw.xadd(key(stream), {"event": b"envelope", "prev": b"9-0"}, id="5-0")
+    raw.xadd(key(stream), {"prev": b"5-0", "more": b"", "event": b"envelope"}, id="6-0")
+    await filled(broker, stream, [7], expected=Position(6, 0))
+    await broker.subscribe("group", stream, ORIGIN)
+    read = await read_all(broker, "group", "reader", [stream])
+    assert [delivery.envelope for delivery in read[1:-1]] == [
+        b'{"name": "caf\\\\xe9", "n": "1"}',
+        b"\x00envelope",
+        b"envelope",
+        b"envelope",
+        b"envelope",
+    ]
+    assert chained(read)
+    assert await broker.range(stream, after=ORIGIN, upto=None, limit=10) == read
+    assert await broker.pending("group", "reader", stream, after=ORIGIN, limit=10) == read
+    assert await broker.reclaim("group", "other", [stream], idle_seconds=0.0, limit=10) == read
+
+
+async def test_the_first_entry_by_another_follows_the_origin(broker: RedisBroker, raw: Any) -> None:
+    stream = new_stream()
+    raw.xadd(key(stream), {"a": "b"}, id="0-1")
+    tail = await broker.tail(stream)
+    assert tail == (stream, Position(0, 1), ORIGIN, b'{"a": "b"}')
+
+
+async def test_what_is_no_stream_is_a_conflict_that_names_the_key(broker: RedisBroker, raw: Any) -> None:
+    stream, fine = new_stream(), new_stream()
+    raw.set(key(stream), "text")
+    raw.set(f"outboxkit:{stream.topic}:streams", "text")
+    await broker.subscribe("group", fine, ORIGIN)
+    for call in (
+        lambda: broker.last([fine, stream]),
+        lambda: broker.append([Append(each, ORIGIN, new_entries(each, [1])) for each in (fine, stream)]),
+        lambda: broker.tail(stream),
+        lambda: broker.range(stream, after=ORIGIN, upto=None, limit=1),
+        lambda: broker.subscribe("group", stream, ORIGIN),
+        lambda: broker.read("group", "reader", [stream], limit=1, wait_seconds=0.0),
+        lambda: broker.pending("group", "reader", stream, after=ORIGIN, limit=1),
+        lambda: broker.ack("group", {stream: [Position(1, 0)]}),
+        lambda: broker.announce([stream]),
+        lambda: broker.streams(stream.topic),
+    ):
+        with pytest.raises(StreamConflictError, match=f"outboxkit:{stream.topic}:.*rename or delete it"):
+            await call()
+    assert raw.get(key(stream)) == b"text"
+
+
+async def test_what_others_put_among_the_announced_streams_is_left_out(broker: RedisBroker, raw: Any) -> None:
+    stream = new_stream(3)
+    await broker.announce([stream])
+    raw.sadd(f"outboxkit:{stream.topic}:streams", "what", "x:y", "4:", b"\xff")
+    assert list(await broker.streams(stream.topic)) == [stream]
+
+
+# What others removed
+
+
+async def test_pending_entries_deleted_from_the_stream_are_left_out_and_forgotten(broker: RedisBroker, raw: Any) -> None:
+    stream = new_stream()
+    await filled(broker, stream, range(1, 11))
+    await broker.subscribe("group", stream, ORIGIN)
+    await read_all(broker, "group", "reader", [stream])
+    raw.xdel(key(stream), *(f"{major}-0" for major in (1, 2, 3, 4, 5, 8)))
+    assert majors_of(await broker.pending("group", "reader", stream, after=ORIGIN, limit=2)) == [6, 7]
+    assert majors_of(await pending_all(broker, "group", "reader", stream)) == [6, 7, 9, 10]
+    assert raw.xpending(key(stream), "group")["pending"] == 4
+
+
+async def test_idle_entries_deleted_from_the_stream_are_left_out_and_forgotten(broker: RedisBroker, raw: Any) -> None:
+    stream = new_stream()
+    await filled(broker, stream, range(1, 11))
+    await broker.subscribe("group", stream, ORIGIN)
+    await read_all(broker, "group", "reader", [stream])
+    raw.xdel(key(stream), *(f"{major}-0" for major in (1, 2, 3, 4, 5, 8)))
+    taken = await broker.reclaim("group", "other", [stream], idle_seconds=0.0, limit=10)
+    assert majors_of(taken) == [6, 7, 9, 10]
+    assert raw.xpending(key(stream), "group")["pending"] == 4
+
+
+async def test_a_stream_trimmed_empty_keeps_its_last_position(broker: RedisBroker, raw: Any) -> None:
+    stream = new_stream()
+    await filled(broker, stream, [1, 2])
+    raw.xtrim(key(stream), maxlen=0)
+    assert await broker.last([stream]) == {stream: Position(2, 0)}
+    assert await broker.tail(stream) is None
+    await filled(broker, stream, [3], expected=Position(2, 0))
+    tail = await broker.tail(stream)
+    assert tail is not None
+    assert tail.prev == Position(2, 0)
+
+
+async def test_what_a_deleted_reader_or_a_moved_group_skipped_is_read_by_range(broker: RedisBroker, raw: Any) -> None:
+    stream = new_stream()
+    await filled(broker, stream, range(1, 11))
+    await broker.subscribe("group", stream, ORIGIN)
+    await broker.read("group", "reader", [stream], limit=3, wait_seconds=0.0)
+    raw.xgroup_delconsumer(key(stream), "group", "reader")
+    assert await pending_all(broker, "group", "reader", stream) == []
+    raw.xgroup_setid(key(stream), "group", "8-0")
+    (first, last) = await read_all(broker, "group", "reader", [stream])
+    assert first.prev == Position(8, 0)  # which nobody was given: the chain tells
+    hole = await broker.range(stream, after=ORIGIN, upto=first.prev, limit=100)
+    assert chained([*hole, first, last])
+
+
+async def test_a_read_whose_stream_is_deleted_meanwhile_is_told(broker: RedisBroker, raw: Any) -> None:
+    stream = new_stream()
+    await broker.subscribe("group", stream, ORIGIN)
+
+    async def read() -> None:
+        with pytest.raises(GroupMissingError):
+            await broker.read("group", "reader", [stream], limit=1, wait_seconds=1.0)
+            await broker.read("group", "reader", [stream], limit=1, wait_seconds=0.0)  # 6.2 tells the next one only
+
+    async with anyio.create_task_group() as readers:
+        readers.start_soon(read)
+        await until(lambda: _blocked(raw), lambda count: count == 1)
+        raw.delete(key(stream))
+
+
+# What gets lost on the way
+
+
+async def test_an_append_whose_reply_was_lost_is_not_sent_again(redis_url: str, broker: RedisBroker) -> None:
+    stream = new_stream()
+    async with TCPProxy(redis_url).running() as proxy:
+        through = RedisBroker(proxy.url)
+        await through.open()
+        proxy.losing = b"EVAL"
+        for _ in range(2):  # on a new connection, then on one from the pool
+            with pytest.raises(BrokerUnavailableError):
+                await through.append([Append(stream, ORIGIN, new_entries(stream, [1, 2]))])
+            assert await through.streams(stream.topic) == []
+        assert proxy.requests == 2
+        proxy.losing = b""
+        assert await through.append([Append(stream, ORIGIN, new_entries(stream, [1, 2]))]) == [Position(2, 0)]
+        await through.aclose()
+    assert majors_of(await broker.range(stream, after=ORIGIN, upto=None, limit=10)) == [1, 2]
+
+
+async def test_a_read_whose_reply_was_lost_is_not_sent_again_and_pending_has_it(redis_url: str, broker: RedisBroker) -> None:
+    stream = new_stream()
+    await filled(broker, stream, range(1, 6))
+    await broker.subscribe("group", stream, ORIGIN)
+    async with TCPProxy(redis_url).running() as proxy:
+        through = RedisBroker(proxy.url)
+        await through.open()
+        proxy.losing = b"XREADGROUP"
+        with pytest.raises(BrokerUnavailableError):
+            await through.read("group", "reader", [stream], limit=2, wait_seconds=1.0)
+        assert proxy.requests == 1
+        await through.aclose()
+    assert majors_of(await pending_all(broker, "group", "reader", stream)) == [1, 2]
+    assert majors_of(await read_all(broker, "group", "reader", [stream])) == [3, 4, 5]
+
+
+async def test_silence_ends_at_a_deadline(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "REPLY_SECONDS", 0.2)
+    async with TCPProxy(redis_url).running() as proxy:
+        through = RedisBroker(proxy.url)
+        await through.open()
+        proxy.losing, proxy.silent = b"SMEMBERS", True
+        with pytest.raises(BrokerUnavailableError, match=r"did not answer within 0\.2 s"):
+            await through.streams("topic")
+        proxy.losing = b""
+        assert await through.last([new_stream()])  # and not the late answer
+        await through.aclose()
+
+
+async def test_a_cancelled_read_leaves_nothing_behind_for_the_next_command(broker: RedisBroker, raw: Any) -> None:
+    stream, other = new_stream(), new_stream(5)
+    await broker.announce([other])
+    await broker.subscribe("group", stream, ORIGIN)
+    for _ in range(10):
+        with anyio.move_on_after(10.0) as cut_off:
+            async with anyio.create_task_group() as readers:
+                readers.start_soon(_read_for_ever, broker, stream)
+                await until(lambda: _blocked(raw), lambda count: count == 1)
+                readers.cancel_scope.cancel()
+        assert not cut_off.cancelled_caught
+        assert list(await broker.streams(other.topic)) == [other]
+        await until(lambda: _blocked(raw), lambda count: count == 0)
+
+
+async def test_closing_leaves_no_connection_on_the_server(redis_url: str, raw: Any) -> None:
+    before = len(raw.client_list())
+    broker = RedisBroker(redis_url)
+    await broker.open()
+    stream = new_stream()
+    await broker.subscribe("group", stream, ORIGIN)
+    async with anyio.create_task_group() as readers:
+        for _ in range(3):
+            readers.start_soon(_read_until_closed, broker, stream)
+        await until(lambda: _blocked(raw), lambda count: count == 3)
+        started = anyio.current_time()
+        await broker.aclose()
+        assert anyio.current_time() - started < 1.0
+    await until(lambda: _count_clients(raw), lambda count: count == before)
+    with pytest.raises(BrokerError, match="open"):
+        await broker.streams("topic")
+
+
+async def test_a_killed_server_is_unavailable_and_used_again_when_it_is_back(own_server: RedisServer) -> None:
+    broker = RedisBroker(own_server.url)
+    await broker.open()
+    stream = new_stream()
+    await filled(broker, stream, [1, 2])
+    own_server.kill()
+    started = anyio.current_time()
+    for _ in range(2):
+        with pytest.raises(BrokerUnavailableError, match="check that it runs"):
+            await broker.last([stream])
+    assert anyio.current_time() - started < 2.0
+    own_server.start()
+    assert await broker.last([stream]) == {stream: ORIGIN}
+    await broker.aclose()
+
+
+async def test_a_full_server_is_unavailable_and_keeps_a_beginning_of_the_log(own_server: RedisServer) -> None:
+    driver: Any = redis.Redis
+    with driver.from_url(own_server.url) as raw:
+        raw.config_set("maxmemory", raw.info("memory")["used_memory"] + 8 * 1024 * 1024)
+    broker = RedisBroker(own_server.url)
+    await broker.open()
+    stream = new_stream()
+    last = ORIGIN
+    with pytest.raises(BrokerUnavailableError, match="maxmemory"):
+        for start in range(1, 10**6, 5000):
+            (last,) = await broker.append([Append(stream, last, new_entries(stream, range(start, start + 5000)))])
+    there = (await broker.last([stream]))[stream]
+    assert there >= last
+    found = await broker.range(stream, after=ORIGIN, upto=None, limit=10**6)
+    assert chained(found)
+    assert majors_of(found) == list(range(1, there.major + 1))
+    await broker.aclose()
+
+
+async def test_a_replica_is_unavailable_for_writing(own_server: RedisServer) -> None:
+    driver: Any = redis.Redis
+    with driver.from_url(own_server.url) as raw:
+        raw.replicaof("127.0.0.1", 1)
+    broker = RedisBroker(own_server.url)
+    await broker.open()
+    with pytest.raises(BrokerUnavailableError, match="names a replica"):
+        await broker.announce([new_stream()])
+    await broker.aclose()
+
+
+async def test_thousands_of_entries_in_one_append(broker: RedisBroker) -> None:
+    stream = new_stream()
+    await filled(broker, stream, range(1, 12_001))
+    found = await broker.range(stream, after=ORIGIN, upto=None, limit=20_000)
+    assert majors_of(found) == list(range(1, 12_001))
+    assert chained(found)
+
+
+# Addresses
+
+
+async def test_prefixes_keep_brokers_apart(redis_url: str, broker: RedisBroker, raw: Any) -> None:
+    other = RedisBroker(f"{redis_url}?prefix=other.app")
+    await other.open()
+    stream = new_stream()
+    await filled(other, stream, [1])
+    await other.announce([stream])
+    assert await broker.last([stream]) == {stream: ORIGIN}
+    assert list(await broker.streams(stream.topic)) == []
+    assert {name.decode().split(":")[0] for name in raw.keys()} == {"other.app"}  # noqa: SIM118  it is no dict
+    await other.aclose()
+
+
+async def test_a_wrong_password_is_reported_without_it(redis_url: str, raw: Any) -> None:
+    raw.acl_setuser("outboxkit-guest", enabled=True, passwords=["+pa55word"], keys=["*"], commands=["+@all"])
+    address = redis_url.partition("//")[2]
+    try:
+        right = RedisBroker(f"redis://outboxkit-guest:pa55word@{address}")
+        await right.open()
+        assert list(await right.streams("topic")) == []
+        await right.aclose()
+        wrong = RedisBroker(f"redis://outboxkit-guest:wr0ng@{address}")
+        await wrong.open()
+        with pytest.raises(BrokerUnavailableError, match="check the user and the password") as caught:
+            await wrong.streams("topic")
+        assert "wr0ng" not in f"{caught.value} {caught.value.__cause__!r} {vars(wrong)}"
+        await wrong.aclose()
+    finally:
+        raw.acl_deluser("outboxkit-guest")
+
+
+async def test_missing_permissions_are_reported(redis_url: str, raw: Any) -> None:
+    raw.acl_setuser("outboxkit-guest", enabled=True, passwords=["+pa55word"], keys=["mine:*"], commands=["+@all"])
+    broker = RedisBroker(f"redis://outboxkit-guest:pa55word@{redis_url.partition('//')[2]}")
+    await broker.open()
+    try:
+        with pytest.raises(BrokerUnavailableError, match="grant the user"):
+            await broker.streams("topic")
+    finally:
+        await broker.aclose()
+        raw.acl_deluser("outboxkit-guest")
+
+
+async def test_an_absent_server_is_reported_at_once_without_the_password() -> None:
+    broker = RedisBroker("redis://user:pa55word@127.0.0.1:1/3")
+    await broker.open()
+    started = anyio.current_time()
+    with pytest.raises(BrokerUnavailableError, match=r"redis://127\.0\.0\.1:1/3 .*check that it runs") as caught:
+        await broker.append([Append(new_stream(), ORIGIN, ())])
+    assert anyio.current_time() - started < 2.0
+    assert "pa55word" not in str(caught.value)
+    await broker.aclose()
+
+
+@pytest.mark.parametrize(
+    ("url", "named"),
+    [
+        ("redis://:pa55word@host?prefix=a b", "prefix 'a b'"),
+        ("redis://:pa55word@host?prefix=", "prefix ''"),
+        ("redis://:pa55word@host?retry_on_timeout=true", "unknown option 'retry_on_timeout'"),
+        ("redis://:pa55word@host?ssl_ca_certs=/ca.pem", "unknown option 'ssl_ca_certs'"),
+        ("redis://:pa55word@host?db=one", "'db'"),
+        ("rediss://:pa55word@host?ssl_cert_reqs=maybe", "maybe"),
+        ("redis://:pa55word@host:port", "percent-encoded"),
+        ("redis://:pa55#word@host", "cannot be read"),
+        ("redis://:1#pa55word@host", "percent-encode"),
+        ("redis://:1/pa55word@host", "percent-encode"),
+        ("redis://:1?pa55word@host", "encoded as %3F"),
+        ("redis://:pa55word@host/name", "database number"),
+        ("http://:pa55word@host", "redis://"),
+    ],
+)
+def test_a_url_that_cannot_be_used_is_refused_without_its_password(url: str, named: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        RedisBroker(url)
+    assert named in str(caught.value)
+    assert "pa55" not in str(caught.value)
+
+
+def test_rediss_means_tls_with_its_options() -> None:
+    certificates = ssl.get_default_verify_paths().openssl_cafile
+    broker = RedisBroker(f"rediss://user:pa%2F55@host:7000/2?ssl_ca_certs={certificates}&prefix=mine")
+    driver: Any = vars(broker._open_client)["_redis"]
+    connection = driver.connection_pool.make_connection()
+    assert type(connection).__name__ == "SSLConnection"
+    assert (connection.host, connection.port, connection.db, connection.password) == ("host", 7000, 2, "pa/55")
+    assert connection.ca_certs == certificates
+
+
+async def _read_for_ever(broker: RedisBroker, stream: Stream) -> None:
+    while True:
+        await broker.read("group", "reader", [stream], limit=1, wait_seconds=30.0)
+
+
+async def _read_until_closed(broker: RedisBroker, stream: Stream) -> None:
+    with pytest.raises(BrokerUnavailableError, match="was closed"):
+        await _read_for_ever(broker, stream)
+
+
+async def _blocked(raw: Any) -> int:
+    return int(raw.info("clients")["blocked_clients"])
+
+
+async def _count_clients(raw: Any) -> int:
+    return len(raw.client_list())
