@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from urllib.parse import urlsplit
 
 
@@ -21,7 +21,7 @@ class TCPProxy:
         self.url = ""
 
     @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator["TCPProxy"]:
+    async def running(self) -> AsyncGenerator["TCPProxy", None]:
         """Listen on a free port."""
         connections: set[asyncio.Task[None]] = set()
 

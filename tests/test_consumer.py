@@ -1,0 +1,528 @@
+"""What a consumer does with good, bad and foreign messages, on a real SQLite store."""
+
+import asyncio
+import collections
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import msgspec
+import pytest
+
+from outboxkit import App, ConsumerSettings, Message, RetryPolicy, Settings, UnitOfWork, event
+from outboxkit.broker import Append
+from outboxkit.errors import BrokerUnavailableError, StreamConflictError
+from outboxkit.message import ORIGIN, LogEntry, Position, Stream
+from outboxkit.testing import MemoryBroker
+from tests.services import QUICK, Database, Drawn, Publisher, Reader, Recording
+from tests.waiting import until
+
+
+@event("number.noted", topic="notes", key="key")
+class Noted(msgspec.Struct, frozen=True):
+    number: int
+    key: str = "k"
+
+
+class Service:
+    """Publishes and consumes numbers in one app; a test decorates its handlers."""
+
+    def __init__(self, folder: Path, broker: Any = None, settings: Settings = QUICK) -> None:
+        self.broker = broker or MemoryBroker()
+        self.database = Database(folder / "service.db")
+        self.observer = Recording()
+        self.app = App("service", store=self.database.url, broker=self.broker, settings=settings, observer=self.observer)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator["Service"]:
+        await self.app.migrate()
+        self.database.ask("CREATE TABLE IF NOT EXISTS noted (id INTEGER PRIMARY KEY, number INTEGER NOT NULL UNIQUE)")
+        async with self.app:
+            yield self
+
+    async def draw(self, *numbers: int) -> None:
+        async with self.app.unit_of_work() as uow:
+            for number in numbers:
+                uow.publish(Drawn(number))
+
+    def noted(self) -> list[int]:
+        return self.database.column("SELECT number FROM noted ORDER BY id")
+
+    def inbox(self) -> list[Any]:
+        return self.database.ask("SELECT state, attempt, error FROM outboxkit_inbox")
+
+    async def quiet(self) -> None:
+        """Wait until everything in the broker is settled."""
+
+        async def floors_at_the_end() -> bool:
+            streams = [stream for topic in ("numbers", "notes") for stream in await self.broker.streams(topic)]
+            last = await self.broker.last(streams)
+            floors = {Stream(*row[:3]): Position(*row[3:]) for row in self.database.ask(_FLOORS)}
+            relayed = self.database.ask("SELECT max(position) FROM outboxkit_outbox")[0][0]
+            return max((at.major for at in last.values()), default=0) == relayed and floors == last
+
+        await until(floors_at_the_end)
+
+
+_FLOORS = "SELECT topic, partition, source, major, minor FROM outboxkit_floor"
+
+
+async def test_a_plain_def_handler_runs_on_the_databases_thread(tmp_path: Path) -> None:
+    service = Service(tmp_path)
+
+    @service.app.consumes(Drawn)
+    def note(drawn: Drawn, uow: UnitOfWork) -> None:
+        with pytest.raises(RuntimeError):
+            asyncio.get_running_loop()
+        uow.connection.execute("INSERT INTO noted (number) VALUES (?)", (drawn.number,))
+
+    async with service.running():
+        await service.draw(*range(30))
+        await until(lambda: sorted(service.noted()) == list(range(30)))
+    assert service.inbox() == []
+
+
+@pytest.mark.parametrize("kind", ["async", "plain"])
+async def test_a_list_handler_gets_many_and_a_bad_one_fails_alone(tmp_path: Path, kind: str) -> None:
+    service = Service(tmp_path)
+    sizes: list[int] = []
+
+    def check(drawn: list[Drawn], messages: list[Message]) -> list[tuple[int]]:
+        assert [message.key for message in messages] == [str(one.key) for one in drawn]
+        sizes.append(len(drawn))
+        if any(one.number == 7 for one in drawn):
+            raise ValueError("seven")
+        return [(one.number,) for one in drawn]
+
+    if kind == "async":
+
+        @service.app.consumes(Drawn)
+        async def note(drawn: list[Drawn], uow: UnitOfWork, messages: list[Message]) -> None:
+            await uow.connection.executemany("INSERT INTO noted (number) VALUES (?)", check(drawn, messages))
+    else:
+
+        @service.app.consumes(Drawn)
+        def note_plain(drawn: list[Drawn], uow: UnitOfWork, messages: list[Message]) -> None:
+            uow.connection.executemany("INSERT INTO noted (number) VALUES (?)", check(drawn, messages))
+
+    async with service.running():
+        await service.draw(*range(100))
+        await until(lambda: len(service.noted()) == 99)
+        await until(lambda: [row[0] for row in service.inbox()] == ["dead"])
+    assert max(sizes) > 1
+    assert sorted(service.noted()) == [number for number in range(100) if number != 7]
+
+
+async def test_a_failing_message_undoes_only_itself_is_retried_and_then_dead_with_its_error(tmp_path: Path) -> None:
+    service = Service(tmp_path)
+    attempts: collections.Counter[int] = collections.Counter()
+
+    @service.app.consumes(Drawn)
+    async def note(drawn: Drawn, uow: UnitOfWork, message: Message) -> None:
+        attempts[drawn.number] += 1
+        assert message.attempt == attempts[drawn.number]
+        await uow.connection.execute("INSERT INTO noted (number) VALUES (?)", (drawn.number,))
+        if drawn.number % 10 == 3:
+            raise ValueError(f"no {drawn.number} \ud800\0")
+
+    async with service.running():
+        await service.draw(*range(20))
+        await until(lambda: [row[0] for row in service.inbox()] == ["dead", "dead"])
+        await service.quiet()
+    assert sorted(service.noted()) == [number for number in range(20) if number % 10 != 3]
+    assert attempts[3] == attempts[13] == QUICK.retry.attempts
+    assert all(attempt == QUICK.retry.attempts and "ValueError: no" in error for _, attempt, error in service.inbox())
+    assert service.observer.count["retry"] == 2 * (QUICK.retry.attempts - 1)
+
+
+async def test_a_message_that_fails_for_a_while_has_its_effect_once(tmp_path: Path) -> None:
+    service = Service(tmp_path)
+    attempts = 0
+
+    @service.app.consumes(Drawn)
+    @service.app.publishes(Noted)
+    async def note(drawn: Drawn, uow: UnitOfWork) -> Noted:
+        nonlocal attempts
+        attempts += 1
+        await uow.connection.execute("INSERT INTO noted (number) VALUES (?)", (drawn.number,))
+        uow.publish(Noted(drawn.number))
+        if attempts < 3:
+            raise ValueError
+        return Noted(-drawn.number)
+
+    async with service.running():
+        await service.draw(5)
+        await until(lambda: service.noted() == [5])
+        await until(lambda: service.inbox() == [])
+    types = service.database.column("SELECT type FROM outboxkit_outbox ORDER BY position")
+    assert types == ["number.drawn", "number.noted", "number.noted"], "events of failed attempts are gone with them"
+
+
+async def test_a_final_exception_is_dead_at_once(tmp_path: Path) -> None:
+    service = Service(tmp_path)
+    attempts = 0
+
+    @service.app.consumes(Drawn, retry=RetryPolicy(attempts=50, final=(LookupError,)))
+    def note(drawn: Drawn) -> None:
+        nonlocal attempts
+        attempts += 1
+        raise KeyError(drawn.number)
+
+    async with service.running():
+        await service.draw(1)
+        await until(lambda: [row[:2] for row in service.inbox()] == [("dead", 1)])
+    assert attempts == 1
+
+
+async def test_waiting_retries_survive_a_restart(tmp_path: Path) -> None:
+    broker = MemoryBroker()
+    failing = Service(tmp_path, broker, msgspec.structs.replace(QUICK, retry=RetryPolicy(first_seconds=0.3, factor=1.0)))
+
+    @failing.app.consumes(Drawn)
+    def fail(drawn: Drawn) -> None:
+        raise ValueError
+
+    async with failing.running():
+        await failing.draw(1)
+        await until(lambda: [row[:2] for row in failing.inbox()] == [("retry", 1)])
+        await failing.quiet()
+    broker.wipe()  # nothing that waits depends on the broker
+
+    mended = Service(tmp_path, broker)
+
+    @mended.app.consumes(Drawn)
+    def note(drawn: Drawn, uow: UnitOfWork) -> None:
+        uow.connection.execute("INSERT INTO noted (number) VALUES (?)", (drawn.number,))
+
+    async with mended.running():
+        await until(lambda: mended.noted() == [1])
+        await until(lambda: mended.inbox() == [])
+
+
+async def test_an_event_nobody_here_handles_is_skipped_and_counted(tmp_path: Path) -> None:
+    @event("number.lost", topic="numbers")
+    class Lost(msgspec.Struct):
+        number: int
+
+    service = Service(tmp_path)
+
+    @service.app.consumes(Drawn)
+    def note(drawn: Drawn) -> None: ...
+
+    async with service.running():
+        async with service.app.unit_of_work() as uow:
+            uow.publish(Lost(1))
+        await service.quiet()
+    assert service.observer.count["skipped"] == 1
+    assert service.inbox() == []
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [b"{}", b"\xff\xfe", b"[" * 20_000, b'{"specversion":"9.9","id":"1","source":"s","type":"number.drawn","data":{}}',
+     b'{"specversion":"1.0","id":"1","source":"s","type":"number.drawn","data":{"number":"seven"}}', b"\0" * 100],
+)  # fmt: skip
+async def test_what_cannot_be_decoded_is_dead_with_its_bytes_and_its_neighbours_go_on(tmp_path: Path, raw: bytes) -> None:
+    service = Service(tmp_path)
+
+    @service.app.consumes(Drawn)
+    def note(drawn: Drawn, uow: UnitOfWork) -> None:
+        uow.connection.execute("INSERT INTO noted (number) VALUES (?)", (drawn.number,))
+
+    stream = Stream("numbers", 0, "elsewhere")
+    good = b'{"specversion":"1.0","id":"2","source":"s","type":"number.drawn","data":{"number":7}}'
+    async with service.running():
+        await service.broker.announce([stream])
+        entries = [LogEntry(stream, Position(number, 0), body) for number, body in ((1, raw), (2, good))]
+        await service.broker.append([Append(stream, ORIGIN, entries)])
+        await until(lambda: service.noted() == [7])
+    assert service.database.ask("SELECT state, envelope FROM outboxkit_inbox") == [("dead", raw)]
+
+
+async def test_messages_of_one_key_come_in_order(tmp_path: Path) -> None:
+    service = Service(tmp_path)
+
+    @service.app.consumes(Drawn)
+    async def note(drawn: Drawn, uow: UnitOfWork) -> None:
+        await uow.connection.execute("INSERT INTO noted (number) VALUES (?)", (drawn.number,))
+
+    async with service.running():
+        for start in range(0, 200, 20):
+            await service.draw(*range(start, start + 20))
+        noted = await until(service.noted, lambda noted: len(noted) == 200)
+    for key in range(10):
+        assert [number for number in noted if number % 10 == key] == list(range(key, 200, 10))
+
+
+async def test_groups_react_independently(tmp_path: Path) -> None:
+    service = Service(tmp_path)
+    seen: dict[str, list[int]] = {"one": [], "two": []}
+    for name, numbers in seen.items():
+
+        @service.app.consumes(Drawn, group=name)
+        async def note(drawn: Drawn, numbers: list[int] = numbers) -> None:
+            numbers.append(drawn.number)
+
+    async with service.running():
+        await service.draw(1, 2, 3)
+        await until(lambda: [sorted(numbers) for numbers in seen.values()] == [[1, 2, 3], [1, 2, 3]])
+
+
+async def test_a_new_group_starts_with_what_the_broker_still_has(tmp_path: Path) -> None:
+    broker = MemoryBroker()
+    publisher, reader = await Publisher(tmp_path, broker).migrate(), await Reader(tmp_path, broker).migrate()
+    async with publisher.app:
+        for number in range(10):
+            await publisher.draw(number)
+    async with publisher.app, reader.app:
+        await until(lambda: sorted(reader.noted()) == list(range(10)))
+
+
+async def test_a_trace_goes_on_from_an_event_to_those_it_causes(tmp_path: Path) -> None:
+    service = Service(tmp_path)
+    traces: list[str] = []
+
+    @service.app.consumes(Drawn)
+    @service.app.publishes(Noted)
+    async def cause(drawn: Drawn, message: Message) -> Noted:
+        traces.append(message.headers["traceparent"])
+        return Noted(drawn.number)
+
+    @service.app.consumes(Noted)
+    async def effect(noted: Noted, message: Message) -> None:
+        traces.append(message.headers["traceparent"])
+
+    async with service.running():
+        await service.draw(1)
+        await until(lambda: len(traces) == 2)
+    (_, first_trace, first_span, _), (_, second_trace, second_span, _) = (trace.split("-") for trace in traces)
+    assert first_trace == second_trace
+    assert first_span != second_span
+
+
+async def test_a_handler_that_raises_cancelled_error_by_itself_is_a_failed_message(tmp_path: Path) -> None:
+    service = Service(tmp_path)
+
+    @service.app.consumes(Drawn)
+    async def note(drawn: Drawn, uow: UnitOfWork) -> None:
+        if drawn.number == 1:
+            raise asyncio.CancelledError
+        await uow.connection.execute("INSERT INTO noted (number) VALUES (?)", (drawn.number,))
+
+    async with service.running():
+        await service.draw(1, 2)
+        await until(lambda: service.noted() == [2])
+        await until(lambda: [row[0] for row in service.inbox()] == ["dead"])
+    assert "CancelledError" in service.inbox()[0][2]
+
+
+@pytest.mark.parametrize("statement", ["COMMIT", "ROLLBACK", "INSERT OR ROLLBACK INTO noted (id, number) VALUES (1, 1), (1, 1)"])
+async def test_a_handler_that_ends_the_transaction_fails_alone(tmp_path: Path, statement: str) -> None:
+    service = Service(tmp_path)
+
+    @service.app.consumes(Drawn)
+    async def note(drawn: Drawn, uow: UnitOfWork) -> None:
+        await uow.connection.execute("INSERT INTO noted (number) VALUES (?)", (drawn.number,))
+        if drawn.number == 50:
+            await uow.connection.execute(statement)
+
+    async with service.running():
+        await service.draw(*range(0, 100, 10))
+        await until(lambda: len(service.noted()) == 9)
+        await until(lambda: [row[0] for row in service.inbox()] == ["dead"])
+    assert sorted(service.noted()) == [number for number in range(0, 100, 10) if number != 50]
+
+
+async def test_slow_handlers_share_no_transaction_and_fast_ones_do(tmp_path: Path) -> None:
+    commits: list[int] = []
+
+    class Counted(Recording):
+        def consumed(self, group: str, topic: str, outcome: str, count: int) -> None:
+            commits.append(count)
+
+    settings = msgspec.structs.replace(
+        QUICK, partitions={"numbers": 1}, consumer=msgspec.structs.replace(QUICK.consumer, transaction_seconds=0.001)
+    )
+    service = Service(tmp_path, settings=settings)
+    service.app.observer = Counted()
+
+    @service.app.consumes(Drawn)
+    async def slow(drawn: Drawn) -> None:
+        await anyio.sleep(0.005)
+
+    async with service.running():
+        await service.draw(*range(20))
+        await service.quiet()
+    assert set(commits) == {1}
+
+
+async def test_a_reader_that_died_is_taken_over_from_even_when_nothing_new_comes(tmp_path: Path) -> None:
+    broker = MemoryBroker()
+    publisher, reader = await Publisher(tmp_path, broker).migrate(), await Reader(tmp_path, broker, name="second").migrate()
+    async with publisher.app:
+        await publisher.draw(1)
+        streams = await until(lambda: broker.streams("numbers"))
+        (stream,) = streams
+        await broker.subscribe("noting", stream, ORIGIN)
+        await until(lambda: broker.read("noting", "first", [stream], limit=1, wait_seconds=0.0))  # and never heard of again
+        async with reader.app:
+            await until(lambda: reader.noted() == [1])
+
+
+async def test_work_in_hand_is_kept_from_being_taken_over(tmp_path: Path) -> None:
+    """Also what is only prefetched: its idle clock starts when it is read."""
+    settings = msgspec.structs.replace(
+        QUICK, partitions={"numbers": 1}, consumer=msgspec.structs.replace(QUICK.consumer, idle_seconds=0.3, hole_seconds=30.0)
+    )
+    broker = MemoryBroker()
+    publisher = await Publisher(tmp_path, broker, settings=settings).migrate()
+    slow = Service(tmp_path, broker, settings)
+    release = asyncio.Event()
+
+    @slow.app.consumes(Drawn)
+    async def note(drawn: Drawn) -> None:
+        await release.wait()
+
+    async with publisher.app, slow.running():
+        await publisher.draw(1)
+        await publisher.draw(2)
+        (stream,) = await until(lambda: broker.streams("numbers"))
+        await until(lambda: slow.database.ask(_FLOORS))
+
+        async def held() -> int:
+            return len(await broker.pending("service", slow.app.reader, stream, after=ORIGIN, limit=10))
+
+        await broker.subscribe("service", stream, ORIGIN)
+        await until(held, lambda count: count == 2)
+        with anyio.move_on_after(1.0):
+            while not await broker.reclaim("service", "other", [stream], idle_seconds=0.3, limit=10):
+                await anyio.sleep(0.01)
+            raise AssertionError("somebody else got what is being handled here")
+        release.set()
+        await until(held, lambda count: count == 0)
+
+
+async def test_an_ack_that_does_not_arrive_is_made_up_for(tmp_path: Path) -> None:
+    class Deaf(MemoryBroker):
+        acks = 0
+
+        async def ack(self, group: str, positions: Any) -> None:
+            self.acks += 1
+            if self.acks == 1:
+                raise BrokerUnavailableError("away")
+            await super().ack(group, positions)
+
+    broker = Deaf()
+    publisher, reader = await Publisher(tmp_path, broker).migrate(), await Reader(tmp_path, broker).migrate()
+    async with publisher.app, reader.app:
+        await publisher.draw(1)
+        await until(lambda: reader.noted() == [1])
+        (stream,) = await broker.streams("numbers")
+        await until(lambda: broker.pending("noting", reader.app.reader, stream, after=ORIGIN, limit=10), lambda held: not held)
+    assert reader.noted() == [1]
+    assert reader.observer.count["duplicate"] == 1
+
+
+async def test_entries_gone_from_the_broker_are_reported_by_name_and_the_floor_waits(tmp_path: Path) -> None:
+    gone: list[tuple[Stream, Position, Position]] = []
+
+    class Watching(Recording):
+        def hole_gone(self, group: str, stream: Stream, after: Position, upto: Position) -> None:
+            gone.append((stream, after, upto))
+
+    class Trimmed(MemoryBroker):
+        """As if somebody had trimmed the first entry away, right after it was appended."""
+
+        async def read(self, *args: Any, **kwargs: Any) -> Any:
+            return [entry for entry in await super().read(*args, **kwargs) if entry.position != Position(1, 0)]
+
+        async def range(self, *args: Any, **kwargs: Any) -> Any:
+            return [entry for entry in await super().range(*args, **kwargs) if entry.position != Position(1, 0)]
+
+        async def pending(self, *args: Any, **kwargs: Any) -> Any:
+            return [entry for entry in await super().pending(*args, **kwargs) if entry.position != Position(1, 0)]
+
+        async def reclaim(self, *args: Any, **kwargs: Any) -> Any:
+            return []
+
+    settings = msgspec.structs.replace(QUICK, partitions={"numbers": 1})
+    service = Service(tmp_path, Trimmed(), settings)
+    service.app.observer = Watching()
+
+    @service.app.consumes(Drawn)
+    def note(drawn: Drawn, uow: UnitOfWork) -> None:
+        uow.connection.execute("INSERT INTO noted (number) VALUES (?)", (drawn.number,))
+
+    async with service.running():
+        # The group has to exist before the entries do, or it would start behind the trimmed one.
+        stream = Stream("numbers", 0, "service")
+        await service.broker.announce([stream])
+        await until(lambda: service.database.ask(_FLOORS))
+        await service.draw(1, 2, 3)
+        await until(lambda: gone)
+        await until(lambda: len(service.noted()) == 2)
+    assert gone == [(stream, ORIGIN, Position(1, 0))]
+    assert service.database.ask(_FLOORS) == [("numbers", 0, "service", 0, 0)]
+
+
+async def test_a_stream_of_another_kind_is_left_out_and_the_others_are_read(tmp_path: Path) -> None:
+    bad = Stream("numbers", 99, "somebody")
+
+    class Conflicting(MemoryBroker):
+        async def subscribe(self, group: str, stream: Stream, after: Position) -> None:
+            if stream == bad:
+                raise StreamConflictError("a string stands there")
+            await super().subscribe(group, stream, after)
+
+    broker = Conflicting()
+    publisher, reader = await Publisher(tmp_path, broker).migrate(), await Reader(tmp_path, broker).migrate()
+    await broker.open()
+    await broker.announce([bad])
+    async with publisher.app, reader.app:
+        await publisher.draw(1)
+        await until(lambda: reader.noted() == [1])
+        assert reader.observer.halts == {bad: "a string stands there"}
+
+
+async def test_a_stop_lets_the_handler_in_hand_finish(tmp_path: Path) -> None:
+    service = Service(tmp_path)
+    started = asyncio.Event()
+
+    @service.app.consumes(Drawn)
+    async def note(drawn: Drawn, uow: UnitOfWork) -> None:
+        started.set()
+        await anyio.sleep(0.1)
+        await uow.connection.execute("INSERT INTO noted (number) VALUES (?)", (drawn.number,))
+
+    async with service.running():
+        await service.draw(1)
+        await started.wait()
+    assert service.noted() == [1]
+
+
+async def test_a_stop_undoes_what_takes_longer_than_the_grace_time(tmp_path: Path) -> None:
+    broker = MemoryBroker()
+    service = Service(tmp_path, broker, msgspec.structs.replace(QUICK, grace_seconds=0.05))
+    started = asyncio.Event()
+
+    @service.app.consumes(Drawn)
+    async def note(drawn: Drawn, uow: UnitOfWork) -> None:
+        await uow.connection.execute("INSERT INTO noted (number) VALUES (?)", (drawn.number,))
+        if not started.is_set():
+            started.set()
+            await anyio.sleep(3600)
+
+    with anyio.fail_after(10):
+        async with service.running():
+            await service.draw(1)
+            await started.wait()
+    assert service.noted() == []
+    async with service.running():
+        await until(lambda: service.noted() == [1])
+
+
+def test_settings_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(Exception, match=r"consumer\.idle_seconds"):
+        Settings(consumer=ConsumerSettings(idle_seconds=0))
