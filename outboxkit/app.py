@@ -5,7 +5,7 @@ import socket
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import anyio
 
@@ -95,7 +95,7 @@ class App(Router):
 
     async def __aenter__(self) -> Self:
         if self._running is not None:
-            raise ConfigurationError(f"app {self.name!r} is open already: open it once, and share it")
+            self._refuse_twice()
         self._running = self.running()
         try:
             await self._running.__aenter__()
@@ -120,7 +120,10 @@ class App(Router):
 
         Raises:
             SchemaError, NotADatabaseError, StoreUnavailableError: on entering. A broker that is away is waited for.
+            ConfigurationError: the app is open already.
         """
+        if self._is_open:
+            self._refuse_twice()
         await self.store.open(self.name)
         try:
             await self.broker.open()
@@ -135,6 +138,9 @@ class App(Router):
         finally:
             with anyio.CancelScope(shield=True):
                 await self.store.aclose()
+
+    def _refuse_twice(self) -> NoReturn:
+        raise ConfigurationError(f"app {self.name!r} is open already: open it once, and share it")
 
     @asynccontextmanager
     async def _loops(self, *, relay: bool, consume: bool) -> AsyncGenerator[None, None]:

@@ -113,7 +113,7 @@ class Encoder:
             data = spec.to_builtins(event)
         except (ValueError, TypeError, OverflowError, RecursionError) as error:
             raise PayloadError(f"{where} cannot be encoded: {error or 'nested too deeply'}; nothing was published") from error
-        key = key if key is not None else _key(spec, event, where)
+        key = _checked_key(key if key is not None else spec.key_of and spec.key_of(event), where)
         _check_plain(data, self._limits.max_depth, where)
         for value in (key, *(headers or {}).values()):
             _check_plain(value, 1, f"{where}: key or header")
@@ -145,7 +145,8 @@ class Encoder:
         if key is not None:
             attributes["subject"] = key
         for name, value in (headers or {}).items():
-            if not _HEADER_NAME.fullmatch(name) or name in CORE_ATTRIBUTES or not isinstance(value, str):  # pyright: ignore[reportUnnecessaryIsInstance] - callers without a type checker
+            texts = isinstance(name, str) and isinstance(value, str)  # pyright: ignore[reportUnnecessaryIsInstance] - callers without a type checker
+            if not texts or not _HEADER_NAME.fullmatch(name) or name in CORE_ATTRIBUTES:
                 raise PayloadError(
                     f"{where}: header {name!r}: names are 1 to 20 lower-case letters and digits and none of CloudEvents' own, "
                     "values are strings"
@@ -199,8 +200,7 @@ def _require_declared(event: object, declared: Mapping[type[Any], EventType] | N
     return spec
 
 
-def _key(spec: EventType, event: object, where: str) -> str | None:
-    value = spec.key_of(event) if spec.key_of is not None else None
+def _checked_key(value: object, where: str) -> str | None:
     if value is None:
         return None
     key = str(value)
@@ -279,7 +279,8 @@ def _properties(cls: type[Any]) -> set[str]:
 
 def _codec(cls: type[Any], where: str) -> tuple[Callable[[Any], Any], Callable[[bytes], Any]]:
     if _is_pydantic(cls):
-        return (lambda event: event.model_dump(mode="json")), cls.model_validate_json
+        # By alias and without computed fields: what its own validation reads back.
+        return (lambda event: event.model_dump(mode="json", by_alias=True, round_trip=True)), cls.model_validate_json
     _field_names(cls, where)
     try:
         decoder = msgspec.json.Decoder(cls)

@@ -5,7 +5,7 @@ import time
 import uuid
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -102,6 +102,7 @@ class Envelope(msgspec.Struct, frozen=True):
             EnvelopeError: they are not one.
         """
         try:
+            raw.decode()  # the decoder passes over what it does not need without looking
             return _envelope_decoder.decode(raw)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise EnvelopeError(f"not a CloudEvents 1.0 JSON envelope: {error}") from error
@@ -156,8 +157,8 @@ def _headers(raw: bytes) -> dict[str, str]:
     headers: dict[str, str] = {}
     for name, value in _attributes_decoder.decode(raw).items():
         if name not in CORE_ATTRIBUTES:
-            plain: Any = msgspec.json.decode(value)
-            headers[name] = plain if isinstance(plain, str) else bytes(value).decode()
+            json = bytes(value)
+            headers[name] = msgspec.json.decode(json, type=str) if json.startswith(b'"') else json.decode()
     return headers
 
 

@@ -11,7 +11,13 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast, overloa
 import msgspec
 
 from outboxkit.config import checked_name
-from outboxkit.errors import ConfigurationError, EventDeclarationError, NoUnitOfWorkError, UndeclaredEventError
+from outboxkit.errors import (
+    ConfigurationError,
+    EventDeclarationError,
+    HandlerSignatureError,
+    NoUnitOfWorkError,
+    UndeclaredEventError,
+)
 from outboxkit.events import EventType, event_type, unique_names
 from outboxkit.retry import RetryPolicy
 from outboxkit.signatures import Argument, handler_arguments, qualified_name, unit_binder
@@ -80,7 +86,7 @@ class Router:
             ConfigurationError: it is included somewhere already, or is an app.
             EventDeclarationError: an event or handler of it clashes with one here.
         """
-        if router._parent is not None or router._runner() is not None or router is self:  # noqa: SLF001 - its own class
+        if router._parent is not None or router._runner() is not None or self._is_in(router):  # noqa: SLF001 - its own class
             raise ConfigurationError("this router is included already: make one router for each app")
         self._routers.append(router)
         router._parent = self  # noqa: SLF001
@@ -164,8 +170,15 @@ class Router:
         def wrap(function: Callable[..., Any], /) -> Callable[..., Awaitable[Any]]:
             plain = _plain_of.get(function, function)
             bind, visible = unit_binder(plain, names)
-            self._published.setdefault(plain, {}).update(declared)
-            self._check()
+            named = self._published.setdefault(plain, {})
+            before = dict(named)
+            named.update(declared)
+            try:
+                self._check()
+            except ConfigurationError:
+                named.clear()  # in place: a handler may hold it
+                named.update(before)
+                raise
             is_async = inspect.iscoroutinefunction(plain)
 
             @functools.wraps(plain)
@@ -197,6 +210,9 @@ class Router:
             )
         return runner
 
+    def _is_in(self, router: "Router") -> bool:
+        return self is router or (self._parent is not None and self._parent._is_in(router))  # noqa: SLF001
+
     def _group_of(self, handler: Handler) -> str | None:
         return self._parent._group_of(handler) if self._parent is not None else handler.group  # noqa: SLF001
 
@@ -220,8 +236,15 @@ def publish_returned(unit: UnitOfWork, returned: object, function: str) -> None:
     """Publish what a function returned: an event, a list or tuple of them, or None.
 
     Raises:
+        HandlerSignatureError: it returned a coroutine, although it is a plain function.
         UndeclaredEventError: it returned something else, which nobody would ever see published.
     """
+    if inspect.iscoroutine(returned):
+        returned.close()
+        raise HandlerSignatureError(
+            f"{function} is no coroutine function and returned a coroutine, which nobody awaits: if a decorator of yours wraps "
+            "it, make the wrapper `async def`"
+        )
     values = cast("list[object] | tuple[object, ...]", returned) if isinstance(returned, list | tuple) else [returned]
     for value in values:
         if value is None:

@@ -67,7 +67,7 @@ class RedisBroker:
             _append(
                 self._key(batch.stream),
                 str(batch.expected),
-                (word for entry in batch.entries for word in (str(entry.position), entry.envelope)),
+                (word for _, (major, minor), envelope in batch.entries for word in (b"%d-%d" % (major, minor), envelope)),
             )
             for batch in batches
         )
@@ -105,7 +105,7 @@ class RedisBroker:
             return []
         by_key = {self._key(stream).encode(): stream for stream in streams}
         beginning = ("XREADGROUP", "GROUP", group, reader, "COUNT", max(1, limit // len(by_key)))
-        ending = ("STREAMS", *by_key, *((">",) * len(by_key)))
+        ending: tuple[str | bytes, ...] = ("STREAMS", *by_key, *((">",) * len(by_key)))
         name = b", ".join(by_key).decode()
         deadline = anyio.current_time() + wait_seconds
         while True:

@@ -44,19 +44,21 @@ _ADVANCE_GROUP = "UPDATE outboxkit_broker_groups SET delivered_major = ?, delive
 _ADD_PENDING = "INSERT OR REPLACE INTO outboxkit_broker_pending VALUES (?, ?, ?, ?, ?)"
 _TOUCH_PENDING = "UPDATE outboxkit_broker_pending SET reader = ?, delivered_at = ? WHERE (group_id, major, minor) = (?, ?, ?)"
 _DROP_PENDING = "DELETE FROM outboxkit_broker_pending WHERE (group_id, major, minor) = (?, ?, ?)"
-_HELD = """
+_DROP_DELETED = """
+    DELETE FROM outboxkit_broker_pending AS p WHERE p.group_id = ? AND NOT EXISTS (
+        SELECT 1 FROM outboxkit_broker_entries e WHERE (e.stream_id, e.major, e.minor) = (?, p.major, p.minor)
+    )
+"""
+_PENDING = """
     SELECT p.major, p.minor, e.prev_major, e.prev_minor, e.envelope
-    FROM outboxkit_broker_pending p LEFT JOIN outboxkit_broker_entries e
+    FROM outboxkit_broker_pending p JOIN outboxkit_broker_entries e
     ON e.stream_id = ? AND e.major = p.major AND e.minor = p.minor
-    WHERE p.group_id = ? AND p.reader = ? AND (p.major, p.minor) > (?, ?) ORDER BY p.major, p.minor LIMIT ?
+"""
+_HELD = f"""
+    {_PENDING} WHERE p.group_id = ? AND p.reader = ? AND (p.major, p.minor) > (?, ?) ORDER BY p.major, p.minor LIMIT ?
 """
 # The distance and not the difference: a clock that was set back must not keep deliveries for as long as it was ahead.
-_IDLE = """
-    SELECT p.major, p.minor, e.prev_major, e.prev_minor, e.envelope
-    FROM outboxkit_broker_pending p LEFT JOIN outboxkit_broker_entries e
-    ON e.stream_id = ? AND e.major = p.major AND e.minor = p.minor
-    WHERE p.group_id = ? AND abs(? - p.delivered_at) >= ? ORDER BY p.major, p.minor LIMIT ?
-"""
+_IDLE = f"{_PENDING} WHERE p.group_id = ? AND abs(? - p.delivered_at) >= ? ORDER BY p.major, p.minor LIMIT ?"
 _ANY_IDLE = "SELECT 1 FROM outboxkit_broker_pending WHERE group_id = ? AND abs(? - delivered_at) >= ? LIMIT 1"
 
 _MAX = 2**63 - 1
@@ -170,14 +172,9 @@ def deliver(connection: sqlite3.Connection, found: Sequence[Group], reader: str,
 
 def held(connection: sqlite3.Connection, group: Group, reader: str, after: Position, limit: int) -> list[Delivery]:
     """Return what a reader was given after a position; what the stream no longer holds is forgotten."""
-    found: list[Delivery] = []
-    while len(found) < limit:
-        rows = connection.execute(_HELD, (group.stream_id, group.id, reader, *after, limit - len(found))).fetchall()
-        if not rows:
-            break
-        found += _taken(connection, group, reader, rows)
-        after = Position(*rows[-1][:2])
-    return found
+    connection.execute(_DROP_DELETED, (group.id, group.stream_id))
+    rows = connection.execute(_HELD, (group.stream_id, group.id, reader, *after, max(0, limit)))
+    return _handed_over(connection, group, reader, rows)
 
 
 def any_idle(connection: sqlite3.Connection, found: Sequence[Group], idle_seconds: float) -> bool:
@@ -192,8 +189,9 @@ def take_over(
     """Give a reader what has been idle; what the stream no longer holds is forgotten."""
     taken: list[Delivery] = []
     for group in found:
+        connection.execute(_DROP_DELETED, (group.id, group.stream_id))
         parameters = (group.stream_id, group.id, time.time(), idle_seconds, max(0, limit - len(taken)))
-        taken += _taken(connection, group, reader, connection.execute(_IDLE, parameters).fetchall())
+        taken += _handed_over(connection, group, reader, connection.execute(_IDLE, parameters))
     return taken
 
 
@@ -219,13 +217,11 @@ def _known(connection: sqlite3.Connection, stream: Stream) -> tuple[int | None, 
     return (None, ORIGIN) if row is None else (row[0], Position(row[1], row[2]))
 
 
-def _taken(connection: sqlite3.Connection, group: Group, reader: str, rows: Sequence[tuple[Any, ...]]) -> list[Delivery]:
+def _handed_over(connection: sqlite3.Connection, group: Group, reader: str, rows: Iterable[Sequence[Any]]) -> list[Delivery]:
+    deliveries = _deliveries(group.stream, rows)
     now = time.time()
-    here = [row for row in rows if row[4] is not None]
-    gone = [row for row in rows if row[4] is None]
-    connection.executemany(_TOUCH_PENDING, [(reader, now, group.id, *row[:2]) for row in here])
-    connection.executemany(_DROP_PENDING, [(group.id, *row[:2]) for row in gone])
-    return _deliveries(group.stream, here)
+    connection.executemany(_TOUCH_PENDING, [(reader, now, group.id, *delivery.position) for delivery in deliveries])
+    return deliveries
 
 
 def _deliveries(stream: Stream, rows: Iterable[Sequence[Any]]) -> list[Delivery]:

@@ -4,6 +4,7 @@ Everything that touches a connection goes through its one queue, in order. That 
 statement whose caller was cancelled still runs, but a rollback asked for afterwards runs after it.
 """
 
+import asyncio
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import aiosqlite
 
+from outboxkit.cancellation import uninterrupted
 from outboxkit.errors import ConfigurationError, TransactionError
 
 T = TypeVar("T")
@@ -86,6 +88,10 @@ class ThreadConnection(aiosqlite.Connection):
         result: T = await self._execute(function, self._conn)  # pyright: ignore[reportUnknownMemberType] - untyped there
         return result
 
+    async def ended(self) -> None:
+        """Wait for the thread: aiosqlite only asks it to stop when connecting fails, and it must not outlive its loop."""
+        await asyncio.to_thread(self._thread.join)
+
 
 async def connect(
     path: Path | str, *, synchronous: Literal["FULL", "NORMAL"], guarded: bool = False, busy_seconds: float = 5.0
@@ -116,7 +122,11 @@ async def connect(
         return connection
 
     connection = ThreadConnection(connector, 64)
-    await connection
+    try:
+        await connection
+    except BaseException:
+        await uninterrupted(connection.ended())
+        raise
     return connection
 
 
@@ -124,12 +134,15 @@ def parse_url(url: str) -> tuple[Path, dict[str, str]]:
     """Split ``sqlite:///relative.db?option=value`` (or ``sqlite:////absolute.db``) into a path and its options.
 
     Raises:
-        ConfigurationError: no path, or a host, which SQLite has none of.
+        ConfigurationError: no path, a database in memory (which several connections cannot share), or a host.
     """
     parts = urlsplit(url)
-    if parts.netloc or len(parts.path) < 2:
+    path = unquote(parts.path[1:])
+    is_file = parts.path.startswith("/") and path not in ("", ":memory:") and "\0" not in path
+    if parts.netloc or parts.fragment or not is_file:
         raise ConfigurationError(
-            f"{url!r} names no file: write sqlite:///name.db for a relative path, sqlite:////folder/name.db for an absolute one"
+            f"{url!r} names no file: write sqlite:///name.db for a relative path, sqlite:////folder/name.db for an absolute one, "
+            "%23 for a # and %3F for a ? in it"
         )
     options = {name: values[-1] for name, values in parse_qs(parts.query, keep_blank_values=True).items()}
-    return Path(unquote(parts.path[1:])), options
+    return Path(path), options

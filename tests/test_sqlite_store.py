@@ -1,0 +1,399 @@
+"""The SQLite store: its URL, its file, what it refuses to open, and that a row is a message."""
+
+import contextlib
+import json
+import os
+import shutil
+import sqlite3
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from outboxkit import App, StoreError
+from outboxkit.errors import ConfigurationError, NotADatabaseError, SchemaError, StoreUnavailableError
+from outboxkit.events import partition
+from outboxkit.message import ORIGIN, OutboxRow, Position, Stream, new_id
+from outboxkit.testing import MemoryBroker
+from outboxkit.testing.rows import log_of, new_rows, publish
+from outboxkit_sqlite import SQLiteStore
+from tests.services import QUICK, Database, Publisher, Reader
+from tests.waiting import until
+
+needs_permissions = pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+
+
+def store_in(folder: Path, options: str = "") -> SQLiteStore:
+    return SQLiteStore(f"sqlite:///{folder}/shop.db{options}")
+
+
+@asynccontextmanager
+async def opened(store: SQLiteStore, source: str = "shop") -> AsyncIterator[SQLiteStore]:
+    await store.migrate(source)
+    await store.open(source)
+    try:
+        yield store
+    finally:
+        await store.aclose()
+
+
+def ask(path: Path, statement: str, *values: object) -> list[Any]:
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        return connection.execute(statement, values).fetchall()
+
+
+# URLs
+
+
+@pytest.mark.parametrize(
+    ("url", "path"),
+    [
+        ("sqlite:///shop.db", "shop.db"),
+        ("sqlite:////var/shop.db", "/var/shop.db"),
+        ("sqlite:///data/shop%20one.db?prefix=box_", "data/shop one.db"),
+        ("sqlite:///a%23b%3Fc.db", "a#b?c.db"),
+    ],
+)
+def test_a_url_names_a_relative_or_absolute_path(url: str, path: str) -> None:
+    assert SQLiteStore(url).path == Path(path)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["sqlite:", "sqlite://", "sqlite:///", "sqlite://shop.db", "sqlite://localhost/shop.db", "sqlite:///?prefix=a_"]
+    + ["sqlite:shop.db", "sqlite:///:memory:", "sqlite:///shop.db#part", "sqlite:///shop%00.db"],
+)
+def test_a_url_that_names_no_file_says_what_to_write(url: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"names no file: write sqlite:///name\.db for a relative path"):
+        SQLiteStore(url)
+
+
+@pytest.mark.parametrize("options", ["prefiks=a_", "durability=off", "durability=normal", "mode=ro", "prefix=a_&x=1"])
+def test_an_unknown_option_names_those_there_are(options: str) -> None:
+    with pytest.raises(ConfigurationError, match="the options are prefix, busy_seconds and durability"):
+        SQLiteStore(f"sqlite:///shop.db?{options}")
+
+
+@pytest.mark.parametrize("seconds", ["", "soon", "-1", "nan", "inf", "3601", "1e9"])
+def test_busy_seconds_are_a_number_in_reason(seconds: str) -> None:
+    with pytest.raises(ConfigurationError, match="busy_seconds is a number from 0 to 3600"):
+        SQLiteStore(f"sqlite:///shop.db?busy_seconds={seconds}")
+
+
+@pytest.mark.parametrize(
+    "prefix", ["", "_", "box", "Box_", "1box_", "box-_", "b;drop table x;_", 'b"_', "b" * 32 + "_", "bö_", "box_\n"]
+)
+def test_a_prefix_is_a_safe_identifier(prefix: str) -> None:
+    with pytest.raises(ConfigurationError, match="table prefix .*use 2 to 32 lower-case letters"):
+        SQLiteStore(f"sqlite:///shop.db?prefix={prefix}".replace(";", "%3B").replace("\n", "%0A"))
+
+
+async def test_every_table_and_index_has_the_prefix(tmp_path: Path) -> None:
+    store = store_in(tmp_path, "?prefix=box_")
+    async with opened(store):
+        await publish(store, new_rows(3))
+        assert len(await log_of(store)) == 3
+    names = [name for (name,) in ask(store.path, "SELECT name FROM sqlite_schema WHERE name NOT LIKE 'sqlite_%'")]
+    assert names
+    assert all(name.startswith("box_") for name in names)
+
+
+async def test_apps_with_prefixes_of_their_own_share_a_file(tmp_path: Path) -> None:
+    async with opened(store_in(tmp_path, "?prefix=a_"), "a") as a, opened(store_in(tmp_path, "?prefix=b_"), "b") as b:
+        await publish(a, new_rows(2))
+        await publish(b, new_rows(3))
+        assert (len(await log_of(a)), len(await log_of(b))) == (2, 3)
+
+
+# what is not opened
+
+
+async def test_a_file_without_tables_says_how_to_make_them(tmp_path: Path) -> None:
+    with pytest.raises(SchemaError, match=r"shop\.db has no outboxkit_ tables yet: run `outboxkit migrate module:app`"):
+        await store_in(tmp_path).open("shop")
+
+
+async def test_migrating_says_what_was_done_and_repeating_it_does_nothing(tmp_path: Path) -> None:
+    store = store_in(tmp_path)
+    (line,) = await store.migrate("shop")
+    assert line == f"created the outboxkit_ tables (version 1) in {store.path} for app 'shop'"
+    assert await store.migrate("shop") == []
+
+
+async def test_a_newer_schema_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    store = store_in(tmp_path)
+    await store.migrate("shop")
+    ask(store.path, "UPDATE outboxkit_schema SET version = 99")
+    for use in (store.open, store.migrate):
+        with pytest.raises(SchemaError, match=r"are of version 99 and this outboxkit knows up to 1: upgrade outboxkit"):
+            await use("shop")
+    assert ask(store.path, "SELECT version, source FROM outboxkit_schema") == [(99, "shop")]
+
+
+async def test_the_tables_of_another_app_are_refused(tmp_path: Path) -> None:
+    store = store_in(tmp_path)
+    await store.migrate("shop")
+    for use in (store.open, store.migrate):
+        with pytest.raises(SchemaError, match=r"are the outbox of app 'shop', not of 'Blog'.*prefix=blog_"):
+            await use("Blog")
+
+
+async def test_a_file_that_is_no_database_is_named_and_left_as_it_is(tmp_path: Path) -> None:
+    store = store_in(tmp_path)
+    text = "This is a letter, and no database at all.\n" * 100
+    store.path.write_text(text)
+    for use in (store.open, store.migrate):
+        with pytest.raises(NotADatabaseError, match=r"shop\.db is not an SQLite database: name another file"):
+            await use("shop")
+    assert store.path.read_text() == text
+    assert [path.name for path in tmp_path.iterdir()] == ["shop.db"]
+
+
+async def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    store = store_in(tmp_path / "missing")
+    with pytest.raises(StoreUnavailableError, match=r"the folder .*missing does not exist: create it first"):
+        await store.migrate("shop")
+    with pytest.raises(StoreUnavailableError, match=r"missing/shop\.db: .*check that its folder exists"):
+        await store.open("shop")
+
+
+async def test_a_folder_in_the_files_place_is_named(tmp_path: Path) -> None:
+    store = store_in(tmp_path)
+    store.path.mkdir()
+    for use in (store.open, store.migrate):
+        with pytest.raises(StoreUnavailableError, match=r"shop\.db: unable to open database file: check that"):
+            await use("shop")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+async def test_a_folder_that_nothing_can_be_written_to_is_named() -> None:
+    store = store_in(Path("/proc"))
+    for use in (store.open, store.migrate):
+        with pytest.raises(StoreUnavailableError, match=r"/proc/shop\.db: .*is writable"):
+            await use("shop")
+
+
+@needs_permissions
+async def test_a_read_only_folder_or_file_is_named(tmp_path: Path) -> None:
+    store = store_in(tmp_path)
+    await store.migrate("shop")
+    for path, mode in ((tmp_path, 0o500), (store.path, 0o400)):
+        before = path.stat().st_mode
+        path.chmod(mode)
+        with pytest.raises(StoreUnavailableError, match=r"shop\.db: .*is writable"):
+            async with opened(store):
+                await publish(store, new_rows())
+        path.chmod(before)
+
+
+async def test_a_store_that_is_not_open_says_so(tmp_path: Path) -> None:
+    store = store_in(tmp_path)
+    await store.aclose()
+    with pytest.raises(StoreError, match=r"shop\.db is not open: use the app inside `async with app:`"):
+        await store.progress()
+    with pytest.raises(StoreError, match=r"shop\.db is not open"):
+        await publish(store, new_rows())
+    assert repr(store) == f"SQLiteStore('{store.path}')"
+
+
+# durability
+
+
+async def pragma(store: SQLiteStore, name: str) -> Any:
+    """As the connection that writes units of work has it, inside one."""
+    async with store.transaction() as transaction:
+        return await transaction.run(lambda scope: scope.connection.execute(f"PRAGMA {name}").fetchone()[0])
+
+
+async def test_commits_are_durable_unless_another_mode_is_asked_for_by_its_name(tmp_path: Path) -> None:
+    """FULL is 2: with NORMAL a power cut takes back commits whose events were already sent."""
+    async with opened(store_in(tmp_path)) as store:
+        assert (await pragma(store, "journal_mode"), await pragma(store, "synchronous")) == ("wal", 2)
+        async with store.transaction() as transaction:
+            (row,) = await transaction.connection.execute_fetchall("PRAGMA synchronous")
+            assert row == (2,)
+    async with opened(store_in(tmp_path, "?durability=full")) as store:
+        assert await pragma(store, "synchronous") == 2
+    async with opened(store_in(tmp_path, "?durability=normal-may-lose-commits")) as store:
+        assert (await pragma(store, "journal_mode"), await pragma(store, "synchronous")) == ("wal", 1)
+
+
+@pytest.mark.parametrize(
+    "statement", ["PRAGMA synchronous = OFF", "PRAGMA synchronous = NORMAL", "PRAGMA journal_mode = MEMORY"]
+)
+async def test_a_unit_of_work_cannot_weaken_the_durability_of_its_commit(tmp_path: Path, statement: str) -> None:
+    async with opened(store_in(tmp_path)) as store:
+        async with store.transaction() as transaction:
+            with contextlib.suppress(sqlite3.OperationalError):
+                await transaction.connection.execute_fetchall(statement)
+            await transaction.commit(new_rows())
+        assert (await pragma(store, "journal_mode"), await pragma(store, "synchronous")) == ("wal", 2)
+
+
+async def test_a_commit_is_in_the_file_when_it_returns(tmp_path: Path) -> None:
+    """A copy of the files taken right after the commit, as a crash of the process would leave them, holds it."""
+    async with opened(store_in(tmp_path)) as store:
+        rows = await publish(store, new_rows(3))
+        crashed = tmp_path / "crashed"
+        crashed.mkdir()
+        for name in ("shop.db", "shop.db-wal"):
+            shutil.copy(tmp_path / name, crashed / name)
+        assert ask(crashed / "shop.db", "SELECT id FROM outboxkit_outbox ORDER BY position") == [(row.id,) for row in rows]
+
+
+async def test_positions_are_never_used_again(tmp_path: Path) -> None:
+    async with opened(store_in(tmp_path)) as store:
+        await publish(store, new_rows(3))
+        ask(store.path, "DELETE FROM outboxkit_outbox WHERE position >= 2")
+        await publish(store, new_rows(1))
+        assert [entry.position for entry in await log_of(store)] == [Position(1, 0), Position(4, 0)]
+        ask(store.path, "DELETE FROM outboxkit_outbox")
+    async with opened(store_in(tmp_path)) as store:
+        await publish(store, new_rows(1))
+        assert [entry.position for entry in await log_of(store)] == [Position(5, 0)]
+
+
+# a row is a message
+
+
+GOOD: dict[str, object] = {
+    "topic": "numbers",
+    "partition": 0,
+    "id": str(new_id()),
+    "key": None,
+    "type": "number.drawn",
+    "envelope": b"{}",
+}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"topic": None},
+        {"topic": ""},
+        {"topic": "t" * 65},
+        {"partition": -1},
+        {"partition": None},
+        {"partition": "one"},
+        {"partition": 1.5},
+        {"id": None},
+        {"id": "7"},
+        {"id": str(new_id()) + "0"},
+        {"type": None},
+        {"envelope": None},
+        {"envelope": b""},
+        {"envelope": "text"},
+        {"key": b"bytes"},
+        {"position": "last"},
+    ],
+    ids=str,
+)
+async def test_a_row_that_could_be_no_message_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
+    store = store_in(tmp_path)
+    await store.migrate("shop")
+    insert_row(store.path, GOOD)
+    with pytest.raises(sqlite3.IntegrityError):
+        insert_row(store.path, {**GOOD, **change})
+    assert len(ask(store.path, "SELECT 1 FROM outboxkit_outbox")) == 1
+
+
+def insert_row(path: Path, row: dict[str, object]) -> None:
+    names, places = ", ".join(row), ", ".join("?" * len(row))
+    ask(path, f"INSERT INTO outboxkit_outbox ({names}) VALUES ({places})", *row.values())
+
+
+async def test_a_row_inserted_from_outside_is_relayed_and_consumed(tmp_path: Path) -> None:
+    broker = MemoryBroker()
+    publisher, reader = await Publisher(tmp_path, broker).migrate(), await Reader(tmp_path, broker).migrate()
+    id = str(new_id())
+    envelope = {"specversion": "1.0", "id": id, "source": "drawing", "type": "number.drawn", "data": {"number": 42}}
+    async with publisher.app, reader.app:
+        await publisher.draw(1)
+        row = {**GOOD, "id": id, "key": "2", "partition": partition("2", 4), "envelope": json.dumps(envelope).encode()}
+        insert_row(publisher.database.path, row)
+        await publisher.draw(3)
+        await until(lambda: len(reader.noted()) == 3)
+    assert sorted(reader.noted()) == [1, 3, 42]
+
+
+async def test_a_row_inserted_by_a_trigger_is_relayed_and_consumed(tmp_path: Path) -> None:
+    broker = MemoryBroker()
+    publisher, reader = await Publisher(tmp_path, broker).migrate(), await Reader(tmp_path, broker).migrate()
+    database = publisher.database
+    database.ask("CREATE TABLE plain (number INTEGER)")
+    database.ask(
+        """
+        CREATE TRIGGER plain_inserted AFTER INSERT ON plain BEGIN
+            INSERT INTO outboxkit_outbox (topic, partition, id, key, type, envelope) VALUES (
+                'numbers', 0, printf('00000000-0000-7000-8000-%012d', NEW.number), NULL, 'number.drawn',
+                CAST(json_object('specversion', '1.0', 'id', printf('00000000-0000-7000-8000-%012d', NEW.number),
+                                 'source', 'drawing', 'type', 'number.drawn',
+                                 'data', json_object('number', NEW.number)) AS BLOB));
+        END
+        """
+    )
+    async with publisher.app, reader.app:
+        database.ask("INSERT INTO plain VALUES (7), (8)")
+        await until(lambda: reader.noted() == [7, 8])
+
+
+HOSTILE = {
+    "no envelope": b"junk",
+    "invalid UTF-8 in a header": b'{"specversion":"1.0","id":"1","source":"s","type":"number.drawn","data":{"number":1},"x":"\xff"}',
+    "another shape": b'{"specversion":"1.0","id":"1","source":"s","type":"number.drawn","data":{"number":"one"}}',
+    "a huge number as a header": b'{"specversion":"1.0","id":"1","source":"s","type":"number.drawn","data":7,"x":%s}'
+    % (b"9" * 5_000),
+}
+
+
+@pytest.mark.parametrize("envelope", HOSTILE.values(), ids=HOSTILE.keys())
+async def test_a_row_with_junk_is_dead_and_holds_nobody_up(tmp_path: Path, envelope: bytes) -> None:
+    broker = MemoryBroker()
+    publisher, reader = await Publisher(tmp_path, broker).migrate(), await Reader(tmp_path, broker).migrate()
+    async with publisher.app, reader.app:
+        insert_row(publisher.database.path, {**GOOD, "partition": partition("1", 4), "envelope": envelope})
+        await publisher.draw(1)
+        await until(lambda: reader.noted() == [1])
+    assert reader.observer.count["dead"] == 1
+    assert reader.database.ask("SELECT state, envelope FROM outboxkit_inbox") == [("dead", envelope)]
+
+
+async def test_a_handler_that_fails_over_a_message_with_an_odd_header_is_retried_and_dead(tmp_path: Path) -> None:
+    """Reporting a failure tells the message's headers: they must not be able to make that fail in turn."""
+    broker = MemoryBroker()
+    publisher, reader = await Publisher(tmp_path, broker).migrate(), await Reader(tmp_path, broker).migrate()
+    reader.database.ask("CREATE TRIGGER no BEFORE INSERT ON noted WHEN NEW.number = 42 BEGIN SELECT raise(ABORT, 'no'); END")
+    envelope = b'{"specversion":"1.0","id":"1","source":"s","type":"number.drawn","data":{"number":42},"x":%s}' % (b"9" * 5_000)
+    async with publisher.app, reader.app:
+        insert_row(publisher.database.path, {**GOOD, "partition": partition("1", 4), "envelope": envelope})
+        await publisher.draw(1)
+        await until(lambda: reader.noted() == [1])
+        await until(lambda: reader.observer.count["dead"] == 1)
+    assert reader.database.column("SELECT attempt FROM outboxkit_inbox") == [QUICK.retry.attempts]
+
+
+async def test_find_answers_for_entries_of_that_stream_only(tmp_path: Path) -> None:
+    async with opened(store_in(tmp_path)) as store:
+        (row,) = await publish(store, [OutboxRow(str(new_id()), "numbers", 1, None, "type", b"envelope")])
+        assert await store.find(Stream("numbers", 1, "shop"), Position(1, 0)) == row.envelope
+        for stream, position in (
+            (Stream("numbers", 2, "shop"), Position(1, 0)),
+            (Stream("other", 1, "shop"), Position(1, 0)),
+            (Stream("numbers", 1, "shop"), Position(1, 1)),
+            (Stream("numbers", 1, "shop"), ORIGIN),
+        ):
+            assert await store.find(stream, position) is None
+
+
+async def test_an_app_may_be_moved_to_another_working_directory_after_it_was_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    app = App("shop", store="sqlite:///shop.db", broker=MemoryBroker())
+    await app.migrate()
+    async with app.running(relay=False, consume=False), app.unit_of_work():
+        pass
+    assert Database(tmp_path / "shop.db").column("SELECT source FROM outboxkit_schema") == ["shop"]
