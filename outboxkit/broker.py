@@ -62,10 +62,6 @@ class Broker(Protocol):
         """
         ...
 
-    async def tail(self, stream: Stream) -> Delivery | None:
-        """Return the stream's last entry, None when it has none."""
-        ...
-
     # for consumers
 
     async def streams(self, topic: str) -> Collection[Stream]:

@@ -92,8 +92,8 @@ async def test_entries_of_others_are_delivered_readably_and_in_the_chain(broker:
 async def test_the_first_entry_by_another_follows_the_origin(broker: RedisBroker, raw: Any) -> None:
     stream = new_stream()
     raw.xadd(key(stream), {"a": "b"}, id="0-1")
-    tail = await broker.tail(stream)
-    assert tail == (stream, Position(0, 1), ORIGIN, b'{"a": "b"}')
+    (entry,) = await broker.range(stream, after=ORIGIN, upto=None, limit=10)
+    assert entry == (stream, Position(0, 1), ORIGIN, b'{"a": "b"}')
 
 
 async def test_what_is_no_stream_is_a_conflict_that_names_the_key(broker: RedisBroker, raw: Any) -> None:
@@ -104,7 +104,6 @@ async def test_what_is_no_stream_is_a_conflict_that_names_the_key(broker: RedisB
     for call in (
         lambda: broker.last([fine, stream]),
         lambda: broker.append([Append(each, ORIGIN, new_entries(each, [1])) for each in (fine, stream)]),
-        lambda: broker.tail(stream),
         lambda: broker.range(stream, after=ORIGIN, upto=None, limit=1),
         lambda: broker.subscribe("group", stream, ORIGIN),
         lambda: broker.read("group", "reader", [stream], limit=1, wait_seconds=0.0),
@@ -155,11 +154,10 @@ async def test_a_stream_trimmed_empty_keeps_its_last_position(broker: RedisBroke
     await filled(broker, stream, [1, 2])
     raw.xtrim(key(stream), maxlen=0)
     assert await broker.last([stream]) == {stream: Position(2, 0)}
-    assert await broker.tail(stream) is None
+    assert list(await broker.range(stream, after=ORIGIN, upto=None, limit=10)) == []
     await filled(broker, stream, [3], expected=Position(2, 0))
-    tail = await broker.tail(stream)
-    assert tail is not None
-    assert tail.prev == Position(2, 0)
+    (entry,) = await broker.range(stream, after=ORIGIN, upto=None, limit=10)
+    assert entry.prev == Position(2, 0)
 
 
 async def test_what_a_deleted_reader_or_a_moved_group_skipped_is_read_by_range(broker: RedisBroker, raw: Any) -> None:

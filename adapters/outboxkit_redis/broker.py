@@ -73,13 +73,6 @@ class RedisBroker:
         )
         return [entries.position(reply) for reply in replies]
 
-    async def tail(self, stream: Stream) -> Delivery | None:
-        """Return the stream's last entry."""
-        key = self._key(stream)
-        (reply,) = await self._send([Command(key, ("XREVRANGE", key, "+", "-", "COUNT", 1))])
-        found = await self._deliveries([entries.page(stream, reply)])
-        return found[0] if found else None
-
     async def streams(self, topic: str) -> Collection[Stream]:
         """Return the registered streams of a topic."""
         key = self._registry(topic)

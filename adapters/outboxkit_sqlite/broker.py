@@ -77,10 +77,6 @@ class SQLiteBroker:
         finally:
             doorbell.ring(self._path)  # also when cancelled: the transaction may have been committed
 
-    async def tail(self, stream: Stream) -> Delivery | None:
-        """Return the stream's last entry."""
-        return await self._log.read(lambda connection: tables.tail(connection, stream))
-
     async def streams(self, topic: str) -> Collection[Stream]:
         """Return the registered streams of a topic."""
         return await self._groups.read(lambda connection: tables.announced(connection, topic))

@@ -119,12 +119,6 @@ def append(connection: sqlite3.Connection, batches: Sequence[Append]) -> list[Po
     return answers
 
 
-def tail(connection: sqlite3.Connection, stream: Stream) -> Delivery | None:
-    """Return a stream's last entry."""
-    stream_id, _ = _known(connection, stream)
-    return next(iter(_deliveries(stream, connection.execute(_LAST_ENTRY, (stream_id,)))), None)
-
-
 def between(
     connection: sqlite3.Connection, stream: Stream, after: Position, upto: Position | None, limit: int
 ) -> list[Delivery]:

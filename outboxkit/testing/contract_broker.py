@@ -41,7 +41,7 @@ class BrokerContract(BrokerLogContract, BrokerGroupsContract, BrokerPendingContr
         await broker.read("group", "reader", [stream], limit=3, wait_seconds=0.0)
         await self.wipe(broker)
         assert await broker.last([stream]) == {stream: ORIGIN}
-        assert await broker.tail(stream) is None
+        assert list(await broker.range(stream, after=ORIGIN, upto=None, limit=10)) == []
         assert list(await peer.streams(stream.topic)) == []
         await peer.subscribe("group", stream, Position(3, 0))
         assert await filled(broker, stream, range(1, 6)) == entries

@@ -43,12 +43,13 @@ class MemoryBroker:
     """A `Broker` whose streams and groups are gone with the object.
 
     Two objects share nothing, whatever their URLs: to have a relay and a consumer meet, give both the same object.
-    Closing and opening it again keeps what it holds; `wipe` loses it.
+    Each closes what it opened, and the last one closes the broker; opening it again finds what it held. `wipe` loses it.
     """
 
     def __init__(self, url: str = "memory://") -> None:
         if url != "memory://":
             raise ConfigurationError(f"broker URL {url!r}: the memory broker has no host, name or options: write memory://")
+        self._users = 0
         self._closed = False
         self._waiting: set[anyio.Event] = set()
         self._logs: dict[Stream, _Log] = {}
@@ -57,12 +58,15 @@ class MemoryBroker:
 
     async def open(self) -> None:
         """Get ready."""
+        self._users += 1
         self._closed = False
 
     async def aclose(self) -> None:
-        """End all waiting."""
-        self._closed = True
-        self._wake()
+        """End all waiting, when nobody else has it open."""
+        self._users = max(0, self._users - 1)
+        self._closed = self._users == 0
+        if self._closed:
+            self._wake()
 
     def wipe(self) -> None:
         """Lose everything, as a broker without a disk does at a restart."""
@@ -96,11 +100,6 @@ class MemoryBroker:
             answers.append(log.last)
         self._wake()
         return answers
-
-    async def tail(self, stream: Stream) -> Delivery | None:
-        """Return the stream's last entry."""
-        await self._turn()
-        return next(reversed(self._log(stream).deliveries), None)
 
     async def streams(self, topic: str) -> Collection[Stream]:
         """Return the registered streams of a topic."""

@@ -1,0 +1,62 @@
+"""Waits grow, are spread, and end."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from outboxkit import Backoff, RetryPolicy
+
+FAILURE = ValueError("no")
+
+
+@given(st.integers(1, 10_000))
+def test_a_backoff_is_between_half_and_all_of_its_step_and_never_above_the_cap(failures: int) -> None:
+    seconds = Backoff(first_seconds=0.1, factor=3.0, cap_seconds=20.0).seconds(failures)
+    step = min(20.0, 0.1 * 3.0 ** min(failures - 1, 64))
+    assert step / 2 <= seconds <= step
+
+
+def test_backoffs_do_not_keep_step() -> None:
+    assert len({Backoff().seconds(5) for _ in range(50)}) > 40
+
+
+@given(st.integers(1, 10_000))
+def test_a_default_backoff_never_spins_and_never_sleeps_long(failures: int) -> None:
+    assert 0.025 <= Backoff().seconds(failures) <= 1.0
+
+
+def test_a_policy_counts_attempts_from_one_and_ends() -> None:
+    policy = RetryPolicy(attempts=3, first_seconds=1.0, factor=10.0, cap_seconds=5.0)
+    first, second = policy.delay(1, FAILURE), policy.delay(2, FAILURE)
+    assert first is not None
+    assert second is not None
+    assert 0.5 <= first <= 1.0
+    assert 2.5 <= second <= 5.0
+    assert policy.delay(3, FAILURE) is None
+    assert policy.delay(4, FAILURE) is None
+
+
+def test_one_attempt_means_no_retry() -> None:
+    assert RetryPolicy(attempts=1).delay(1, FAILURE) is None
+
+
+def test_a_final_exception_is_not_tried_again_and_nor_are_its_kinds() -> None:
+    policy = RetryPolicy(final=(LookupError,))
+    assert policy.delay(1, KeyError("gone")) is None
+    assert policy.delay(1, FAILURE) is not None
+
+
+@given(st.integers(1, 2_000))
+def test_a_policy_with_endless_attempts_never_overflows(attempt: int) -> None:
+    delay = RetryPolicy(attempts=10**9, factor=1e10).delay(attempt, FAILURE)
+    assert delay is not None
+    assert math.isfinite(delay)
+    assert 0 < delay <= 300.0
+
+
+@pytest.mark.parametrize("wrong", [{"attempts": 0}, {"first_seconds": -1.0}, {"factor": 0.5}, {"cap_seconds": -1.0}])
+def test_a_policy_that_cannot_work_is_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="attempts and factor are at least 1, seconds at least 0"):
+        RetryPolicy(**wrong)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
