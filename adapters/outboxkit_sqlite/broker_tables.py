@@ -25,10 +25,6 @@ _ENTRIES = """
     SELECT major, minor, prev_major, prev_minor, envelope FROM outboxkit_broker_entries
     WHERE stream_id = ? AND (major, minor) > (?, ?) AND (major, minor) <= (?, ?) ORDER BY major, minor LIMIT ?
 """
-_LAST_ENTRY = """
-    SELECT major, minor, prev_major, prev_minor, envelope FROM outboxkit_broker_entries
-    WHERE stream_id = ? ORDER BY major DESC, minor DESC LIMIT 1
-"""
 
 _ADD_GROUP = """
     INSERT INTO outboxkit_broker_groups (stream_id, name, delivered_major, delivered_minor)
