@@ -2,12 +2,16 @@
 
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 from urllib.parse import urlsplit
 
 import hiredis
 
 FRAME = 500
+
+_hiredis: Any = hiredis  # its stubs know commands of one word only
+_pack: Callable[[tuple[str | bytes, ...]], bytes] = _hiredis.pack_command
 
 
 def xadd_seconds(url: str, key: str, ids: Sequence[str], data: bytes) -> float:
@@ -30,9 +34,7 @@ def xadd_seconds(url: str, key: str, ids: Sequence[str], data: bytes) -> float:
 def _frames(key: str, ids: Sequence[str], data: bytes) -> Iterator[tuple[bytes, int]]:
     for first in range(0, len(ids), FRAME):
         commands = [
-            hiredis.pack_command(
-                ("XADD", key, "*", "id", message, "type", "benchmark.event", "time", "2026-01-01T00:00:00Z", "data", data)
-            )
+            _pack(("XADD", key, "*", "id", message, "type", "benchmark.event", "time", "2026-01-01T00:00:00Z", "data", data))
             for message in ids[first : first + FRAME]
         ]
         yield b"".join(commands), len(commands)

@@ -43,6 +43,7 @@ class Countdown(Observer):
 
     def relayed(self, stream: Stream, count: int) -> None:
         """Count."""
+        super().relayed(stream, count)
         self.left -= count
         if self.left <= 0:
             self.done.set()
@@ -89,6 +90,7 @@ async def relay_once(app: App, messages: int) -> tuple[float, float]:
         await app.store.save_progress(Progress(ORIGIN, dict.fromkeys((await app.store.progress()).last, Position(0, 0))))
         relay = Relay(app.store, app.broker, app.settings.relay, countdown)
         start, cpu_start = time.perf_counter(), time.process_time()
+        seconds = cpu_seconds = 0.0
         async with anyio.create_task_group() as relaying:
             relaying.start_soon(relay.run)
             await countdown.done.wait()

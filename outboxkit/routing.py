@@ -3,7 +3,7 @@
 import functools
 import inspect
 import weakref
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import FrameType
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast, overload
@@ -58,13 +58,15 @@ class PublishesDecorator(Protocol):
     """The type of what ``publishes`` returns: the unit of work is supplied, everything else stays as declared."""
 
     @overload
-    def __call__(self, function: Callable[Concatenate[UnitOfWork, P], Awaitable[R]], /) -> Callable[P, Awaitable[R]]: ...
+    def __call__(
+        self, function: Callable[Concatenate[UnitOfWork, P], Awaitable[R]], /
+    ) -> Callable[P, Coroutine[Any, Any, R]]: ...
     @overload
-    def __call__(self, function: Callable[..., Awaitable[R]], /) -> Callable[..., Awaitable[R]]: ...
+    def __call__(self, function: Callable[..., Awaitable[R]], /) -> Callable[..., Coroutine[Any, Any, R]]: ...
     @overload
-    def __call__(self, function: Callable[Concatenate[UnitOfWork, P], R], /) -> Callable[P, Awaitable[R]]: ...
+    def __call__(self, function: Callable[Concatenate[UnitOfWork, P], R], /) -> Callable[P, Coroutine[Any, Any, R]]: ...
     @overload
-    def __call__(self, function: Callable[..., R], /) -> Callable[..., Awaitable[R]]: ...
+    def __call__(self, function: Callable[..., R], /) -> Callable[..., Coroutine[Any, Any, R]]: ...
 
 
 class Router:
@@ -167,7 +169,7 @@ class Router:
         declared = {event: _declared_event(event) for event in events}
         names = _names_of(inspect.currentframe())  # annotations may name classes that are local to the caller
 
-        def wrap(function: Callable[..., Any], /) -> Callable[..., Awaitable[Any]]:
+        def wrap(function: Callable[..., Any], /) -> Callable[..., Coroutine[Any, Any, Any]]:
             plain = _plain_of.get(function, function)
             bind, visible = unit_binder(plain, names)
             named = self._published.setdefault(plain, {})

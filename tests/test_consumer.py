@@ -2,7 +2,7 @@
 
 import asyncio
 import collections
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ class Service:
         self.app = App("service", store=self.database.url, broker=self.broker, settings=settings, observer=self.observer)
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator["Service"]:
+    async def running(self) -> AsyncGenerator["Service", None]:
         await self.app.migrate()
         self.database.ask("CREATE TABLE IF NOT EXISTS noted (id INTEGER PRIMARY KEY, number INTEGER NOT NULL UNIQUE)")
         async with self.app:
@@ -318,7 +318,9 @@ async def test_a_handler_that_raises_cancelled_error_by_itself_is_a_failed_messa
     assert "CancelledError" in service.inbox()[0][2]
 
 
-@pytest.mark.parametrize("statement", ["COMMIT", "ROLLBACK", "INSERT OR ROLLBACK INTO noted (id, number) VALUES (1, 1), (1, 1)"])
+@pytest.mark.parametrize(
+    "statement", ["COMMIT", "ROLLBACK", "INSERT OR ROLLBACK INTO noted (id, number) VALUES (1, 1), (1, 1)"]
+)
 async def test_a_handler_that_ends_the_transaction_fails_alone(tmp_path: Path, statement: str) -> None:
     service = Service(tmp_path)
 

@@ -1,19 +1,25 @@
 """Waiting on conditions, with a deadline, instead of sleeping."""
 
+import inspect
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar, overload
 
 import anyio
 
 T = TypeVar("T")
 
 
-async def until(ask: Callable[[], T | Awaitable[T]], enough: Callable[[T], object] = bool, *, seconds: float = 20.0) -> T:
+@overload
+async def until(ask: Callable[[], Awaitable[T]], enough: Callable[[T], object] = bool, *, seconds: float = 20.0) -> T: ...
+@overload
+async def until(ask: Callable[[], T], enough: Callable[[T], object] = bool, *, seconds: float = 20.0) -> T: ...
+async def until(ask: Callable[[], Any], enough: Callable[[Any], object] = bool, *, seconds: float = 20.0) -> Any:
     """Ask until the answer is enough; fails when `seconds` are over, with the last answer."""
     deadline = anyio.current_time() + seconds
     while True:
-        answer = ask()
-        value: T = await answer if isinstance(answer, Awaitable) else answer
+        value = ask()
+        if inspect.isawaitable(value):
+            value = await value
         if enough(value):
             return value
         if anyio.current_time() > deadline:

@@ -7,7 +7,7 @@ is not used: it would have to be longer than the longest wait for entries, and u
 by a cancellation, closes its connection, so that no late reply is taken for another command's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import anyio
@@ -48,6 +48,10 @@ _NEXT_STEPS: tuple[tuple[type[RedisError], str], ...] = (
     (ResponseError, "look into its log"),
     (RedisError, "check that it runs and can be reached from here"),
 )
+
+
+_hiredis: Any = hiredis  # its stubs know commands of one word only
+_pack: Callable[[tuple[str | bytes | int, ...]], bytes] = _hiredis.pack_command
 
 
 class Command(NamedTuple):
@@ -116,7 +120,7 @@ class Client:
         pool: Any = self._redis.connection_pool
         connection: Any = await pool.get_connection()
         try:
-            await connection.send_packed_command(b"".join(hiredis.pack_command(command.words) for command in commands))
+            await connection.send_packed_command(b"".join(_pack(command.words) for command in commands))
             replies = [await _reply(connection) for _ in commands]
         except BaseException:
             await uninterrupted(_dropped(pool, connection))

@@ -8,7 +8,7 @@ import asyncio
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import aiosqlite
@@ -85,7 +85,8 @@ class ThreadConnection(aiosqlite.Connection):
 
     async def run(self, function: Callable[[GuardedConnection], T]) -> T:
         """Run `function` with the blocking connection on its thread, after everything asked for before."""
-        result: T = await self._execute(function, self._conn)  # pyright: ignore[reportUnknownMemberType] - untyped there
+        untyped: Any = self
+        result: T = await untyped._execute(function, self._conn)
         return result
 
     async def ended(self) -> None:
@@ -141,8 +142,8 @@ def parse_url(url: str) -> tuple[Path, dict[str, str]]:
     is_file = parts.path.startswith("/") and path not in ("", ":memory:") and "\0" not in path
     if parts.netloc or parts.fragment or not is_file:
         raise ConfigurationError(
-            f"{url!r} names no file: write sqlite:///name.db for a relative path, sqlite:////folder/name.db for an absolute one, "
-            "%23 for a # and %3F for a ? in it"
+            f"{url!r} names no file: write sqlite:///name.db for a relative path, sqlite:////folder/name.db for an absolute "
+            "one, %23 for a # and %3F for a ? in it"
         )
     options = {name: values[-1] for name, values in parse_qs(parts.query, keep_blank_values=True).items()}
     return Path(path), options

@@ -63,8 +63,8 @@ class StoreInboxContract:
 
         async def consume(side: Store) -> None:
             for start in range(1, 40, 4):
-                got.extend(await settle(side, subscription, deliveries(stream, list(range(start, start + 4)), before=start - 1)))
-                await anyio.sleep(0)
+                chain = deliveries(stream, list(range(start, start + 4)), before=start - 1)
+                got.extend(await settle(side, subscription, chain))
 
         async with anyio.create_task_group() as racing:
             racing.start_soon(consume, store)
@@ -117,7 +117,7 @@ class StoreInboxContract:
             await transaction.commit()
         async with peer.transaction() as transaction:
             assert not await transaction.take(found[0])
-        assert await store.retries("group", 10) == ([], next_seconds) or (await store.retries("group", 10))[0] == []
+        assert (await store.retries("group", 10))[0] == []
 
     async def test_a_retry_that_fails_again_counts_on(self, store: Store) -> None:
         stream = new_stream()
@@ -137,9 +137,8 @@ class StoreInboxContract:
         stream = new_stream()
         subscription, _ = await store.subscribe("group", stream)
         waits, dead, fine = deliveries(stream, [1, 2, 3])
-        await self._fail(
-            store, subscription, Outcome(waits, "retry", 1, 0.0, "x"), Outcome(dead, "dead", 5, 0.0, "x"), Outcome(fine, "settled")
-        )
+        failures = Outcome(waits, "retry", 1, 0.0, "x"), Outcome(dead, "dead", 5, 0.0, "x")
+        await self._fail(store, subscription, *failures, Outcome(fine, "settled"))
         assert await store.floors("group") == {stream: Floor(Position(3, 0))}
         assert await settle(store, subscription, [waits, dead, fine]) == []
         assert [retry.delivery for retry in (await store.retries("group", 10))[0]] == [waits]

@@ -15,11 +15,10 @@ from typing import Any
 
 import anyio
 import msgspec
-import pytest
 import redis.asyncio
 from redis.exceptions import ResponseError
 
-from outboxkit import App, ConsumerSettings, Observer, RelaySettings, RetryPolicy, Settings, UnitOfWork, event
+from outboxkit import App, ConsumerSettings, Message, Observer, RelaySettings, RetryPolicy, Settings, UnitOfWork, event
 from outboxkit.message import Position, Stream
 from outboxkit_redis import RedisBroker
 
@@ -32,7 +31,12 @@ SETTINGS = Settings(
     partitions={"chain": PARTITIONS},
     relay=RelaySettings(batch_messages=40, poll_seconds=0.02, probe_seconds=0.05),
     consumer=ConsumerSettings(
-        prefetch_messages=60, transaction_messages=20, wait_seconds=0.02, idle_seconds=0.3, hole_seconds=0.05, retry_poll_seconds=0.02
+        prefetch_messages=60,
+        transaction_messages=20,
+        wait_seconds=0.02,
+        idle_seconds=0.3,
+        hole_seconds=0.05,
+        retry_poll_seconds=0.02,
     ),
     retry=RetryPolicy(attempts=1000, first_seconds=0.01, factor=1.5, cap_seconds=0.1),
     grace_seconds=0.001,
@@ -60,13 +64,13 @@ class Counting(Observer):
     def hole_read(self, group: str, stream: Stream, after: Position, upto: Position, count: int) -> None:
         self.count["holes read again"] += 1
 
-    def failed(self, *_: Any) -> None: ...
+    def failed(self, group: str, message: Message, error: Exception, delay_seconds: float | None) -> None: ...
     def halted(self, stream: Stream, reason: str) -> None:
         raise AssertionError(f"{stream}: {reason}")
 
-    def troubled(self, *_: Any) -> None: ...
-    def recovered(self, *_: Any) -> None: ...
-    def started(self, *_: Any) -> None: ...
+    def troubled(self, doing: str, error: Exception, failures: int, seconds: float) -> None: ...
+    def recovered(self, doing: str, failures: int) -> None: ...
+    def started(self, group: str, stream: Stream, floor: Position) -> None: ...
     def crashed(self, doing: str, error: Exception) -> None:
         self.count[f"unexpected: {doing}: {error!r}"] += 1
 
@@ -137,7 +141,8 @@ class Attack:
             await self.finished.wait()
 
     async def nemesis(self) -> None:
-        client: Any = redis.asyncio.Redis.from_url(self.url)
+        driver: Any = redis.asyncio.Redis  # its annotations are incomplete
+        client = driver.from_url(self.url)
         streams = [f"outboxkit:chain:{partition}:writer" for partition in range(PARTITIONS)]
         with anyio.move_on_after(ATTACK_SECONDS):
             while True:
@@ -171,7 +176,8 @@ class Attack:
 
     def settled(self) -> bool:
         (effects,) = self.ask("SELECT count(*) FROM effects")[0]
-        return effects >= EVENTS and self.ask("SELECT count(*) FROM outboxkit_inbox") == [(0,)] and self.floors() == self.log_ends()
+        (waiting,) = self.ask("SELECT count(*) FROM outboxkit_inbox")[0]
+        return effects >= EVENTS and not waiting and self.floors() == self.log_ends()
 
     def floors(self) -> dict[int, int]:
         return dict(self.ask("SELECT partition, major FROM outboxkit_floor"))
@@ -209,12 +215,10 @@ async def _cancel_after(happened: asyncio.Event, scope: anyio.CancelScope) -> No
     scope.cancel()
 
 
-@pytest.mark.parametrize("seed", [1])
-async def test_effects_happen_once_and_none_is_lost_whatever_the_broker_forgets(tmp_path: Path, redis_url: str, seed: int) -> None:
-    attack = Attack(tmp_path, redis_url, seed)
+async def test_effects_happen_once_and_none_is_lost_whatever_the_broker_forgets(tmp_path: Path, redis_url: str) -> None:
+    attack = Attack(tmp_path, redis_url, seed=1)
     await attack.run()
     count = attack.observer.count
-    print(dict(count))
     effects = collections.Counter(number for (number,) in attack.ask("SELECT number FROM effects"))
     assert sorted(set(range(EVENTS)) - effects.keys()) == [], "lost"
     assert {number: times for number, times in effects.items() if times > 1} == {}, "twice"

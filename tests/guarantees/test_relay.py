@@ -3,6 +3,7 @@
 import logging
 import shutil
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,12 @@ from tests.services import Publisher, Reader
 from tests.waiting import until
 
 
+def raw_client(url: str) -> Any:
+    """What somebody with redis-cli could do."""
+    driver: Any = redis.asyncio.Redis  # its annotations are incomplete
+    return driver.from_url(url)
+
+
 async def entries(url: str, topic: str = "numbers") -> dict[Stream, list[bytes]]:
     """What each stream of the topic holds, in order, with the chain checked."""
     broker = RedisBroker(url)
@@ -36,7 +43,7 @@ async def entries(url: str, topic: str = "numbers") -> dict[Stream, list[bytes]]
 
 
 async def relayed(url: str, publisher: Publisher) -> bool:
-    return sorted(sum((await entries(url)).values(), [])) == sorted(publisher.log())
+    return sorted(chain.from_iterable((await entries(url)).values())) == sorted(publisher.log())
 
 
 async def test_a_rolled_back_event_is_never_relayed(tmp_path: Path, redis_url: str) -> None:
@@ -98,12 +105,12 @@ async def test_a_loss_while_the_relay_was_down_is_found_at_its_start(tmp_path: P
 
 async def test_a_partial_loss_is_repaired_and_the_other_streams_are_left_alone(tmp_path: Path, redis_url: str) -> None:
     publisher = await Publisher(tmp_path, redis_url).migrate()
-    client: Any = redis.asyncio.Redis.from_url(redis_url)
+    client = raw_client(redis_url)
     async with publisher.app:
         for number in range(40):
             await publisher.draw(number)
         await until(lambda: relayed(redis_url, publisher))
-        stream = sorted(await entries(redis_url))[0]
+        stream = min(await entries(redis_url))
         await client.delete(f"outboxkit:{stream}")
         await until(lambda: relayed(redis_url, publisher))
     await client.aclose()
@@ -195,12 +202,12 @@ async def test_a_rebased_database_has_nothing_left_to_rebase_also_after_a_restar
 
 
 async def _holds(url: str, log: list[bytes]) -> bool:
-    return set(log) <= set(sum((await entries(url)).values(), []))
+    return set(log) <= set(chain.from_iterable((await entries(url)).values()))
 
 
 async def test_a_stream_that_somebody_else_writes_is_stopped_and_the_others_flow(tmp_path: Path, redis_url: str) -> None:
     publisher = await Publisher(tmp_path, redis_url).migrate()
-    client: Any = redis.asyncio.Redis.from_url(redis_url)
+    client = raw_client(redis_url)
     async with publisher.app:
         for number in range(40):
             await publisher.draw(number)
