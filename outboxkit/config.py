@@ -60,6 +60,7 @@ class ConsumerSettings(msgspec.Struct, frozen=True, kw_only=True):
         wait_seconds: the longest wait for new entries in one call to the broker; new streams are looked for in between.
         idle_seconds: how long a delivery may show no sign of life before another reader takes it over.
         hole_seconds: how long the floor may stand still in front of entries that nobody delivers until they are read again.
+        behind_seconds: how long a stream may end before the floor, as after a broker's loss, until that is reported.
         retry_poll_seconds: the longest wait between looks for retries that are due.
         backoff: waits while the broker or the database is away.
     """
@@ -71,6 +72,7 @@ class ConsumerSettings(msgspec.Struct, frozen=True, kw_only=True):
     wait_seconds: float = 0.25
     idle_seconds: float = 30.0
     hole_seconds: float = 1.0
+    behind_seconds: float = 10.0
     retry_poll_seconds: float = 0.5
     backoff: Backoff = Backoff()
 
@@ -113,6 +115,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "consumer.wait_seconds": self.consumer.wait_seconds,
             "consumer.idle_seconds": self.consumer.idle_seconds,
             "consumer.hole_seconds": self.consumer.hole_seconds,
+            "consumer.behind_seconds": self.consumer.behind_seconds,
             "consumer.retry_poll_seconds": self.consumer.retry_poll_seconds,
             "grace_seconds": self.grace_seconds,
         }

@@ -13,7 +13,7 @@ from outboxkit.broker import Broker
 from outboxkit.config import ConsumerSettings
 from outboxkit.errors import BrokerUnavailableError, GroupMissingError, StreamConflictError
 from outboxkit.hand import Hand
-from outboxkit.message import ORIGIN, Delivery, Position, Stream
+from outboxkit.message import ORIGIN, Delivery, Position, Stream, digest
 from outboxkit.observe import Observer
 from outboxkit.settling import Settler
 from outboxkit.store import Floor, Store, Subscription
@@ -52,6 +52,10 @@ class Consumer:
         """Whether some ack may not have arrived, so that our own pending entries have to be read again."""
         self._stood: dict[Stream, Position] = {}
         """Where floors stood at the last look, of streams with something unsettled above."""
+        self._verified: set[Stream] = set()
+        """Streams that hold, at the floor, the entry that was settled there."""
+        self._behind: dict[Stream, float] = {}
+        """Since when streams have ended before the floor; 0 once that was reported."""
         self._reported: set[tuple[Stream, Position, Position]] = set()
         self._stopping = anyio.Event()
 
@@ -126,11 +130,13 @@ class Consumer:
                     self._observer.halted(stream, str(error))
             else:
                 self._conflicts.discard(stream)
+                self._verified.discard(stream)
                 self._subscriptions[stream] = subscription
 
     async def _subscription(self, stream: Stream) -> tuple[Subscription, Position]:
-        floor = await self._store.floor_of(self.group, stream)
-        if floor is None:  # new to us: everything the broker still has
+        known = await self._store.floor_of(self.group, stream)
+        floor = ORIGIN if known is None else known.position
+        if known is None:  # new to us: everything the broker still has
             oldest = await self._broker.range(stream, after=ORIGIN, upto=None, limit=1)
             floor = oldest[0].prev if oldest else ORIGIN
             self._observer.started(self.group, stream, floor)
@@ -142,10 +148,11 @@ class Consumer:
         """Take a run of entries of one stream, commit what they lead to, and only then ack."""
         size = 1
         while run := await self._hand.take(size):
-            done = 0
+            stream, done = run[0].stream, 0
             try:
+                await self._verify(stream)
                 seconds = self._settings.transaction_seconds
-                done = await self._settler.settle(self._subscriptions[run[0].stream], run, seconds)
+                done = await self._settler.settle(self._subscriptions[stream], run, seconds)
                 await self._ack(run[:done])
             finally:
                 self._hand.done(run[:done])
@@ -153,6 +160,18 @@ class Consumer:
             working()
             # Many in a transaction while handlers are fast, one when they are slow.
             size = min(size * 2, self._settings.transaction_messages) if done == len(run) else max(1, done)
+
+    async def _verify(self, stream: Stream) -> None:
+        """After each subscription, before the floor moves on: see that the log is the one we have settled up to there."""
+        if stream in self._verified:
+            return
+        floor = await self._store.floor_of(self.group, stream)
+        if floor is not None and floor.digest is not None:
+            at = floor.position
+            entries = await self._broker.range(stream, after=at.before(), upto=at, limit=1)
+            if any(digest(entry.envelope) != floor.digest for entry in entries):
+                self._observer.diverged(self.group, stream, at)
+        self._verified.add(stream)
 
     async def _ack(self, run: Sequence[Delivery]) -> None:
         try:
@@ -188,8 +207,19 @@ class Consumer:
             floors = await self._store.floors(self.group)
             last = await self._broker.last(list(self._subscriptions))
             for stream in last.keys() & floors.keys():
+                self._watch_end(stream, floors[stream].position, last[stream])
                 await self._mend_stream(stream, floors[stream], last[stream])
             working()
+
+    def _watch_end(self, stream: Stream, floor: Position, last: Position) -> None:
+        """Report a stream that goes on ending before the floor: nothing of it will come until it has passed that."""
+        if last >= floor:
+            self._behind.pop(stream, None)
+            return
+        since = self._behind.setdefault(stream, anyio.current_time())
+        if since and anyio.current_time() - since > self._settings.behind_seconds:
+            self._behind[stream] = 0.0  # told
+            self._observer.behind(self.group, stream, floor, last)
 
     async def _mend_stream(self, stream: Stream, floor: Floor, last: Position) -> None:
         upto = floor.hole or last

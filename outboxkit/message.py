@@ -1,5 +1,6 @@
 """The plain values everything else is written in: positions, streams, entries, envelopes, messages."""
 
+import hashlib
 import os
 import time
 import uuid
@@ -77,6 +78,11 @@ class Delivery(NamedTuple):
     position: Position
     prev: Position
     envelope: bytes
+
+
+def digest(envelope: bytes) -> int:
+    """Return 64 bits by which an entry's bytes are known again, as an integer any database can keep."""
+    return int.from_bytes(hashlib.blake2b(envelope, digest_size=8).digest(), "big", signed=True)
 
 
 class Envelope(msgspec.Struct, frozen=True):

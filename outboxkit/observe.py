@@ -86,6 +86,32 @@ class Observer:
             stream.source,
         )
 
+    def diverged(self, group: str, stream: Stream, floor: Position) -> None:
+        """Another entry stands at a group's floor than the one it settled there."""
+        logger.error(
+            "group %s: the entry at %s of %s is not the one that was settled there: the log of %s was started over, or its "
+            "database went back in time together with the broker. Its new events up to %s are taken for ones settled long ago "
+            "and are not handled: publish them again",
+            group,
+            floor,
+            stream,
+            stream.source,
+            floor,
+        )
+
+    def behind(self, group: str, stream: Stream, floor: Position, last: Position) -> None:
+        """A stream has for some time ended before a group's floor."""
+        logger.warning(
+            "group %s: %s ends at %s, before the floor %s: the broker lost entries and the relay of %s has not brought them "
+            "again. Check that it runs; if its log was started over, new events up to the floor are taken for ones settled long "
+            "ago",
+            group,
+            stream,
+            last,
+            floor,
+            stream.source,
+        )
+
     def troubled(self, doing: str, error: Exception, failures: int, seconds: float) -> None:
         """A loop failed `failures` times in a row and tries again in `seconds`; logged at 1, 2, 4, 8, ..."""
         if failures & (failures - 1) == 0:

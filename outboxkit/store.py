@@ -47,11 +47,14 @@ class Floor(NamedTuple):
     """How far a group has settled a stream.
 
     Everything at or below `position` is settled. `hole`, when not None, is a position above it that was never delivered
-    although something behind it was: the entries in ``(position, hole]`` have to be read again.
+    although something behind it was: the entries in ``(position, hole]`` have to be read again. `digest` is
+    `outboxkit.message.digest` of the entry at `position`, None where the group never had it: another entry there means that
+    its source's log was started over.
     """
 
     position: Position
     hole: Position | None = None
+    digest: int | None = None
 
 
 class Outcome(NamedTuple):
@@ -195,8 +198,8 @@ class Store(Protocol):
         """Return the group's subscription and its floor; made with `floor` if there was none."""
         ...
 
-    async def floor_of(self, group: str, stream: Stream) -> Position | None:
-        """Return a group's floor, or None when it never read this stream."""
+    async def floor_of(self, group: str, stream: Stream) -> Floor | None:
+        """Return a group's floor as saved, or None when it never read this stream."""
         ...
 
     async def floors(self, group: str) -> Mapping[Stream, Floor]:

@@ -528,3 +528,66 @@ async def test_a_stop_undoes_what_takes_longer_than_the_grace_time(tmp_path: Pat
 def test_settings_that_make_no_sense_are_refused() -> None:
     with pytest.raises(Exception, match=r"consumer\.idle_seconds"):
         Settings(consumer=ConsumerSettings(idle_seconds=0))
+
+
+async def test_a_log_that_was_started_over_is_noticed_and_reported(tmp_path: Path) -> None:
+    """The publisher's database and the broker are new, the consumer's is not: positions repeat, events do not."""
+    diverged: list[Stream] = []
+    behind: list[Stream] = []
+
+    class Watching(Recording):
+        def diverged(self, group: str, stream: Stream, floor: Position) -> None:
+            super().diverged(group, stream, floor)
+            diverged.append(stream)
+
+        def behind(self, group: str, stream: Stream, floor: Position, last: Position) -> None:
+            super().behind(group, stream, floor, last)
+            behind.append(stream)
+
+    one = msgspec.structs.replace(QUICK.consumer, behind_seconds=0.05)
+    settings = msgspec.structs.replace(QUICK, partitions={"numbers": 1}, consumer=one)
+    broker = MemoryBroker()
+    publisher, reader = (
+        await Publisher(tmp_path, broker, settings=settings).migrate(),
+        Reader(tmp_path, broker, settings=settings),
+    )
+    await reader.migrate()
+    reader.app.observer = Watching()
+    async with publisher.app, reader.app:
+        for number in range(10):
+            await publisher.draw(number)
+        await until(lambda: len(reader.noted()) == 10)
+    broker.wipe()
+    for leftover in tmp_path.glob("publisher.db*"):
+        leftover.unlink()
+    again = await Publisher(tmp_path, broker, settings=settings).migrate()
+    async with again.app, reader.app:
+        for number in range(100, 105):
+            await again.draw(number)
+        (stream,) = await until(lambda: behind)
+        assert diverged == []
+        for number in range(105, 112):
+            await again.draw(number)
+        await until(lambda: diverged == [stream])
+        await until(lambda: {110, 111} <= set(reader.noted()))
+
+
+async def test_a_replay_after_a_loss_is_no_divergence(tmp_path: Path) -> None:
+    diverged: list[Stream] = []
+
+    class Watching(Recording):
+        def diverged(self, group: str, stream: Stream, floor: Position) -> None:
+            diverged.append(stream)
+
+    broker = MemoryBroker()
+    publisher, reader = await Publisher(tmp_path, broker).migrate(), await Reader(tmp_path, broker).migrate()
+    reader.app.observer = Watching()
+    async with publisher.app, reader.app:
+        for start in range(0, 60, 20):
+            for number in range(start, start + 20):
+                await publisher.draw(number)
+            await until(lambda end=start + 20: len(reader.noted()) == end)  # type: ignore[misc]
+            broker.wipe()
+        await publisher.draw(60)
+        await until(lambda: 60 in reader.noted())
+    assert diverged == []

@@ -86,7 +86,7 @@ class ThreadConnection(aiosqlite.Connection):
     async def run(self, function: Callable[[GuardedConnection], T]) -> T:
         """Run `function` with the blocking connection on its thread, after everything asked for before."""
         untyped: Any = self
-        result: T = await untyped._execute(function, self._conn)
+        result: T = await untyped._execute(function, self._conn)  # noqa: SLF001 - see the class
         return result
 
     async def ended(self) -> None:

@@ -9,7 +9,7 @@ import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 
-from outboxkit.message import Delivery, Position, Stream
+from outboxkit.message import Delivery, Position, Stream, digest
 from outboxkit.store import Floor, Outcome, Retry, Subscription
 from outboxkit_sqlite.connection import GuardedConnection
 
@@ -28,14 +28,14 @@ class InboxTables:
             "ON CONFLICT DO NOTHING"
         )
         self._get_floor = (
-            f'SELECT id, major, minor FROM {floor} WHERE "group" = ? AND topic = ? AND partition = ? AND source = ?'
+            f'SELECT id, major, minor, digest FROM {floor} WHERE "group" = ? AND topic = ? AND partition = ? AND source = ?'
         )
-        self._floors = f'SELECT id, topic, partition, source, major, minor FROM {floor} WHERE "group" = ?'
-        self._floor = f"SELECT major, minor FROM {floor} WHERE id = ?"
-        self._move = f"UPDATE {floor} SET major = ?, minor = ? WHERE id = ?"
+        self._floors = f'SELECT id, topic, partition, source, major, minor, digest FROM {floor} WHERE "group" = ?'
+        self._floor = f"SELECT major, minor, digest FROM {floor} WHERE id = ?"
+        self._move = f"UPDATE {floor} SET major = ?, minor = ?, digest = ? WHERE id = ?"
         # The insert decides: a row that is there was seen.
         self._insert = (
-            f"INSERT INTO {inbox} (floor_id, major, minor, prev_major, prev_minor, attempt) VALUES (?, ?, ?, ?, ?, 1) "
+            f"INSERT INTO {inbox} (floor_id, major, minor, prev_major, prev_minor, digest, attempt) VALUES (?, ?, ?, ?, ?, ?, 1) "
             "ON CONFLICT DO NOTHING"
         )
         self._fail = f"UPDATE {inbox} SET state = ?, attempt = ?, due_at = ?, error = ?, envelope = ? WHERE {one}"
@@ -46,7 +46,7 @@ class InboxTables:
         self._take = f"SELECT 1 FROM {inbox} WHERE {one} AND state = 'retry' AND attempt = ? AND due_at <= ?"
         # The primary key, in order, from the floor on; it is left at the first gap.
         self._above = (
-            f"SELECT major, minor, prev_major, prev_minor FROM {inbox} "
+            f"SELECT major, minor, prev_major, prev_minor, digest FROM {inbox} "
             "WHERE floor_id = ? AND (major, minor) > (?, ?) ORDER BY major, minor LIMIT ?"
         )
         self._below = (
@@ -65,30 +65,30 @@ class InboxTables:
             "WHERE i.state = 'retry' AND f.\"group\" = ? AND i.due_at > ?"
         )
 
-    def floor_of(self, connection: sqlite3.Connection, group: str, stream: Stream) -> tuple[int, Position] | None:
-        """Return the id and position of a group's floor."""
+    def floor_of(self, connection: sqlite3.Connection, group: str, stream: Stream) -> Floor | None:
+        """See `outboxkit.store.Store.floor_of`."""
         row = connection.execute(self._get_floor, (group, *stream)).fetchone()
-        return (row[0], Position(row[1], row[2])) if row else None
+        return Floor(Position(row[1], row[2]), digest=row[3]) if row else None
 
     def subscribe(
         self, connection: GuardedConnection, group: str, stream: Stream, floor: Position
     ) -> tuple[Subscription, Position]:
         """See `outboxkit.store.Store.subscribe`; within the caller's transaction."""
         connection.execute(self._add_floor, (group, *stream, *floor))
-        id, major, minor = connection.execute(self._get_floor, (group, *stream)).fetchone()
+        id, major, minor, _ = connection.execute(self._get_floor, (group, *stream)).fetchone()
         return Subscription(id, group, stream), Position(major, minor)
 
     def receive(
         self, connection: GuardedConnection, subscription: Subscription, deliveries: Sequence[Delivery]
     ) -> Sequence[Delivery]:
         """See `outboxkit.store.Transaction.receive`. The floor cannot move meanwhile: this transaction holds the write lock."""
-        floor = self._position(connection, subscription)
-        return [
-            delivery
-            for delivery in deliveries
-            if delivery.position > floor
-            and connection.execute(self._insert, (subscription.id, *delivery.position, *delivery.prev)).rowcount == 1
-        ]
+        floor = self._floor_at(connection, subscription).position
+
+        def inserted(delivery: Delivery) -> bool:
+            row = (subscription.id, *delivery.position, *delivery.prev, digest(delivery.envelope))
+            return connection.execute(self._insert, row).rowcount == 1
+
+        return [delivery for delivery in deliveries if delivery.position > floor and inserted(delivery)]
 
     def take(self, connection: GuardedConnection, retry: Retry) -> bool:
         """See `outboxkit.store.Transaction.take`."""
@@ -97,9 +97,9 @@ class InboxTables:
 
     def settle(self, connection: GuardedConnection, subscription: Subscription, outcomes: Sequence[Outcome]) -> Floor:
         """See `outboxkit.store.Transaction.settle`."""
-        floor = self._position(connection, subscription)
+        floor = self._floor_at(connection, subscription)
         for outcome in outcomes:
-            self._record(connection, subscription, outcome, floor)
+            self._record(connection, subscription, outcome, floor.position)
         return self.advance(connection, subscription.id, floor)
 
     def _record(self, connection: GuardedConnection, subscription: Subscription, outcome: Outcome, floor: Position) -> None:
@@ -116,30 +116,30 @@ class InboxTables:
                 failure = (outcome.state, outcome.attempt, due_at, outcome.error or "", outcome.delivery.envelope)
                 connection.execute(self._fail, (*failure, *row))
 
-    def advance(self, connection: GuardedConnection, floor_id: int, start: Position) -> Floor:
+    def advance(self, connection: GuardedConnection, floor_id: int, start: Floor) -> Floor:
         """Walk the chain up from the floor at `start`, and delete what it makes needless."""
-        floor, hole = self.walk(connection, floor_id, start)
-        if floor > start:
-            connection.execute(self._move, (*floor, floor_id))
-            connection.execute(self._below, (floor_id, *start, *floor))
-        return Floor(floor, hole)
+        floor = self.walk(connection, floor_id, start)
+        if floor.position > start.position:
+            connection.execute(self._move, (*floor.position, floor.digest, floor_id))
+            connection.execute(self._below, (floor_id, *start.position, *floor.position))
+        return floor
 
-    def walk(self, connection: sqlite3.Connection, floor_id: int, start: Position) -> Floor:
+    def walk(self, connection: sqlite3.Connection, floor_id: int, start: Floor) -> Floor:
         """Return where the floor could be, and the hole above it if there is one; changes nothing."""
-        floor, hole = start, None
-        rows = connection.execute(self._above, (floor_id, *start, _WALK_LIMIT))
-        for major, minor, prev_major, prev_minor in rows:
-            if (prev_major, prev_minor) > floor:
-                hole = Position(prev_major, prev_minor)
+        floor = start
+        rows = connection.execute(self._above, (floor_id, *start.position, _WALK_LIMIT))
+        for major, minor, prev_major, prev_minor, known_by in rows:
+            if (prev_major, prev_minor) > floor.position:
+                floor = floor._replace(hole=Position(prev_major, prev_minor))
                 break
-            floor = Position(major, minor)
+            floor = Floor(Position(major, minor), digest=known_by)
         rows.close()
-        return Floor(floor, hole)
+        return floor
 
-    def floors(self, connection: sqlite3.Connection, group: str) -> Iterator[tuple[int, Stream, Position]]:
-        """Yield the id, stream and position of each floor of a group."""
-        for id, topic, partition, source, major, minor in connection.execute(self._floors, (group,)).fetchall():
-            yield id, Stream(topic, partition, source), Position(major, minor)
+    def floors(self, connection: sqlite3.Connection, group: str) -> Iterator[tuple[int, Stream, Floor]]:
+        """Yield the id, the stream and the floor of each subscription of a group, as saved."""
+        for id, topic, partition, source, major, minor, known_by in connection.execute(self._floors, (group,)).fetchall():
+            yield id, Stream(topic, partition, source), Floor(Position(major, minor), digest=known_by)
 
     def retries(self, connection: sqlite3.Connection, group: str, limit: int) -> tuple[Sequence[Retry], float | None]:
         """See `outboxkit.store.Store.retries`."""
@@ -153,5 +153,6 @@ class InboxTables:
         next_due = connection.execute(self._next_due, (group, now)).fetchone()[0]
         return found, None if next_due is None else max(0.0, next_due - now)
 
-    def _position(self, connection: sqlite3.Connection, subscription: Subscription) -> Position:
-        return Position(*connection.execute(self._floor, (subscription.id,)).fetchone())
+    def _floor_at(self, connection: sqlite3.Connection, subscription: Subscription) -> Floor:
+        major, minor, known_by = connection.execute(self._floor, (subscription.id,)).fetchone()
+        return Floor(Position(major, minor), digest=known_by)

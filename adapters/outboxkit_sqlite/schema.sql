@@ -44,6 +44,7 @@ CREATE TABLE {prefix}floor (
     source TEXT NOT NULL,
     major INTEGER NOT NULL,
     minor INTEGER NOT NULL,
+    digest INTEGER, -- of the entry at the floor, to know it again
     UNIQUE ("group", topic, partition, source)
 ) STRICT;
 
@@ -54,6 +55,7 @@ CREATE TABLE {prefix}inbox (
     minor INTEGER NOT NULL,
     prev_major INTEGER NOT NULL,
     prev_minor INTEGER NOT NULL,
+    digest INTEGER NOT NULL,
     state TEXT NOT NULL DEFAULT 'settled' CHECK (state IN ('settled', 'retry', 'dead')),
     attempt INTEGER NOT NULL DEFAULT 0,
     due_at REAL CHECK ((state = 'retry') = (due_at IS NOT NULL)),

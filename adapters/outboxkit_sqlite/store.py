@@ -177,26 +177,21 @@ class SQLiteStore:
         """See `outboxkit.store.Store.subscribe`."""
         return await self._write(lambda connection: self._inbox.subscribe(connection, group, stream, floor))
 
-    async def floor_of(self, group: str, stream: Stream) -> Position | None:
+    async def floor_of(self, group: str, stream: Stream) -> Floor | None:
         """See `outboxkit.store.Store.floor_of`."""
-        found = await self._query(lambda connection: self._inbox.floor_of(connection, group, stream))
-        return found[1] if found else None
+        return await self._query(lambda connection: self._inbox.floor_of(connection, group, stream))
 
     async def floors(self, group: str) -> Mapping[Stream, Floor]:
         """See `outboxkit.store.Store.floors`."""
 
-        def look(connection: sqlite3.Connection) -> tuple[dict[Stream, Floor], list[tuple[int, Stream, Position]]]:
-            floors: dict[Stream, Floor] = {}
-            behind: list[tuple[int, Stream, Position]] = []
-            for id, stream, position in self._inbox.floors(connection, group):
-                floors[stream] = self._inbox.walk(connection, id, position)
-                if floors[stream].position > position:
-                    behind.append((id, stream, position))
-            return floors, behind
+        def look(connection: sqlite3.Connection) -> tuple[dict[Stream, Floor], bool]:
+            saved = {stream: (id, floor) for id, stream, floor in self._inbox.floors(connection, group)}
+            walked = {stream: self._inbox.walk(connection, id, floor) for stream, (id, floor) in saved.items()}
+            return walked, any(walked[stream].position > floor.position for stream, (_, floor) in saved.items())
 
         def advance(connection: GuardedConnection) -> dict[Stream, Floor]:
             found = list(self._inbox.floors(connection, group))
-            return {stream: self._inbox.advance(connection, id, position) for id, stream, position in found}
+            return {stream: self._inbox.advance(connection, id, floor) for id, stream, floor in found}
 
         floors, behind = await self._query(look)
         return await self._write(advance) if behind else floors

@@ -2,7 +2,7 @@
 
 import anyio
 
-from outboxkit.message import ORIGIN, Delivery, Position, Stream, new_id
+from outboxkit.message import ORIGIN, Delivery, Position, Stream, digest, new_id
 from outboxkit.store import Floor, Outcome, Retry, Store, Subscription
 from outboxkit.testing.rows import deliveries, settled
 
@@ -10,6 +10,11 @@ from outboxkit.testing.rows import deliveries, settled
 def new_stream() -> Stream:
     """Return a stream that no group has read."""
     return Stream("topic", 0, f"source-{new_id()}")
+
+
+def floor_at(major: int, hole: int | None = None) -> Floor:
+    """Return a floor as it is when the entry there came from `deliveries`."""
+    return Floor(Position(major, 0), None if hole is None else Position(hole, 0), digest(b"envelope %d" % major))
 
 
 async def settle(store: Store, subscription: Subscription, given: list[Delivery]) -> list[int]:
@@ -30,7 +35,7 @@ class StoreInboxContract:
         subscription, floor = await store.subscribe("group", stream, Position(4, 0))
         assert floor == Position(4, 0)
         assert await peer.subscribe("group", stream, Position(9, 0)) == (subscription, floor)
-        assert await peer.floor_of("group", stream) == floor
+        assert await peer.floor_of("group", stream) == Floor(floor)
         assert (await store.subscribe("other", stream))[0].id != subscription.id
 
     async def test_a_delivery_is_new_once(self, store: Store, peer: Store) -> None:
@@ -53,7 +58,7 @@ class StoreInboxContract:
         async with store.transaction() as transaction:
             assert len(await transaction.receive(subscription, chain)) == 2
             await transaction.settle(subscription, settled(chain))
-        assert await store.floor_of("group", stream) == ORIGIN
+        assert await store.floor_of("group", stream) == Floor(ORIGIN)
         assert await settle(store, subscription, chain) == [1, 2]
 
     async def test_of_two_who_receive_at_once_one_gets_it(self, store: Store, peer: Store) -> None:
@@ -81,7 +86,7 @@ class StoreInboxContract:
         stream = new_stream()
         subscription, _ = await store.subscribe("group", stream)
         await settle(store, subscription, deliveries(stream, [2, 3, 70]))
-        assert await store.floors("group") == {stream: Floor(Position(70, 0))}
+        assert await store.floors("group") == {stream: floor_at(70)}
         assert await settle(store, subscription, deliveries(stream, [2, 3, 70, 71])) == [71]
 
     async def test_the_floor_never_passes_a_hole(self, store: Store) -> None:
@@ -89,17 +94,17 @@ class StoreInboxContract:
         subscription, _ = await store.subscribe("group", stream)
         await settle(store, subscription, deliveries(stream, [1]))
         await settle(store, subscription, deliveries(stream, [5, 6], before=4))
-        assert await store.floors("group") == {stream: Floor(Position(1, 0), hole=Position(4, 0))}
+        assert await store.floors("group") == {stream: floor_at(1, hole=4)}
         await settle(store, subscription, deliveries(stream, [2], before=1))
-        assert await store.floors("group") == {stream: Floor(Position(2, 0), hole=Position(4, 0))}
+        assert await store.floors("group") == {stream: floor_at(2, hole=4)}
         assert await settle(store, subscription, deliveries(stream, [3, 4, 5, 6], before=2)) == [3, 4]
-        assert await store.floors("group") == {stream: Floor(Position(6, 0))}
+        assert await store.floors("group") == {stream: floor_at(6)}
 
     async def test_a_chain_that_began_below_the_floor_moves_it(self, store: Store) -> None:
         stream = new_stream()
         subscription, _ = await store.subscribe("group", stream, Position(10, 0))
         await settle(store, subscription, deliveries(stream, [12], before=7))
-        assert await store.floor_of("group", stream) == Position(12, 0)
+        assert await store.floor_of("group", stream) == floor_at(12)
 
     async def test_what_failed_waits_until_it_is_due_and_is_then_taken_once(self, store: Store, peer: Store) -> None:
         stream = new_stream()
@@ -139,7 +144,7 @@ class StoreInboxContract:
         waits, dead, fine = deliveries(stream, [1, 2, 3])
         failures = Outcome(waits, "retry", 1, 0.0, "x"), Outcome(dead, "dead", 5, 0.0, "x")
         await self._fail(store, subscription, *failures, Outcome(fine, "settled"))
-        assert await store.floors("group") == {stream: Floor(Position(3, 0))}
+        assert await store.floors("group") == {stream: floor_at(3)}
         assert await settle(store, subscription, [waits, dead, fine]) == []
         assert [retry.delivery for retry in (await store.retries("group", 10))[0]] == [waits]
 
@@ -148,7 +153,7 @@ class StoreInboxContract:
         subscription, _ = await store.subscribe("group", stream)
         one, two, three = deliveries(stream, [1, 2, 3])
         await self._fail(store, subscription, Outcome(one, "settled"), Outcome(two, "deferred"), Outcome(three, "deferred"))
-        assert await store.floors("group") == {stream: Floor(Position(1, 0))}
+        assert await store.floors("group") == {stream: floor_at(1)}
         assert await settle(store, subscription, [one, two, three]) == [2, 3]
 
     @staticmethod

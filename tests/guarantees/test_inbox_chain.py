@@ -64,6 +64,9 @@ class Counting(Observer):
     def hole_read(self, group: str, stream: Stream, after: Position, upto: Position, count: int) -> None:
         self.count["holes read again"] += 1
 
+    def diverged(self, group: str, stream: Stream, floor: Position) -> None:
+        raise AssertionError(f"{stream} has another entry at {floor}")
+
     def failed(self, group: str, message: Message, error: Exception, delay_seconds: float | None) -> None: ...
     def halted(self, stream: Stream, reason: str) -> None:
         raise AssertionError(f"{stream}: {reason}")
