@@ -103,8 +103,8 @@ class Observer:
         """A stream has for some time ended before a group's floor."""
         logger.warning(
             "group %s: %s ends at %s, before the floor %s: the broker lost entries and the relay of %s has not brought them "
-            "again. Check that it runs; if its log was started over, new events up to the floor are taken for ones settled long "
-            "ago",
+            "again. Check that it runs; if its log was started over, new events up to the floor are taken for ones settled "
+            "long ago",
             group,
             stream,
             last,

@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from outboxkit.cancellation import alongside, uninterrupted
@@ -87,7 +88,7 @@ async def test_a_cancelled_scope_finishes_the_work_first(error: Exception | None
             except ValueError:
                 assert error is not None
             assert work.ended == "finished"
-            await anyio.sleep(0)
+            await anyio.lowlevel.checkpoint()
             after = True  # pragma: no cover
     assert scope.cancelled_caught
     assert not after

@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import inspect
 import sqlite3
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import AsyncGenerator, Awaitable, Callable  # noqa: TC003 - annotations are read at run time
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 
 import msgspec
 import pytest
 
-from outboxkit import App, ConfigurationError, Message, Router, UnitOfWork, event
+from outboxkit import App, ConfigurationError, Message, Router, UnitOfWork, event  # noqa: TC001 - as above
 from outboxkit.errors import (
     EventDeclarationError,
     HandlerSignatureError,
@@ -26,6 +26,10 @@ from tests.waiting import until
 if TYPE_CHECKING:
     from decimal import Decimal
     from pathlib import Path
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @event("sold", topic="sales", key="number")
@@ -132,25 +136,24 @@ def unknown_name(sold: Sold, missing: Missing) -> None: ...  # type: ignore[name
 def unimported(sold: Sold, amount: Decimal) -> None: ...
 
 
-@pytest.mark.parametrize(
-    ("function", "reason"),
-    [
-        (positional, r"positional: parameter .*cannot be supplied: annotate it Sold, list\[Sold\], UnitOfWork or Message"),
-        (no_event, r"no_event: exactly one parameter takes the event: Sold or list\[Sold\]"),
-        (nothing, r"nothing: exactly one parameter takes the event"),
-        (unannotated, r"unannotated: parameter sold cannot be supplied: annotate it Sold"),
-        (another_event, r"another_event: parameter paid: .*cannot be supplied.* or give it a default"),
-        (a_subject, r"a_subject: parameter number: .*cannot be supplied"),
-        (optional_event, r"optional_event: parameter sold: .*cannot be supplied"),
-        (two_events, r"two_events: exactly one parameter takes the event"),
-        (event_and_list, r"event_and_list: exactly one parameter takes the event"),
-        (list_and_message, r"list_and_message: beside list\[Sold\], ask for list\[Message\]"),
-        (event_and_messages, r"event_and_messages: beside Sold, ask for Message"),
-        (unknown_name, r"unknown_name: an annotation cannot be read: name 'Missing' is not defined"),
-        (unimported, r"unimported: an annotation cannot be read: name 'Decimal' is not defined"),
-    ],
-    ids=lambda value: getattr(value, "__name__", ""),
-)
+UNSUPPLIABLE: list[tuple[Callable[..., object], str]] = [
+    (positional, r"positional: parameter .*cannot be supplied: annotate it Sold, list\[Sold\], UnitOfWork or Message"),
+    (no_event, r"no_event: exactly one parameter takes the event: Sold or list\[Sold\]"),
+    (nothing, r"nothing: exactly one parameter takes the event"),
+    (unannotated, r"unannotated: parameter sold cannot be supplied: annotate it Sold"),
+    (another_event, r"another_event: parameter paid: .*cannot be supplied.* or give it a default"),
+    (a_subject, r"a_subject: parameter number: .*cannot be supplied"),
+    (optional_event, r"optional_event: parameter sold: .*cannot be supplied"),
+    (two_events, r"two_events: exactly one parameter takes the event"),
+    (event_and_list, r"event_and_list: exactly one parameter takes the event"),
+    (list_and_message, r"list_and_message: beside list\[Sold\], ask for list\[Message\]"),
+    (event_and_messages, r"event_and_messages: beside Sold, ask for Message"),
+    (unknown_name, r"unknown_name: an annotation cannot be read: name 'Missing' is not defined"),
+    (unimported, r"unimported: an annotation cannot be read: name 'Decimal' is not defined"),
+]
+
+
+@pytest.mark.parametrize(("function", "reason"), UNSUPPLIABLE, ids=lambda value: getattr(value, "__name__", ""))
 def test_a_handler_whose_arguments_cannot_be_supplied_is_refused_at_decoration(
     function: Callable[..., Any], reason: str
 ) -> None:
@@ -367,9 +370,15 @@ async def test_wrong_arguments_are_a_type_error_as_with_any_function(app: App) -
 
         for function in (leading, trailing):
             wrong: Any = function
-            for call in (lambda: wrong(), lambda: wrong(1, 2, 3), lambda: wrong(1, other=2), lambda: wrong(1, uow=2)):  # noqa: B023
+            mistakes: list[tuple[tuple[int, ...], dict[str, int]]] = [
+                ((), {}),
+                ((1, 2, 3), {}),
+                ((1,), {"other": 2}),
+                ((1,), {"uow": 2}),
+            ]
+            for args, kwargs in mistakes:
                 with pytest.raises(TypeError):
-                    await call()
+                    await wrong(*args, **kwargs)
 
 
 def test_callers_see_a_signature_without_the_unit_of_work() -> None:
@@ -388,11 +397,11 @@ async def test_a_function_publishes_what_it_returns(app: App) -> None:
         returned: list[Any] = [Sold(1), [Sold(2), Paid(3)], (Paid(4), None), [], (), None]
 
         @app.publishes(Sold, Paid)
-        async def publish(uow: UnitOfWork, what: Any) -> Any:
+        async def publish(uow: UnitOfWork, what: object) -> object:
             return what
 
         @app.publishes(Sold, Paid)
-        def publish_plainly(uow: UnitOfWork, what: Any) -> Any:
+        def publish_plainly(uow: UnitOfWork, what: object) -> object:
             return what
 
         for function in (publish, publish_plainly):
@@ -405,7 +414,7 @@ async def test_a_function_that_returns_junk_publishes_nothing_and_is_named(app: 
     async with app.running(relay=False, consume=False):
 
         @app.publishes(Sold)
-        async def publish(uow: UnitOfWork) -> Any:
+        async def publish(uow: UnitOfWork) -> object:
             return junk
 
         with pytest.raises(UndeclaredEventError, match=r"publish returned '\w+', which is no event: return events or None"):
@@ -429,7 +438,7 @@ async def test_only_events_that_are_named_may_be_published(app: App) -> None:
     async with app.running(relay=False, consume=False):
 
         @app.publishes(Sold)
-        async def returning(uow: UnitOfWork) -> Any:
+        async def returning(uow: UnitOfWork) -> object:
             return Paid(1)
 
         @app.publishes(Sold)
@@ -490,11 +499,11 @@ def test_both_decorators_stack_in_both_orders() -> None:
         assert handler.is_async
 
 
-def counted(function: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+def counted(function: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]:
     """A decorator of the user's own."""
 
     @functools.wraps(function)
-    async def counting(*args: Any, **kwargs: Any) -> Any:
+    async def counting(*args: P.args, **kwargs: P.kwargs) -> R:
         calls.append(function.__name__)
         return await function(*args, **kwargs)
 

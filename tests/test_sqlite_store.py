@@ -6,7 +6,7 @@ import os
 import shutil
 import sqlite3
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ def store_in(folder: Path, options: str = "") -> SQLiteStore:
 
 
 @asynccontextmanager
-async def opened(store: SQLiteStore, source: str = "shop") -> AsyncIterator[SQLiteStore]:
+async def opened(store: SQLiteStore, source: str = "shop") -> AsyncGenerator[SQLiteStore, None]:
     await store.migrate(source)
     await store.open(source)
     try:
@@ -63,8 +63,10 @@ def test_a_url_names_a_relative_or_absolute_path(url: str, path: str) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["sqlite:", "sqlite://", "sqlite:///", "sqlite://shop.db", "sqlite://localhost/shop.db", "sqlite:///?prefix=a_"]
-    + ["sqlite:shop.db", "sqlite:///:memory:", "sqlite:///shop.db#part", "sqlite:///shop%00.db"],
+    [
+        *("sqlite:", "sqlite://", "sqlite:///", "sqlite://shop.db", "sqlite://localhost/shop.db", "sqlite:///?prefix=a_"),
+        *("sqlite:shop.db", "sqlite:///:memory:", "sqlite:///shop.db#part", "sqlite:///shop%00.db"),
+    ],
 )
 def test_a_url_that_names_no_file_says_what_to_write(url: str) -> None:
     with pytest.raises(ConfigurationError, match=r"names no file: write sqlite:///name\.db for a relative path"):
@@ -87,7 +89,7 @@ def test_busy_seconds_are_a_number_in_reason(seconds: str) -> None:
     "prefix", ["", "_", "box", "Box_", "1box_", "box-_", "b;drop table x;_", 'b"_', "b" * 32 + "_", "bö_", "box_\n"]
 )
 def test_a_prefix_is_a_safe_identifier(prefix: str) -> None:
-    with pytest.raises(ConfigurationError, match="table prefix .*use 2 to 32 lower-case letters"):
+    with pytest.raises(ConfigurationError, match=r"table prefix .*use 2 to 32 lower-case letters"):
         SQLiteStore(f"sqlite:///shop.db?prefix={prefix}".replace(";", "%3B").replace("\n", "%0A"))
 
 
@@ -340,12 +342,12 @@ async def test_a_row_inserted_by_a_trigger_is_relayed_and_consumed(tmp_path: Pat
         await until(lambda: reader.noted() == [7, 8])
 
 
+HEAD = b'{"specversion":"1.0","id":"1","source":"s","type":"number.drawn",'
 HOSTILE = {
     "no envelope": b"junk",
-    "invalid UTF-8 in a header": b'{"specversion":"1.0","id":"1","source":"s","type":"number.drawn","data":{"number":1},"x":"\xff"}',
-    "another shape": b'{"specversion":"1.0","id":"1","source":"s","type":"number.drawn","data":{"number":"one"}}',
-    "a huge number as a header": b'{"specversion":"1.0","id":"1","source":"s","type":"number.drawn","data":7,"x":%s}'
-    % (b"9" * 5_000),
+    "invalid UTF-8 in a header": HEAD + b'"data":{"number":1},"x":"\xff"}',
+    "another shape": HEAD + b'"data":{"number":"one"}}',
+    "a huge number as a header": HEAD + b'"data":7,"x":' + b"9" * 5_000 + b"}",
 }
 
 
@@ -366,7 +368,7 @@ async def test_a_handler_that_fails_over_a_message_with_an_odd_header_is_retried
     broker = MemoryBroker()
     publisher, reader = await Publisher(tmp_path, broker).migrate(), await Reader(tmp_path, broker).migrate()
     reader.database.ask("CREATE TRIGGER no BEFORE INSERT ON noted WHEN NEW.number = 42 BEGIN SELECT raise(ABORT, 'no'); END")
-    envelope = b'{"specversion":"1.0","id":"1","source":"s","type":"number.drawn","data":{"number":42},"x":%s}' % (b"9" * 5_000)
+    envelope = HEAD + b'"data":{"number":42},"x":' + b"9" * 5_000 + b"}"
     async with publisher.app, reader.app:
         insert_row(publisher.database.path, {**GOOD, "partition": partition("1", 4), "envelope": envelope})
         await publisher.draw(1)

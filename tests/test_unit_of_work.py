@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ class Shop:
         self.sell = sell
 
     @asynccontextmanager
-    async def open(self) -> AsyncIterator["Shop"]:
+    async def open(self) -> AsyncGenerator["Shop", None]:
         await self.app.migrate()
         with contextlib.closing(sqlite3.connect(self.path)) as connection, connection:
             connection.execute("CREATE TABLE IF NOT EXISTS sales (number INTEGER PRIMARY KEY)")
@@ -175,16 +175,15 @@ async def test_a_joined_call_that_fails_goes_alone(shop: Shop) -> None:
         uow.publish(Sold(number))
         raise ValueError("inner")
 
-    async with shop.open():
-        async with shop.app.unit_of_work() as uow:
+    async with shop.open(), shop.app.unit_of_work() as uow:
+        await shop.sell(1)
+        for failing in (fail, fail_plainly):
+            with pytest.raises(ValueError, match="inner"):
+                await failing(10)
+        with pytest.raises(sqlite3.IntegrityError):
             await shop.sell(1)
-            for failing in (fail, fail_plainly):
-                with pytest.raises(ValueError, match="inner"):
-                    await failing(10)
-            with pytest.raises(sqlite3.IntegrityError):
-                await shop.sell(1)
-            await insert(uow, 2)
-            uow.publish(Sold(2))
+        await insert(uow, 2)
+        uow.publish(Sold(2))
     assert shop.both() == ([1, 2], [1, 2])
 
 
@@ -304,13 +303,14 @@ async def test_a_joined_call_that_outlives_the_unit_leaves_no_row_without_its_ev
         await ended.wait()
         return Sold(7)
 
+    strays: list[asyncio.Task[Any]] = []
     async with shop.open():
         with contextlib.suppress(OutboxkitError):
             async with shop.app.unit_of_work():
-                stray = asyncio.create_task(late())
+                strays.append(asyncio.create_task(late()))
                 await inside.wait()
         ended.set()
-        await asyncio.gather(stray, return_exceptions=True)
+        await asyncio.gather(*strays, return_exceptions=True)
         shop.assert_free()
     assert shop.sales() == shop.events()
 
@@ -334,13 +334,14 @@ async def test_a_joined_call_that_outlives_the_unit_does_not_touch_the_next_one(
         await asyncio.gather(stray, return_exceptions=True)
         return Sold(1)
 
+    strays: list[asyncio.Task[Any]] = []
     async with shop.open():
         with contextlib.suppress(OutboxkitError):
             async with shop.app.unit_of_work():
-                stray = asyncio.create_task(late())
+                strays.append(asyncio.create_task(late()))
                 await inside.wait()
         async with shop.app.unit_of_work():
-            await sell_meanwhile(stray)
+            await sell_meanwhile(strays[0])
     assert shop.both() == ([1], [1])
 
 
@@ -494,9 +495,7 @@ async def test_a_statement_that_ends_the_transaction_loses_all_of_it_loudly(shop
         return Sold(1)
 
     async with shop.open():
-        with pytest.raises(
-            TransactionLostError, match="was ended inside the unit of work .a conflict clause with ROLLBACK does"
-        ):
+        with pytest.raises(TransactionLostError, match="was ended inside the unit of work"):
             if joined:
                 async with shop.app.unit_of_work() as uow:
                     await insert(uow, 5)

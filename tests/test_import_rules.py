@@ -1,0 +1,47 @@
+"""Imports go downwards only, and importing the core costs and brings in little."""
+
+import json
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+IMPORTED = "import sys, json, outboxkit; print(json.dumps(sorted(sys.modules)))"
+TIMED = "import time; start = time.perf_counter(); import outboxkit; print(time.perf_counter() - start)"
+
+FOREIGN = (
+    *("outboxkit_", "outboxkit.cli", "outboxkit.testing"),
+    *("aiosqlite", "sqlite3", "redis", "asyncpg", "sqlalchemy", "pydantic", "click", "starlette", "uvicorn", "pytest"),
+)
+
+
+def python(program: str) -> str:
+    return subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+
+
+def test_the_layers_hold() -> None:
+    lint = Path(sysconfig.get_path("scripts")) / "lint-imports"
+    result = subprocess.run([lint, "--no-cache"], cwd=ROOT, check=False, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_importing_outboxkit_imports_no_adapter_and_no_driver() -> None:
+    modules: list[str] = json.loads(python(IMPORTED))
+    assert "outboxkit.app" in modules
+    assert [module for module in modules if module.startswith(FOREIGN)] == []
+
+
+def test_asking_for_one_adapter_imports_no_other() -> None:
+    program = (
+        "import sys, json; from outboxkit.adapters import store_of; store_of('sqlite:///shop.db'); "
+        "print(json.dumps(sorted(sys.modules)))"
+    )
+    modules: list[str] = json.loads(python(program))
+    assert "outboxkit_sqlite" in modules
+    assert [module for module in modules if module.startswith(("outboxkit_redis", "redis"))] == []
+
+
+def test_importing_outboxkit_is_quick() -> None:
+    python(TIMED)  # compiles what is not compiled yet
+    assert min(float(python(TIMED)) for _ in range(3)) <= 0.3
