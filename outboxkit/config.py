@@ -99,8 +99,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         for topic, count in self.partitions.items():
             checked_name("topic", topic)
-            if count < 1:
-                raise ConfigurationError(f"topic {topic!r} has {count} partitions: at least 1 is needed")
+            if not isinstance(count, int) or count < 1:  # pyright: ignore[reportUnnecessaryIsInstance] - callers without a checker
+                raise ConfigurationError(f"topic {topic!r} has {count!r} partitions: a whole number from 1 is needed")
         positive = {
             "limits.max_bytes": self.limits.max_bytes,
             "limits.max_depth": self.limits.max_depth,

@@ -225,7 +225,7 @@ def _check_plain(data: object, max_depth: int, where: str) -> None:
             elif isinstance(value, dict):
                 below.extend(value.keys())  # pyright: ignore[reportUnknownArgumentType, reportUnknownMemberType]
                 below.extend(value.values())  # pyright: ignore[reportUnknownArgumentType, reportUnknownMemberType]
-            elif isinstance(value, list | tuple):
+            elif isinstance(value, list | tuple | set | frozenset):
                 below.extend(value)  # pyright: ignore[reportUnknownArgumentType]
         level, depth = below, depth + 1
 
@@ -279,11 +279,17 @@ def _properties(cls: type[Any]) -> set[str]:
 
 def _codec(cls: type[Any], where: str) -> tuple[Callable[[Any], Any], Callable[[bytes], Any]]:
     if _is_pydantic(cls):
-        # By alias and without computed fields: what its own validation reads back.
-        return (lambda event: event.model_dump(mode="json", by_alias=True, round_trip=True)), cls.model_validate_json
+        return (lambda event: _pydantic_builtins(event, where)), cls.model_validate_json
     _field_names(cls, where)
     try:
         decoder = msgspec.json.Decoder(cls)
     except TypeError as error:
         raise EventDeclarationError(f"{where} cannot be read back from JSON: {error}") from error
     return (lambda event: msgspec.to_builtins(event, str_keys=True)), decoder.decode
+
+
+def _pydantic_builtins(event: Any, where: str) -> Any:
+    # pydantic's JSON mode turns NaN into null in a field that may be anything, so it is looked for before.
+    _check_plain(event.model_dump(mode="python", round_trip=True), sys.maxsize, where)
+    # By alias and without computed fields: what its own validation reads back.
+    return event.model_dump(mode="json", by_alias=True, round_trip=True)

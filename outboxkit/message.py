@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import time
 import uuid
 from collections.abc import Mapping
@@ -11,6 +12,8 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from outboxkit.errors import EnvelopeError
+
+_POSITION = re.compile(r"([0-9]{1,20})-([0-9]{1,20})")
 
 
 class Position(NamedTuple):
@@ -25,8 +28,10 @@ class Position(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> "Position":
         """Read ``"<major>-<minor>"``; raises `ValueError` for anything else."""
-        major, minor = text.split("-")
-        return cls(int(major), int(minor))
+        match = _POSITION.fullmatch(text)
+        if match is None:
+            raise ValueError(f"{text!r} is no position: two whole numbers with '-' between")
+        return cls(int(match[1]), int(match[2]))
 
     def before(self) -> "Position":
         """The position right before this one, for ranges that leave their start out."""
@@ -98,7 +103,6 @@ class Envelope(msgspec.Struct, frozen=True):
     data: msgspec.Raw
     time: datetime | None = None
     subject: str | None = None
-    traceparent: str | None = None
 
     @classmethod
     def decode(cls, raw: bytes) -> "Envelope":
@@ -144,7 +148,11 @@ class Message(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, delivery: Delivery, envelope: Envelope, attempt: int) -> "Message":
-        """Describe a delivery whose envelope has been decoded."""
+        """Describe a delivery whose envelope has been decoded.
+
+        Raises:
+            EnvelopeError: its extension attributes cannot be read.
+        """
         return cls(
             id=envelope.id,
             type=envelope.type,
@@ -160,8 +168,12 @@ class Message(msgspec.Struct, frozen=True):
 
 
 def _headers(raw: bytes) -> dict[str, str]:
+    try:
+        attributes = _attributes_decoder.decode(raw)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise EnvelopeError(f"its extension attributes cannot be read: {error}") from error
     headers: dict[str, str] = {}
-    for name, value in _attributes_decoder.decode(raw).items():
+    for name, value in attributes.items():
         if name not in CORE_ATTRIBUTES:
             json = bytes(value)
             headers[name] = msgspec.json.decode(json, type=str) if json.startswith(b'"') else json.decode()

@@ -42,7 +42,7 @@ async def divergences(store: Store, broker: Broker, source: str, topics: Collect
     registered = {stream for topic in topics for stream in await broker.streams(topic) if stream.source == source}
     last = await broker.last(registered | log.keys() | progress.keys())
     found: list[Divergence] = []
-    for stream, at in last.items():
+    for stream, at in sorted(last.items()):
         agreed, ahead = log.get(stream, (ORIGIN, 0))
         explained = at in (ORIGIN, progress.get(stream)) or await _holds_same(store, broker, stream, at)
         if not explained:

@@ -1,8 +1,11 @@
 """When a failed handler runs again: pure functions from an attempt to a delay, or to the end of trying."""
 
+import math
 import random
 
 import msgspec
+
+from outboxkit.errors import ConfigurationError
 
 
 class Backoff(msgspec.Struct, frozen=True, kw_only=True):
@@ -15,6 +18,10 @@ class Backoff(msgspec.Struct, frozen=True, kw_only=True):
     first_seconds: float = 0.05
     factor: float = 2.0
     cap_seconds: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (0 < self.first_seconds <= self.cap_seconds < math.inf and 1 <= self.factor < math.inf):
+            raise ConfigurationError(f"{self!r}: 0 < first_seconds <= cap_seconds, and factor is at least 1")
 
     def seconds(self, failures: int) -> float:
         """The wait after `failures` failures in a row (1 is the first)."""
@@ -40,8 +47,9 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
     final: tuple[type[Exception], ...] = ()
 
     def __post_init__(self) -> None:
-        if self.attempts < 1 or self.first_seconds < 0 or self.factor < 1 or self.cap_seconds < 0:
-            raise ValueError(f"{self!r}: attempts and factor are at least 1, seconds at least 0")
+        seconds = 0 <= self.first_seconds < math.inf and 0 <= self.cap_seconds < math.inf
+        if self.attempts < 1 or not seconds or not 1 <= self.factor < math.inf:
+            raise ConfigurationError(f"{self!r}: attempts and factor are at least 1, seconds at least 0")
 
     def delay(self, attempt: int, error: Exception) -> float | None:
         """Seconds until the next attempt after `attempt` (from 1) ended in `error`; None: no more."""

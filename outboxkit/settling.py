@@ -34,13 +34,13 @@ class _Work(NamedTuple):
     """A delivery whose envelope has been read, and the handler for it."""
 
     delivery: Delivery
-    envelope: Envelope
+    message: Message
     event: Any
     handler: Handler
-    attempt: int
 
-    def message(self) -> Message:
-        return Message.of(self.delivery, self.envelope, self.attempt)
+    @property
+    def cause(self) -> str | None:
+        return self.message.headers.get("traceparent")
 
 
 _Result = tuple[_Work, Exception | None]
@@ -157,7 +157,7 @@ class Settler:
             event = handler.event.decode(bytes(envelope.data))
         except Exception as error:  # the user's class may raise anything
             raise EnvelopeError(f"{envelope.type} {envelope.id} does not fit {handler.event.cls.__name__}: {error}") from error
-        return _Work(delivery, envelope, event, handler, attempt)
+        return _Work(delivery, Message.of(delivery, envelope, attempt), event, handler)
 
     async def _run(
         self, transaction: Transaction, unit: UnitOfWork, segment: Sequence[_Work], deadline: float
@@ -180,11 +180,11 @@ class Settler:
 
     def _outcome(self, work: _Work, error: Exception | None) -> Outcome:
         if error is None:
-            return Outcome(work.delivery, "settled", work.attempt)
-        delay = (work.handler.retry or self._retry).delay(work.attempt, error)
-        self._observer.failed(self.group, work.message(), error, delay)
+            return Outcome(work.delivery, "settled", work.message.attempt)
+        delay = (work.handler.retry or self._retry).delay(work.message.attempt, error)
+        self._observer.failed(self.group, work.message, error, delay)
         state: Literal["retry", "dead"] = "dead" if delay is None else "retry"
-        return Outcome(work.delivery, state, work.attempt, delay or 0.0, _text(error))
+        return Outcome(work.delivery, state, work.message.attempt, delay or 0.0, _text(error))
 
     def _count(self, subscription: Subscription, outcomes: Sequence[Outcome], duplicates: int) -> None:
         topic = subscription.stream.topic
@@ -237,7 +237,7 @@ async def _attempt(unit: UnitOfWork, works: Sequence[_Work]) -> Exception | None
     """Run an async handler inside a savepoint; return what it raised."""
     handler = works[0].handler
     try:
-        async with unit.joined(handler.publishes, works[0].envelope.traceparent) as inner:
+        async with unit.joined(handler.publishes, works[0].cause) as inner:
             publish_returned(inner, await handler.function(**_arguments(works, inner)), handler.name)
     except asyncio.CancelledError as error:
         task = asyncio.current_task()
@@ -258,7 +258,7 @@ def _attempt_on_thread(unit: UnitOfWork, scope: ThreadTransaction, works: Sequen
     """Run a plain handler inside a savepoint, on the database's thread; return what it raised."""
     handler = works[0].handler
     try:
-        with unit.joined_on_thread(scope, handler.publishes, works[0].envelope.traceparent) as inner:
+        with unit.joined_on_thread(scope, handler.publishes, works[0].cause) as inner:
             publish_returned(inner, handler.function(**_arguments(works, inner)), handler.name)
     except TransactionLostError:
         raise
@@ -272,8 +272,8 @@ def _arguments(works: Sequence[_Work], unit: UnitOfWork) -> dict[str, Any]:
         "event": lambda: works[0].event,
         "events": lambda: [work.event for work in works],
         "unit": lambda: unit,
-        "message": works[0].message,
-        "messages": lambda: [work.message() for work in works],
+        "message": lambda: works[0].message,
+        "messages": lambda: [work.message for work in works],
     }
     return {name: supply[kind]() for name, kind in works[0].handler.arguments.items()}
 

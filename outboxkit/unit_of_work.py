@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import anyio
 
 from outboxkit.cancellation import uninterrupted
-from outboxkit.errors import NoUnitOfWorkError
+from outboxkit.errors import NoUnitOfWorkError, TransactionError
 from outboxkit.events import Encoder, EventType
 from outboxkit.message import OutboxRow
 from outboxkit.store import Store, ThreadTransaction, Transaction
@@ -50,6 +50,8 @@ class UnitOfWork:
         self._parent = parent
         self._rows: list[OutboxRow] = []
         self._open = True
+        self._inner = 0
+        """Joined calls that are running."""
         self._joining = anyio.Lock()
 
     def publish(self, event: object, *, key: str | None = None, headers: Mapping[str, str] | None = None) -> str:
@@ -75,9 +77,22 @@ class UnitOfWork:
         return row.id
 
     def end(self) -> list[OutboxRow]:
-        """Refuse further use and return the rows to write. For the code that opened this unit of work."""
+        """Refuse further use and return the rows to write. For the code that opened this unit of work.
+
+        Raises:
+            TransactionError: a call that joined it is still running. Its rows would be committed without its events.
+        """
         self._open = False
+        if self._inner:
+            raise TransactionError(
+                "a call that joined this unit of work is still running when it ends: await it inside (a task that goes on has "
+                "to open a unit of work of its own)"
+            )
         return self._rows
+
+    def close(self) -> None:
+        """Refuse further use, whatever is left of it."""
+        self._open = False
 
     @asynccontextmanager
     async def joined(self, declared: Declared | None, cause: str | None = None) -> AsyncGenerator["UnitOfWork", None]:
@@ -87,11 +102,14 @@ class UnitOfWork:
         # Savepoints nest; two calls that ran at the same time inside one unit of work would undo each other's.
         async with self._joining, self._transaction.savepoint():
             inner = self._inside(self.connection, declared, cause)
-            with inner.current():
-                try:
+            self._inner += 1
+            try:
+                with inner.current():
                     yield inner
-                finally:
-                    rows = inner.end()
+                rows = inner.end()
+            finally:
+                self._inner -= 1
+                inner.close()
             self._rows += rows
 
     @contextmanager
@@ -104,8 +122,8 @@ class UnitOfWork:
             try:
                 yield inner
             finally:
-                rows = inner.end()
-        self._rows += rows
+                inner.close()
+        self._rows += inner.end()
 
     async def run(self, function: Callable[["UnitOfWork"], T]) -> T:
         """Run a plain function on the database's thread, given this unit of work as seen from there."""
@@ -115,6 +133,7 @@ class UnitOfWork:
             try:
                 return function(inner)
             finally:
+                inner.close()
                 self._rows += inner.end()
 
         return await self._transaction.run(on_thread)
@@ -177,6 +196,7 @@ async def unit_of_work(store: Store, encoder: Encoder, declared: Declared | None
         try:
             with unit.current():
                 yield unit
-        finally:
             rows = unit.end()
+        finally:
+            unit.close()
         await uninterrupted(transaction.commit(rows))

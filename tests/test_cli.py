@@ -199,7 +199,6 @@ def test_an_unmigrated_database_is_exit_code_1_and_names_the_next_step(folder: P
     assert "run `outboxkit migrate" in answer.stderr
 
 
-@pytest.mark.xfail(reason="the thread of a connection that could not be made outlives the event loop", strict=True)
 def test_a_file_that_is_no_database_is_exit_code_1(folder: Path) -> None:
     (folder / "lottery.db").write_text("not a database " * 1000)
     answer = outboxkit(folder, "migrate", "lottery:app")
@@ -330,11 +329,10 @@ async def restored(migrated: Path) -> Path:
 
 async def test_rebase_shows_its_plan_asks_and_moves(restored: Path) -> None:
     outbox = "SELECT position FROM outboxkit_outbox ORDER BY position"
-    shown = outboxkit(restored, "rebase", "lottery:app", "--dry-run")
-    assert shown.returncode == 0
-    assert shown.stdout.splitlines()[0].split("  ")[0] == "stream"
-    assert "numbers:" in shown.stdout
-    assert outboxkit(restored, "rebase", "lottery:app", stdin="n\n").returncode == 1
+    asked = outboxkit(restored, "rebase", "lottery:app", stdin="n\n")
+    assert asked.returncode == 1
+    assert asked.stdout.startswith("stream ")
+    assert "\nnumbers:" in asked.stdout
     assert outboxkit(restored, "rebase", "lottery:app").returncode == 1  # nobody there to be asked
     assert column(restored / "lottery.db", outbox) == list(range(1, 11))
     plan = json.loads(outboxkit(restored, "rebase", "lottery:app", "--dry-run", "--json").stdout)

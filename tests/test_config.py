@@ -64,7 +64,7 @@ def test_a_setting_that_cannot_work_is_named(path: str, settings: tuple[str, str
 
 @pytest.mark.parametrize("count", [0, -1])
 def test_a_topic_has_at_least_one_partition(count: int) -> None:
-    with pytest.raises(ConfigurationError, match=f"topic 'orders' has {count} partitions: at least 1 is needed"):
+    with pytest.raises(ConfigurationError, match=f"topic 'orders' has {count} partitions: a whole number from 1 is needed"):
         Settings(partitions={"orders": count})
 
 

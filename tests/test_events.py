@@ -410,13 +410,12 @@ def test_a_model_is_checked_like_any_other_event() -> None:
             encoder().row(Measured(value=value))
 
 
-@pytest.mark.xfail(strict=True, reason="pydantic dumps a NaN of a field annotated Any as None, in silence")
 def test_a_nan_in_a_model_is_refused_and_never_changed() -> None:
     @event("measured", topic="measures")
     class Measured(pydantic.BaseModel):
         value: Any
 
-    with pytest.raises(PayloadError, match="event 'measured' holds nan"):
+    with pytest.raises(PayloadError, match=r"event 'measured' .*holds nan"):
         encoder().row(Measured(value=math.nan))
 
 

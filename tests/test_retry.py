@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from outboxkit import Backoff, RetryPolicy
+from outboxkit import Backoff, ConfigurationError, RetryPolicy
 
 quickly = settings(max_examples=50, deadline=None)  # a busy machine is no reason to fail
 
@@ -63,5 +63,5 @@ def test_a_policy_with_endless_attempts_never_overflows(attempt: int) -> None:
 
 @pytest.mark.parametrize("wrong", [{"attempts": 0}, {"first_seconds": -1.0}, {"factor": 0.5}, {"cap_seconds": -1.0}])
 def test_a_policy_that_cannot_work_is_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="attempts and factor are at least 1, seconds at least 0"):
+    with pytest.raises(ConfigurationError, match="attempts and factor are at least 1, seconds at least 0"):
         RetryPolicy(**wrong)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

@@ -290,9 +290,6 @@ async def test_a_stray_task_that_calls_a_publishing_function_gets_a_transaction_
         assert shop.both() == ([1, 2], [1, 2])
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the outer COMMIT takes the rows of a call that is still inside its savepoint, not its events"
-)
 async def test_a_joined_call_that_outlives_the_unit_leaves_no_row_without_its_event(shop: Shop) -> None:
     inside, ended = anyio.Event(), anyio.Event()
 
@@ -315,9 +312,6 @@ async def test_a_joined_call_that_outlives_the_unit_leaves_no_row_without_its_ev
     assert shop.sales() == shop.events()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the end of a stray joined call rolls back to the savepoint of whoever has the connection"
-)
 async def test_a_joined_call_that_outlives_the_unit_does_not_touch_the_next_one(shop: Shop) -> None:
     inside, go_on = anyio.Event(), anyio.Event()
 
@@ -508,7 +502,6 @@ async def test_a_statement_that_ends_the_transaction_loses_all_of_it_loudly(shop
     assert shop.both() == ([2], [2])
 
 
-@pytest.mark.xfail(strict=True, reason="what follows a statement that ended the transaction is committed one by one")
 async def test_nothing_is_durable_after_a_statement_that_ended_the_transaction(shop: Shop) -> None:
     async with shop.open():
         with pytest.raises((TransactionLostError, sqlite3.DatabaseError)):
@@ -521,7 +514,6 @@ async def test_nothing_is_durable_after_a_statement_that_ended_the_transaction(s
     assert shop.both() == ([], [])
 
 
-@pytest.mark.xfail(strict=True, reason="close() closes the connection that all units of work share")
 async def test_closing_the_connection_by_hand_is_refused(shop: Shop) -> None:
     async with shop.open():
         with pytest.raises(TransactionError, match="close"):
@@ -531,7 +523,6 @@ async def test_closing_the_connection_by_hand_is_refused(shop: Shop) -> None:
     assert shop.both() == ([1], [1])
 
 
-@pytest.mark.xfail(strict=True, reason="UnitConnection does not pass assignments on")
 async def test_a_row_factory_set_on_the_connection_works(shop: Shop) -> None:
     async with shop.open(), shop.app.unit_of_work() as uow:
         uow.connection.row_factory = aiosqlite.Row
@@ -539,7 +530,6 @@ async def test_a_row_factory_set_on_the_connection_works(shop: Shop) -> None:
         assert row["one"] == 1
 
 
-@pytest.mark.xfail(strict=True, reason="the row factory stays on the connection that all units of work, and the inbox, share")
 async def test_a_row_factory_of_one_unit_is_not_the_next_ones(shop: Shop) -> None:
     @shop.app.publishes(Sold)
     def sell(uow: UnitOfWork) -> None:

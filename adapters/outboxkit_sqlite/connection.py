@@ -14,7 +14,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import aiosqlite
 
 from outboxkit.cancellation import uninterrupted
-from outboxkit.errors import ConfigurationError, TransactionError
+from outboxkit.errors import ConfigurationError, TransactionError, TransactionLostError
 
 T = TypeVar("T")
 
@@ -47,26 +47,56 @@ class GuardedConnection(sqlite3.Connection):
 
     A user's ``COMMIT`` in the middle of a unit of work would make the business rows durable without their events, so it is
     refused: by these methods, by the authorizer for plain SQL, and through it for ``executescript`` and ``with connection``.
+    After a statement that ended the transaction by itself (``INSERT OR ROLLBACK``), writing is refused too: with an isolation
+    level set, Python begins a transaction before a write outside one, and that is transaction control again.
     """
 
     _in_control = False
+    _guarded = False
+    _denied = False
 
     def guard(self) -> None:
         """From now on, refuse transaction control by anyone but `control`."""
+        self._guarded = True
+        self.isolation_level = "IMMEDIATE"
         self.set_authorizer(self._authorize)
 
     def _authorize(self, action: int, *_: str | None) -> int:
-        denied = action == sqlite3.SQLITE_TRANSACTION and not self._in_control
-        return sqlite3.SQLITE_DENY if denied else sqlite3.SQLITE_OK
+        if action != sqlite3.SQLITE_TRANSACTION or self._in_control:
+            return sqlite3.SQLITE_OK
+        self._denied = True
+        return sqlite3.SQLITE_DENY
 
     def control(self, statement: Literal["BEGIN IMMEDIATE", "COMMIT", "ROLLBACK"]) -> None:
         """Begin or end a transaction."""
         self._in_control = True
         try:
             # Statements are cached by their text, and a cached one is not authorized again: so ours differs from a user's.
-            self.execute(f"{statement} -- by the unit of work")
+            super().execute(f"{statement} -- by the unit of work")
         finally:
             self._in_control = False
+
+    def execute(self, *arguments: Any) -> sqlite3.Cursor:
+        """Execute a statement; see the class for what is refused."""
+        try:
+            return super().execute(*arguments)
+        except sqlite3.DatabaseError as error:
+            self._explain(error)
+            raise
+
+    def executemany(self, *arguments: Any) -> sqlite3.Cursor:
+        """Execute a statement many times; see the class for what is refused."""
+        try:
+            return super().executemany(*arguments)
+        except sqlite3.DatabaseError as error:
+            self._explain(error)
+            raise
+
+    def executescript(self, script: str) -> sqlite3.Cursor:
+        """Refused: it would commit first."""
+        if self._guarded:
+            raise TransactionError("executescript() commits the open transaction: execute the statements one by one")
+        return super().executescript(script)
 
     def commit(self) -> None:
         """Refused; see the class."""
@@ -75,6 +105,26 @@ class GuardedConnection(sqlite3.Connection):
     def rollback(self) -> None:
         """Refused; see the class."""
         raise TransactionError("the unit of work rolls back when its block raises: raise an exception instead of rollback()")
+
+    def close(self) -> None:
+        """Close it; refused inside a unit of work, which does not own it."""
+        if self._guarded and self.in_transaction:
+            raise TransactionError("leave out close(): the connection belongs to the store, which closes it with the app")
+        super().close()
+
+    def _explain(self, error: sqlite3.DatabaseError) -> None:
+        """Raise what a refusal by the authorizer means; nothing for any other error."""
+        if not self._denied:
+            return
+        self._denied = False
+        if self.in_transaction:
+            raise TransactionError(
+                "the unit of work begins, commits and rolls back: leave out BEGIN, COMMIT and ROLLBACK"
+            ) from error
+        raise TransactionLostError(
+            "an earlier statement ended the transaction (a conflict clause with ROLLBACK does that): nothing of the unit of "
+            "work is kept, and nothing more can be written in it"
+        ) from error
 
 
 class ThreadConnection(aiosqlite.Connection):

@@ -35,8 +35,8 @@ class InboxTables:
         self._move = f"UPDATE {floor} SET major = ?, minor = ?, digest = ? WHERE id = ?"
         # The insert decides: a row that is there was seen.
         self._insert = (
-            f"INSERT INTO {inbox} (floor_id, major, minor, prev_major, prev_minor, digest, attempt) VALUES (?, ?, ?, ?, ?, ?, 1) "
-            "ON CONFLICT DO NOTHING"
+            f"INSERT INTO {inbox} (floor_id, major, minor, prev_major, prev_minor, digest, attempt) "
+            "VALUES (?, ?, ?, ?, ?, ?, 1) ON CONFLICT DO NOTHING"
         )
         self._fail = f"UPDATE {inbox} SET state = ?, attempt = ?, due_at = ?, error = ?, envelope = ? WHERE {one}"
         self._forget = f"DELETE FROM {inbox} WHERE {one}"

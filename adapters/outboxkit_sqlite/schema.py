@@ -79,8 +79,10 @@ def _found(connection: sqlite3.Connection, prefix: str) -> tuple[int, str] | Non
     there = connection.execute("SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = ?", (f"{prefix}schema",))
     if there.fetchone() is None:
         return None
-    version, source = connection.execute(f"SELECT version, source FROM {prefix}schema").fetchone()
-    return version, source
+    row: tuple[int, str] | None = connection.execute(f"SELECT version, source FROM {prefix}schema").fetchone()
+    if row is None:
+        raise SchemaError(f"the table {prefix}schema is empty, so these tables may be anything: restore them from a backup")
+    return row
 
 
 def _check_found(found: tuple[int, str], path: Path, prefix: str, source: str) -> None:

@@ -8,10 +8,10 @@ CREATE TABLE {prefix}schema (
 ) STRICT;
 
 -- The log. One writer at a time, so the order of rowids is the order of commits; AUTOINCREMENT, or ids would be reused.
--- Whatever inserts a row here publishes a message.
+-- Whatever inserts a row here publishes a message; the position is left to SQLite.
 CREATE TABLE {prefix}outbox (
     position INTEGER PRIMARY KEY AUTOINCREMENT,
-    topic TEXT NOT NULL CHECK (length(topic) BETWEEN 1 AND 64),
+    topic TEXT NOT NULL CHECK (length(topic) BETWEEN 1 AND 64 AND topic NOT GLOB '*[^A-Za-z0-9._-]*'),
     partition INTEGER NOT NULL CHECK (partition >= 0),
     id TEXT NOT NULL CHECK (length(id) = 36),
     key TEXT,

@@ -50,7 +50,8 @@ class SQLiteStore:
     """
 
     def __init__(self, url: str) -> None:
-        self.path, options = parse_url(url)
+        path, options = parse_url(url)
+        self.path = path.absolute()  # whatever the working directory becomes
         schema.require_sqlite()
         self.prefix = schema.checked_prefix(options.pop("prefix", "outboxkit_"))
         self._busy_seconds = _seconds(url, options.pop("busy_seconds", "30"))
@@ -73,6 +74,10 @@ class SQLiteStore:
     async def open(self, source: str) -> None:
         """See `outboxkit.store.Store.open`."""
         self._writing, self._committed = anyio.Lock(), anyio.Event()  # these belong to the running event loop
+        if not self.path.exists():  # or a mistyped name would become an empty database
+            raise SchemaError(
+                f"{self.path} does not exist: run `outboxkit migrate module:app`, or `await app.migrate()`, to create it"
+            )
         with self._translated():
             reader = await self._connect(guarded=False)
             try:

@@ -3,10 +3,11 @@
 import sqlite3
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from itertools import count
 from typing import Any, NoReturn, TypeVar
 
 from outboxkit.cancellation import uninterrupted
-from outboxkit.errors import NoUnitOfWorkError, TransactionLostError
+from outboxkit.errors import NoUnitOfWorkError, TransactionError, TransactionLostError
 from outboxkit.message import Delivery, OutboxRow
 from outboxkit.store import Floor, Outcome, Retry, Subscription
 from outboxkit_sqlite.connection import GuardedConnection, ThreadConnection
@@ -15,7 +16,13 @@ from outboxkit_sqlite.log import OutboxTables
 
 T = TypeVar("T")
 
-_SAVE, _RELEASE, _UNDO = "SAVEPOINT outboxkit", "RELEASE outboxkit", "ROLLBACK TO outboxkit"
+_numbers = count()
+"""Names of savepoints are never used twice: a call that outlived its unit of work cannot end somebody else's."""
+
+_LOST = (
+    "the transaction was ended inside the unit of work (a conflict clause with ROLLBACK does that): nothing of it is kept, "
+    "its events neither"
+)
 
 
 class UnitConnection:
@@ -29,13 +36,24 @@ class UnitConnection:
         self._connection: ThreadConnection | None = connection
 
     def __getattr__(self, name: str) -> Any:
-        if self._connection is None:
-            raise NoUnitOfWorkError("this unit of work has ended: its connection cannot be used any more")
-        return getattr(self._connection, name)
+        if name in ("close", "stop"):
+            raise TransactionError(f"leave out {name}(): the connection belongs to the store, which closes it with the app")
+        return getattr(self._open_connection(), name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "_connection":
+            object.__setattr__(self, name, value)
+        else:  # row_factory, say
+            setattr(self._open_connection(), name, value)
 
     def end(self) -> None:
         """Refuse any further use."""
         self._connection = None
+
+    def _open_connection(self) -> ThreadConnection:
+        if self._connection is None:
+            raise NoUnitOfWorkError("this unit of work has ended: its connection cannot be used any more")
+        return self._connection
 
 
 class ThreadScope:
@@ -47,13 +65,13 @@ class ThreadScope:
     @contextmanager
     def savepoint(self) -> Generator[None, None, None]:
         """Undo what the block did if it raises."""
-        self.connection.execute(_SAVE)
+        name = _save(self.connection)
         try:
             yield
         except BaseException:
-            _back_to_savepoint(self.connection)
+            _undo(self.connection, name)
             raise
-        _end_savepoint(self.connection, _RELEASE)
+        _release(self.connection, name)
 
 
 class SQLiteTransaction:
@@ -73,21 +91,26 @@ class SQLiteTransaction:
         self._committed = committed
         self._failed = failed
         self.connection = UnitConnection(writer)
+        self._ending = False
+        """From here on nothing more may be asked of the transaction."""
         self.finished = False
+        """Whether it was ended, one way or the other."""
 
     @asynccontextmanager
     async def savepoint(self) -> AsyncGenerator[None, None]:
         """See `outboxkit.store.Transaction.savepoint`."""
-        await self._library(lambda connection: connection.execute(_SAVE).close())
+        name = await self._library(_save)
         try:
             yield
         except BaseException:
-            await uninterrupted(self._library(_back_to_savepoint))
+            if not self._ending:
+                await uninterrupted(self._library(lambda connection: _undo(connection, name)))
             raise
-        await self._library(lambda connection: _end_savepoint(connection, _RELEASE))
+        await self._library(lambda connection: _release(connection, name))
 
     async def run(self, function: Callable[[ThreadScope], T]) -> T:
         """See `outboxkit.store.Transaction.run`."""
+        self._require_open()
         return await self._writer.run(lambda connection: function(ThreadScope(connection)))
 
     async def receive(self, subscription: Subscription, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
@@ -104,42 +127,78 @@ class SQLiteTransaction:
 
     async def commit(self, rows: Sequence[OutboxRow] = ()) -> None:
         """See `outboxkit.store.Transaction.commit`."""
-        self.connection.end()
+        self._require_open()
 
         def commit(connection: GuardedConnection) -> None:
+            _forget_factories(connection)
             if not connection.in_transaction:
-                raise TransactionLostError(
-                    "the transaction was ended inside the unit of work (a conflict clause with ROLLBACK does that): its events "
-                    "were not written"
-                )
+                raise TransactionLostError(_LOST)
             self._outbox.insert(connection, rows)
             connection.control("COMMIT")
 
-        await self._library(commit)
+        self._end()
+        await self._on_thread(commit)
         self.finished = True
         self._committed()
 
     async def rollback(self) -> None:
         """End the transaction if it is open; after whatever is still queued on the connection."""
-        self.connection.end()
+        self._end()
         self.finished = True
-        await self._library(_roll_back)
+        await self._on_thread(_roll_back)
+
+    def _end(self) -> None:
+        self._ending = True
+        self.connection.end()
+
+    def _require_open(self) -> None:
+        if self._ending:
+            raise NoUnitOfWorkError("this unit of work has ended: nothing more can be done in it")
 
     async def _library(self, function: Callable[[GuardedConnection], T]) -> T:
+        self._require_open()
+        return await self._on_thread(lambda connection: _with_own_factories(connection, function))
+
+    async def _on_thread(self, function: Callable[[GuardedConnection], T]) -> T:
         try:
             return await self._writer.run(function)
         except sqlite3.Error as error:
             self._failed(error)
 
 
+def _with_own_factories(connection: GuardedConnection, function: Callable[[GuardedConnection], T]) -> T:
+    """Run a function of ours as if the user had not set a row factory."""
+    factories = connection.row_factory, connection.text_factory
+    _forget_factories(connection)
+    try:
+        return function(connection)
+    finally:
+        connection.row_factory, connection.text_factory = factories
+
+
+def _forget_factories(connection: GuardedConnection) -> None:
+    connection.row_factory, connection.text_factory = None, str
+
+
 def _roll_back(connection: GuardedConnection) -> None:
+    _forget_factories(connection)
     if connection.in_transaction:
         connection.control("ROLLBACK")
 
 
-def _back_to_savepoint(connection: sqlite3.Connection) -> None:
-    _end_savepoint(connection, _UNDO)
-    _end_savepoint(connection, _RELEASE)
+def _save(connection: sqlite3.Connection) -> str:
+    name = f"outboxkit_{next(_numbers)}"
+    connection.execute(f"SAVEPOINT {name}")
+    return name
+
+
+def _undo(connection: sqlite3.Connection, name: str) -> None:
+    _end_savepoint(connection, f"ROLLBACK TO {name}")
+    _end_savepoint(connection, f"RELEASE {name}")
+
+
+def _release(connection: sqlite3.Connection, name: str) -> None:
+    _end_savepoint(connection, f"RELEASE {name}")
 
 
 def _end_savepoint(connection: sqlite3.Connection, statement: str) -> None:
@@ -148,7 +207,4 @@ def _end_savepoint(connection: sqlite3.Connection, statement: str) -> None:
     except sqlite3.OperationalError as error:
         if "no such savepoint" not in str(error):
             raise
-        raise TransactionLostError(
-            "the transaction was ended inside the unit of work (a conflict clause with ROLLBACK does that): "
-            "nothing of it is kept"
-        ) from error
+        raise TransactionLostError(_LOST) from error

@@ -1,0 +1,104 @@
+"""``demo``: two services over HTTP, a broker, and SIGKILLs; then the client's record against both databases."""
+
+import json
+import random
+import secrets
+import shutil
+import signal
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import click
+
+from outboxkit.cli.failures import Failure
+
+
+@click.command()
+@click.option("--count", type=click.IntRange(1, 1_000_000), default=2000, show_default=True, help="How many sign up.")
+@click.option(
+    "--signups",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Who signs up: a CSV file of email,name.",
+)
+@click.option("--kills", type=click.IntRange(0, 1000), default=6, show_default=True, help="How many SIGKILLs.")
+@click.option(
+    "--broker",
+    default="embedded",
+    show_default=True,
+    help="'embedded', 'redis' to start one for the demo, or redis://host:port.",
+)
+@click.option(
+    "--dir",
+    "folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="An empty folder for databases and logs, which are kept.",
+)
+@click.option("--seed", type=int, help="Draw the same kills as the run that showed this seed.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def demo(
+    count: int, signups: Path | None, kills: int, broker: str, folder: Path | None, seed: int | None, as_json: bool
+) -> None:
+    """See that kill -9 loses, invents and duplicates nothing.
+
+    Two services run as processes with a database each: one takes sign-ups over HTTP, the other keeps a newsletter's list. A
+    client signs people up while both are killed and started again; then its record is compared with both databases.
+    """
+    # Here, as the other commands should not wait for it.
+    from outboxkit.cli.demo_broker import broker_url, check_choice
+    from outboxkit.cli.demo_run import run
+    from outboxkit.cli.demo_signups import people, people_in
+
+    check_choice(broker)
+    try:
+        wanted = people(count) if signups is None else people_in(signups)
+    except (OSError, ValueError) as error:
+        raise click.BadParameter(str(error), param_hint="--signups") from error
+    seed = secrets.randbits(32) if seed is None else seed
+    with _ended_by_signals(), _workplace(folder) as place, broker_url(broker, place) as url:
+        report = run(place, url, wanted, kills, random.Random(seed))  # noqa: S311 - chance, no secret
+        click.echo(json.dumps(report.numbers()) if as_json else f"{report.table()}\n\n(--seed {seed})")
+        if not report.is_clean:
+            raise Failure("\n".join(report.complaints()))
+
+
+@contextmanager
+def _workplace(folder: Path | None) -> Generator[Path, None, None]:
+    """The folder for everything: the user's, or one of our own, which stays when something is wrong."""
+    if folder is None:
+        place = Path(tempfile.mkdtemp(prefix="outboxkit-demo-"))
+    else:
+        place = folder.resolve()
+        place.mkdir(parents=True, exist_ok=True)
+        if any(place.iterdir()):
+            raise click.BadParameter(f"{folder} is not empty: name a new folder", param_hint="--dir")
+    keep = folder is not None
+    try:
+        yield place
+    except Exception:
+        if any(place.iterdir()):
+            keep = True
+            click.echo(f"databases and logs are kept in {place}", err=True)
+        raise
+    finally:
+        if not keep:
+            shutil.rmtree(place, ignore_errors=True)
+
+
+@contextmanager
+def _ended_by_signals() -> Generator[None, None, None]:
+    """Let SIGTERM and Ctrl-C unwind the program, so that it stops what it started."""
+
+    def receive(number: int, _: FrameType | None) -> None:
+        for each in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(each, signal.SIG_IGN)  # a second one must not end the tidying up
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, receive) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,87 @@
+"""``run``, ``relay``, ``consume``: the loops of an app as a process of their own.
+
+The first SIGTERM or SIGINT drains: reading stops, what is in hand is finished within the app's ``grace_seconds``. The second
+ends the process at once; what is lost by that is nothing but time.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Generator
+from contextlib import contextmanager
+from types import FrameType
+
+import click
+
+from outboxkit.app import App
+from outboxkit.cli.loading import with_app
+from outboxkit.errors import ConfigurationError
+
+_logger = logging.getLogger("outboxkit.cli")
+
+
+@click.command()
+@with_app
+def run(app: App) -> None:
+    """Relay and consume until SIGTERM or Ctrl-C."""
+    _run(app, relay=True, consume=True)
+
+
+@click.command()
+@with_app
+def relay(app: App) -> None:
+    """Only bring the outbox into the broker."""
+    _run(app, relay=True, consume=False)
+
+
+@click.command()
+@with_app
+def consume(app: App) -> None:
+    """Only run the consumers."""
+    if not app.handlers():
+        raise ConfigurationError(f"app {app.name!r} has no @consumes function: there is nothing to consume")
+    _run(app, relay=False, consume=True)
+
+
+def _run(app: App, *, relay: bool, consume: bool) -> None:
+    asyncio.run(_run_until_stopped(app, relay=relay, consume=consume))
+
+
+async def _run_until_stopped(app: App, *, relay: bool, consume: bool) -> None:
+    stop = asyncio.Event()
+    with _stopped_by_signals(stop):
+        async with app.running(relay=relay, consume=consume):
+            _logger.info("app %s is running: %s", app.name, _doing(app, relay=relay, consume=consume))
+            await stop.wait()
+            _logger.info(
+                "app %s is stopping, within %.0f s: a second signal ends it at once", app.name, app.settings.grace_seconds
+            )
+    _logger.info("app %s has stopped", app.name)
+
+
+@contextmanager
+def _stopped_by_signals(stop: asyncio.Event) -> Generator[None, None, None]:
+    """Set `stop` at the first signal, end the process at the second."""
+    loop = asyncio.get_running_loop()
+    received: list[int] = []
+
+    def receive(number: int, _: FrameType | None) -> None:
+        if received:
+            os._exit(128 + number)
+        received.append(number)
+        loop.call_soon_threadsafe(stop.set)
+
+    # Not the loop's own signal handlers: they would not be called while a handler of the user's keeps the loop busy.
+    before = {number: signal.signal(number, receive) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _doing(app: App, *, relay: bool, consume: bool) -> str:
+    groups = sorted({handler.group or app.group for handler in app.handlers()}) if consume else []
+    doing = ["relaying"] * relay + [f"consuming as {', '.join(groups)}"] * bool(groups)
+    return " and ".join(doing)
