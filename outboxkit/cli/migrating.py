@@ -37,7 +37,7 @@ def rebase(app: App, *, dry_run: bool, yes: bool, as_json: bool) -> None:
 async def _rebase(app: App, *, dry_run: bool, yes: bool, as_json: bool) -> None:
     async with app.running(relay=False, consume=False):
         topics = {spec.topic for spec in app.published()}
-        found = sorted(await divergences(app.store, app.broker, app.name, topics))
+        found = await divergences(app.store, app.broker, app.name, topics)
         if not as_json:
             click.echo(_table(found) if found else "nothing to do: outbox and broker agree")
         moved = None
