@@ -2,6 +2,7 @@
 
 import asyncio
 import collections
+import sqlite3
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from outboxkit.broker import Append
 from outboxkit.errors import BrokerUnavailableError, StreamConflictError
 from outboxkit.message import ORIGIN, LogEntry, Position, Stream
 from outboxkit.testing import MemoryBroker
+from outboxkit_sqlite import SQLiteStore
 from tests.services import QUICK, Database, Drawn, Publisher, Reader, Recording
 from tests.waiting import until
 
@@ -591,3 +593,23 @@ async def test_a_replay_after_a_loss_is_no_divergence(tmp_path: Path) -> None:
         await publisher.draw(60)
         await until(lambda: 60 in reader.noted())
     assert diverged == []
+
+
+async def test_a_database_that_is_locked_is_waited_for_and_burns_no_attempt(tmp_path: Path) -> None:
+    broker = MemoryBroker()
+    publisher, reader = await Publisher(tmp_path, broker).migrate(), await Reader(tmp_path, broker).migrate()
+    reader.app.store = SQLiteStore(f"{reader.database.url}?busy_seconds=0.05")
+    async with publisher.app, reader.app:
+        await publisher.draw(1)
+        await until(lambda: reader.noted() == [1])
+        somebody = sqlite3.connect(reader.database.path, isolation_level=None)
+        somebody.execute("BEGIN IMMEDIATE")
+        for number in range(2, 10):
+            await publisher.draw(number)
+        troubles = await until(lambda: reader.observer.troubles)
+        assert "reader.db" in troubles[0]
+        somebody.execute("ROLLBACK")
+        somebody.close()
+        await until(lambda: sorted(reader.noted()) == list(range(1, 10)))
+    assert reader.observer.count["retry"] == 0
+    assert reader.observer.count["settled"] == 9

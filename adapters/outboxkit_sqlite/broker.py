@@ -18,6 +18,7 @@ from outboxkit_sqlite import doorbell
 from outboxkit_sqlite.broker_file import BrokerFile, transaction
 from outboxkit_sqlite.connection import parse_url
 from outboxkit_sqlite.doorbell import Doorbell
+from outboxkit_sqlite.schema import require_sqlite
 
 _POLL_SECONDS = 0.02
 
@@ -37,10 +38,7 @@ class SQLiteBroker:
         path, options = parse_url(url)
         if options:
             raise ConfigurationError(f"broker URL {url!r}: unknown option {min(options)!r}; this broker has none")
-        if sqlite3.sqlite_version_info < (3, 37):
-            raise ConfigurationError(
-                f"this Python brings SQLite {sqlite3.sqlite_version} and 3.37 or newer is needed: use a newer Python build"
-            )
+        require_sqlite()
         self._path = path.absolute()  # whatever the working directory becomes
         self._log = BrokerFile(self._path, "FULL")
         self._groups = BrokerFile(self._path, "NORMAL")

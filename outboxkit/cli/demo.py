@@ -7,13 +7,13 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from types import FrameType
 
 import click
 
 from outboxkit.cli.failures import Failure
+from outboxkit.cli.signals import STOP, stop_signals
 
 
 @click.command()
@@ -87,18 +87,12 @@ def _workplace(folder: Path | None) -> Generator[Path, None, None]:
             shutil.rmtree(place, ignore_errors=True)
 
 
-@contextmanager
-def _ended_by_signals() -> Generator[None, None, None]:
+def _ended_by_signals() -> AbstractContextManager[None]:
     """Let SIGTERM and Ctrl-C unwind the program, so that it stops what it started."""
 
-    def receive(number: int, _: FrameType | None) -> None:
-        for each in (signal.SIGTERM, signal.SIGINT):
+    def receive(number: int) -> None:
+        for each in STOP:
             signal.signal(each, signal.SIG_IGN)  # a second one must not end the tidying up
         raise SystemExit(128 + number)
 
-    before = {number: signal.signal(number, receive) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return stop_signals(receive)

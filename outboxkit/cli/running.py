@@ -7,15 +7,13 @@ ends the process at once; what is lost by that is nothing but time.
 import asyncio
 import logging
 import os
-import signal
-from collections.abc import Generator
-from contextlib import contextmanager
-from types import FrameType
+from contextlib import AbstractContextManager
 
 import click
 
 from outboxkit.app import App
 from outboxkit.cli.loading import with_app
+from outboxkit.cli.signals import stop_signals
 from outboxkit.errors import ConfigurationError
 
 _logger = logging.getLogger("outboxkit.cli")
@@ -60,25 +58,18 @@ async def _run_until_stopped(app: App, *, relay: bool, consume: bool) -> None:
     _logger.info("app %s has stopped", app.name)
 
 
-@contextmanager
-def _stopped_by_signals(stop: asyncio.Event) -> Generator[None, None, None]:
+def _stopped_by_signals(stop: asyncio.Event) -> AbstractContextManager[None]:
     """Set `stop` at the first signal, end the process at the second."""
     loop = asyncio.get_running_loop()
     received: list[int] = []
 
-    def receive(number: int, _: FrameType | None) -> None:
+    def receive(number: int) -> None:
         if received:
             os._exit(128 + number)
         received.append(number)
         loop.call_soon_threadsafe(stop.set)
 
-    # Not the loop's own signal handlers: they would not be called while a handler of the user's keeps the loop busy.
-    before = {number: signal.signal(number, receive) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return stop_signals(receive)
 
 
 def _doing(app: App, *, relay: bool, consume: bool) -> str:

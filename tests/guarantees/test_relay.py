@@ -46,6 +46,11 @@ async def relayed(url: str, publisher: Publisher) -> bool:
     return sorted(chain.from_iterable((await entries(url)).values())) == sorted(publisher.log())
 
 
+async def draw_and_relay(publisher: Publisher, numbers: range, url: str) -> None:
+    await _draw_all(publisher, numbers)
+    await until(lambda: relayed(url, publisher))
+
+
 async def test_a_rolled_back_event_is_never_relayed(tmp_path: Path, redis_url: str) -> None:
     publisher = await Publisher(tmp_path, redis_url).migrate()
     async with publisher.app:
@@ -93,9 +98,7 @@ async def test_a_loss_is_found_with_no_traffic(tmp_path: Path, redis_url: str) -
 async def test_a_loss_while_the_relay_was_down_is_found_at_its_start(tmp_path: Path, redis_url: str) -> None:
     publisher = await Publisher(tmp_path, redis_url).migrate()
     async with publisher.app:
-        for number in range(20):
-            await publisher.draw(number)
-        await until(lambda: relayed(redis_url, publisher))
+        await draw_and_relay(publisher, range(20), redis_url)
     empty_redis(redis_url)
     again = Publisher(tmp_path, redis_url)
     async with again.app:
@@ -107,9 +110,7 @@ async def test_a_partial_loss_is_repaired_and_the_other_streams_are_left_alone(t
     publisher = await Publisher(tmp_path, redis_url).migrate()
     client = raw_client(redis_url)
     async with publisher.app:
-        for number in range(40):
-            await publisher.draw(number)
-        await until(lambda: relayed(redis_url, publisher))
+        await draw_and_relay(publisher, range(40), redis_url)
         stream = min(await entries(redis_url))
         await client.delete(f"outboxkit:{stream}")
         await until(lambda: relayed(redis_url, publisher))
@@ -182,9 +183,7 @@ async def test_a_restored_database_is_refused_and_flows_again_after_a_rebase(tmp
 async def test_a_rebased_database_has_nothing_left_to_rebase_also_after_a_restart(tmp_path: Path, redis_url: str) -> None:
     publisher = await Publisher(tmp_path, redis_url).migrate()
     async with publisher.app:
-        for number in range(20):
-            await publisher.draw(number)
-        await until(lambda: relayed(redis_url, publisher))
+        await draw_and_relay(publisher, range(20), redis_url)
     for leftover in tmp_path.glob("publisher.db*"):
         leftover.unlink()
     wiped = await Publisher(tmp_path, redis_url).migrate()
@@ -209,9 +208,7 @@ async def test_a_stream_that_somebody_else_writes_is_stopped_and_the_others_flow
     publisher = await Publisher(tmp_path, redis_url).migrate()
     client = raw_client(redis_url)
     async with publisher.app:
-        for number in range(40):
-            await publisher.draw(number)
-        await until(lambda: relayed(redis_url, publisher))
+        await draw_and_relay(publisher, range(40), redis_url)
         streams = sorted(await entries(redis_url))
         await client.xadd(f"outboxkit:{streams[0]}", {"who": "somebody else"})
         await until(lambda: publisher.observer.halts)
@@ -277,9 +274,7 @@ async def test_a_lost_reply_skips_ahead(tmp_path: Path) -> None:
 async def test_a_relay_that_forgot_how_far_it_was_repeats_nothing(tmp_path: Path, redis_url: str) -> None:
     publisher = await Publisher(tmp_path, redis_url).migrate()
     async with publisher.app:
-        for number in range(30):
-            await publisher.draw(number)
-        await until(lambda: relayed(redis_url, publisher))
+        await draw_and_relay(publisher, range(30), redis_url)
     publisher.database.ask("DELETE FROM outboxkit_cursor")
     publisher.database.ask("DELETE FROM outboxkit_stream")
     before = await entries(redis_url)
