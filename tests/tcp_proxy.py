@@ -2,19 +2,21 @@
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import AsyncGenerator
 from urllib.parse import urlsplit
 
 
 class TCPProxy:
-    """Stands before a server.
+    """Stands before a server, with TLS towards the client when given a context.
 
     While `losing` is not empty, a request that contains it is passed on but its reply is not: the connection is closed
     instead, or kept open in silence when `silent`. `requests` counts them.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, tls: ssl.SSLContext | None = None) -> None:
         self._target = urlsplit(url)
+        self._tls = tls
         self.losing = b""
         self.silent = False
         self.requests = 0
@@ -34,8 +36,8 @@ class TCPProxy:
             writer.close()
             connections.discard(task)
 
-        server = await asyncio.start_server(connected, "127.0.0.1", 0)
-        self.url = f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        server = await asyncio.start_server(connected, "127.0.0.1", 0, ssl=self._tls)
+        self.url = f"{'rediss' if self._tls else 'redis'}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         try:
             yield self
         finally:

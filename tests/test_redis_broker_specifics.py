@@ -3,11 +3,13 @@
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, aclosing
+from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
 import redis
+import trustme
 
 from outboxkit.broker import Append
 from outboxkit.errors import (
@@ -400,6 +402,26 @@ def test_rediss_means_tls_with_its_options() -> None:
     assert type(connection).__name__ == "SSLConnection"
     assert (connection.host, connection.port, connection.db, connection.password) == ("host", 7000, 2, "pa/55")
     assert connection.ca_certs == certificates
+
+
+async def test_tls_carries_everything_and_an_unknown_certificate_is_refused(
+    connect: Connect, redis_url: str, tmp_path: Path
+) -> None:
+    authority = trustme.CA()
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("127.0.0.1").configure_cert(tls)
+    authority.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
+    stream = new_stream()
+    async with TCPProxy(redis_url, tls).running() as proxy:
+        stranger = await connect(proxy.url)
+        with pytest.raises(BrokerUnavailableError, match=r"(?i)certificate"):
+            await stranger.last([stream])
+        broker = await connect(f"{proxy.url}?ssl_ca_certs={tmp_path}/authority.pem")
+        await filled(broker, stream, [1, 2])
+        await broker.subscribe("group", stream, ORIGIN)
+        assert majors_of(await read_all(broker, "group", "reader", [stream])) == [1, 2]
+        await broker.aclose()
+        await stranger.aclose()
 
 
 async def _read_for_ever(broker: RedisBroker, stream: Stream) -> None:
