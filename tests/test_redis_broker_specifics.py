@@ -407,7 +407,7 @@ def test_rediss_means_tls_with_its_options() -> None:
 async def test_tls_carries_everything_and_an_unknown_certificate_is_refused(
     connect: Connect, redis_url: str, tmp_path: Path
 ) -> None:
-    authority = trustme.CA()
+    authority: Any = trustme.CA()  # pyOpenSSL, which its annotations name, is not needed
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert("127.0.0.1").configure_cert(tls)
     authority.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
