@@ -186,17 +186,15 @@ class Consumer:
         while True:
             await anyio.sleep(self._settings.idle_seconds / 3)
             await self._broker.extend(self.group, self._reader, self._hand.positions())
-            limit = min(_RECLAIM_MESSAGES, await self._hand.room())
-            self._hand.add(
-                await self._broker.reclaim(
-                    self.group,
-                    self._reader,
-                    list(self._subscriptions),
-                    idle_seconds=self._settings.idle_seconds,
-                    limit=limit,
-                )
-            )
+            # A full hand must not be waited for here: what is in it would look abandoned meanwhile.
+            if limit := min(_RECLAIM_MESSAGES, self._hand.room_now):
+                self._hand.add(await self._reclaim(limit))
             working()
+
+    async def _reclaim(self, limit: int) -> Sequence[Delivery]:
+        idle_seconds = self._settings.idle_seconds
+        streams = list(self._subscriptions)
+        return await self._broker.reclaim(self.group, self._reader, streams, idle_seconds=idle_seconds, limit=limit)
 
     # mending
 

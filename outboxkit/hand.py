@@ -72,9 +72,17 @@ class Hand:
 
     async def room(self) -> int:
         """Return how many more deliveries may be added, by number and by the size they have had; waits for one."""
-        while (room := self._room()) < 1:
+        while (room := self.room_now) < 1:
             await self._changed.wait()
         return room
+
+    @property
+    def room_now(self) -> int:
+        """How many more deliveries may be added at this moment: 0 when the hand is full."""
+        if self._bytes >= self._max_bytes:
+            return 0
+        average = max(1, self._bytes // self._count) if self._count else 1
+        return max(0, min(self._max_messages - self._count, max(1, (self._max_bytes - self._bytes) // average)))
 
     def positions(self) -> Mapping[Stream, Sequence[Position]]:
         """Return everything in hand, for the heartbeat."""
@@ -83,12 +91,6 @@ class Hand:
     def holds_any(self, stream: Stream, after: Position, upto: Position) -> bool:
         """Whether any delivery in ``(after, upto]`` is in hand."""
         return any(after < position <= upto for position in self._held.get(stream, ()))
-
-    def _room(self) -> int:
-        if self._bytes >= self._max_bytes:
-            return 0
-        average = max(1, self._bytes // self._count) if self._count else 1
-        return min(self._max_messages - self._count, max(1, (self._max_bytes - self._bytes) // average))
 
     def _wait(self, delivery: Delivery) -> None:
         waiting = self._waiting.get(delivery.stream)

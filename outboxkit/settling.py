@@ -8,14 +8,16 @@ inbox row stays, as a retry or dead.
 import asyncio
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import groupby
 from typing import Any, Literal, NamedTuple
 
 from outboxkit.cancellation import uninterrupted
 from outboxkit.errors import EnvelopeError, TransactionLostError
 from outboxkit.events import Encoder
-from outboxkit.message import Delivery, Envelope, Message, OutboxRow
+from outboxkit.message import Delivery, Envelope, Message, OutboxRow, Position
 from outboxkit.observe import Observer
 from outboxkit.retry import RetryPolicy
 from outboxkit.routing import Handler, publish_returned
@@ -44,6 +46,21 @@ class _Work(NamedTuple):
 
 
 _Result = tuple[_Work, Exception | None]
+
+
+class _Handled(NamedTuple):
+    """What came of deliveries in a transaction, if it is committed."""
+
+    outcomes: list[Outcome]
+    skipped: int
+    """How many of the settled ones nobody here handles."""
+    reports: list[Callable[[], None]]
+    """What to tell the observer about failures, once they are recorded."""
+    rows: Sequence[OutboxRow] = ()
+
+    def deferred_from(self) -> Position | None:
+        """The first position that was not tried."""
+        return next((outcome.delivery.position for outcome in self.outcomes if outcome.state == "deferred"), None)
 
 
 class Settler:
@@ -79,61 +96,64 @@ class Settler:
         try:
             async with self._store.transaction() as transaction:
                 fresh = await transaction.receive(subscription, run)
-                outcomes, rows = await self._handle(transaction, [(delivery, 1) for delivery in fresh], seconds)
-                await transaction.settle(subscription, outcomes)
-                await uninterrupted(transaction.commit(rows))
+                handled = await self._handle(transaction, [(delivery, 1) for delivery in fresh], seconds)
+                await transaction.settle(subscription, handled.outcomes)
+                await uninterrupted(transaction.commit(handled.rows))
         except TransactionLostError as error:
             if len(run) > 1:  # whose fault it was shows when each is tried alone
                 return await self.settle(subscription, run[:1], seconds)
             await self._blame(subscription, run[0], error)
             return 1
-        self._count(subscription, outcomes, len(run) - len(fresh))
-        deferred = next((outcome.delivery.position for outcome in outcomes if outcome.state == "deferred"), None)
+        self._report(subscription, handled, duplicates=len(run) - len(fresh))
+        deferred = handled.deferred_from()
         return sum(deferred is None or delivery.position < deferred for delivery in run)
 
     async def retry(self, retry: Retry) -> None:
         """Run a waiting message again, in a transaction of its own; nothing happens when another process was faster."""
-        attempt = retry.attempt + 1
-        outcomes: list[Outcome] = []
         try:
             async with self._store.transaction() as transaction:
-                if await transaction.take(retry):
-                    outcomes, rows = await self._handle(transaction, [(retry.delivery, attempt)], _RETRY_SECONDS)
-                    await transaction.settle(retry.subscription, outcomes)
-                    await uninterrupted(transaction.commit(rows))
+                if not await transaction.take(retry):
+                    return
+                handled = await self._handle(transaction, [(retry.delivery, retry.attempt + 1)], _RETRY_SECONDS)
+                await transaction.settle(retry.subscription, handled.outcomes)
+                await uninterrupted(transaction.commit(handled.rows))
         except TransactionLostError as error:
             await self._blame(retry.subscription, retry.delivery, error, retry)
-        self._count(retry.subscription, outcomes, 0)
+        else:
+            self._report(retry.subscription, handled)
 
     async def _blame(
         self, subscription: Subscription, delivery: Delivery, error: Exception, retry: Retry | None = None
     ) -> None:
         """Record the failure of a message whose handler took its whole transaction with it, in a transaction without it."""
         async with self._store.transaction() as transaction:
-            if retry is not None:
-                mine = await transaction.take(retry)
-            else:
-                mine = bool(await transaction.receive(subscription, [delivery]))
-            if mine:
-                work = self._work(delivery, retry.attempt + 1 if retry else 1)
-                await transaction.settle(subscription, [self._outcome(work, error)])
+            mine = await (transaction.take(retry) if retry else transaction.receive(subscription, [delivery]))
+            if not mine:
+                return
+            handled = _Handled([], 0, [])
+            work = self._work(delivery, retry.attempt + 1 if retry else 1)
+            handled.outcomes.append(self._outcome(work, error, handled.reports))
+            await transaction.settle(subscription, handled.outcomes)
             await uninterrupted(transaction.commit())
+        self._report(subscription, handled)
 
-    async def _handle(
-        self, transaction: Transaction, deliveries: Sequence[tuple[Delivery, int]], seconds: float
-    ) -> tuple[list[Outcome], Sequence[OutboxRow]]:
+    async def _handle(self, transaction: Transaction, deliveries: Sequence[tuple[Delivery, int]], seconds: float) -> _Handled:
         """Run the handlers in order; return each delivery's outcome, and the outbox rows of those that succeeded."""
         deadline = time.monotonic() + seconds
         unit = UnitOfWork(transaction, self._encoder, declared={})
-        outcomes, works = self._read(deliveries)
+        reports: list[Callable[[], None]] = []
+        outcomes, works = self._read(deliveries, reports)
+        skipped = sum(outcome.state == "settled" for outcome in outcomes)
         for segment in _segments(works):
             late = time.monotonic() > deadline and bool(outcomes)
             results: Sequence[_Result] = () if late else await self._run(transaction, unit, segment, deadline)
-            outcomes += [self._outcome(work, error) for work, error in results]
+            outcomes += [self._outcome(work, error, reports) for work, error in results]
             outcomes += [Outcome(work.delivery, "deferred") for work in segment[len(results) :]]
-        return outcomes, unit.end()
+        return _Handled(outcomes, skipped, reports, unit.end())
 
-    def _read(self, deliveries: Sequence[tuple[Delivery, int]]) -> tuple[list[Outcome], list[_Work]]:
+    def _read(
+        self, deliveries: Sequence[tuple[Delivery, int]], reports: list[Callable[[], None]]
+    ) -> tuple[list[Outcome], list[_Work]]:
         """Decode deliveries and find their handlers; what needs none has its outcome here."""
         outcomes: list[Outcome] = []
         works: list[_Work] = []
@@ -142,10 +162,9 @@ class Settler:
                 works.append(self._work(delivery, attempt))
             except _NobodyHandlesItError:
                 outcomes.append(Outcome(delivery, "settled", attempt))
-                self._observer.consumed(self.group, delivery.stream.topic, "skipped", 1)
             except EnvelopeError as error:
                 outcomes.append(Outcome(delivery, "dead", attempt, error=_text(error)))
-                self._observer.undecodable(self.group, delivery.stream, delivery.position, error)
+                reports.append(partial(self._observer.undecodable, self.group, delivery.stream, delivery.position, error))
         return outcomes, works
 
     def _work(self, delivery: Delivery, attempt: int) -> _Work:
@@ -178,21 +197,29 @@ class Settler:
             results: Sequence[_Result] = end.value
             return results
 
-    def _outcome(self, work: _Work, error: Exception | None) -> Outcome:
+    def _outcome(self, work: _Work, error: Exception | None, reports: list[Callable[[], None]]) -> Outcome:
         if error is None:
             return Outcome(work.delivery, "settled", work.message.attempt)
         delay = (work.handler.retry or self._retry).delay(work.message.attempt, error)
-        self._observer.failed(self.group, work.message, error, delay)
         state: Literal["retry", "dead"] = "dead" if delay is None else "retry"
+        reports.append(partial(self._observer.failed, self.group, work.message, error, delay))
         return Outcome(work.delivery, state, work.message.attempt, delay or 0.0, _text(error))
 
-    def _count(self, subscription: Subscription, outcomes: Sequence[Outcome], duplicates: int) -> None:
-        topic = subscription.stream.topic
-        for state in ("settled", "retry", "dead"):
-            if count := sum(outcome.state == state for outcome in outcomes):
-                self._observer.consumed(self.group, topic, state, count)
-        if duplicates:
-            self._observer.consumed(self.group, topic, "duplicate", duplicates)
+    def _report(self, subscription: Subscription, handled: _Handled, duplicates: int = 0) -> None:
+        """Tell the observer; only after the commit, because until then it may all happen again."""
+        counts = Counter(outcome.state for outcome in handled.outcomes)
+        told = {
+            "settled": counts["settled"] - handled.skipped,
+            "skipped": handled.skipped,
+            "retry": counts["retry"],
+            "dead": counts["dead"],
+            "duplicate": duplicates,
+        }
+        for outcome, count in told.items():
+            if count:
+                self._observer.consumed(self.group, subscription.stream.topic, outcome, count)
+        for report in handled.reports:
+            report()
 
 
 class _NobodyHandlesItError(Exception):

@@ -377,9 +377,9 @@ async def test_a_reader_that_died_is_taken_over_from_even_when_nothing_new_comes
 
 async def test_work_in_hand_is_kept_from_being_taken_over(tmp_path: Path) -> None:
     """Also what is only prefetched: its idle clock starts when it is read."""
-    settings = msgspec.structs.replace(
-        QUICK, partitions={"numbers": 1}, consumer=msgspec.structs.replace(QUICK.consumer, idle_seconds=0.3, hole_seconds=30.0)
-    )
+    # As much as fits the hand: a full one has to be kept alive like any other.
+    held_back = msgspec.structs.replace(QUICK.consumer, prefetch_messages=2, idle_seconds=0.3, hole_seconds=30.0)
+    settings = msgspec.structs.replace(QUICK, partitions={"numbers": 1}, consumer=held_back)
     broker = MemoryBroker()
     publisher = await Publisher(tmp_path, broker, settings=settings).migrate()
     slow = Service(tmp_path, broker, settings)
