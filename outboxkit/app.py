@@ -164,11 +164,15 @@ class App(Router):
         if failure is not None:
             raise failure
 
-    def _consumers(self) -> Sequence[Consumer]:
+    def groups(self) -> Mapping[str, Mapping[str, Handler]]:
+        """The handlers of each consumer group, by event type."""
         groups: dict[str, dict[str, Handler]] = {}
         for handler in self.handlers():
             groups.setdefault(self._group_of(handler), {})[handler.event.name] = handler
-        return [self._consumer(group, handlers) for group, handlers in groups.items()]
+        return groups
+
+    def _consumers(self) -> Sequence[Consumer]:
+        return [self._consumer(group, handlers) for group, handlers in self.groups().items()]
 
     def _consumer(self, group: str, handlers: Mapping[str, Handler]) -> Consumer:
         settler = Settler(group, handlers, self.store, self._encoder, self.settings.retry, self.observer)

@@ -73,6 +73,6 @@ def _stopped_by_signals(stop: asyncio.Event) -> AbstractContextManager[None]:
 
 
 def _doing(app: App, *, relay: bool, consume: bool) -> str:
-    groups = sorted({handler.group or app.group for handler in app.handlers()}) if consume else []
+    groups = sorted(app.groups()) if consume else []
     doing = ["relaying"] * relay + [f"consuming as {', '.join(groups)}"] * bool(groups)
     return " and ".join(doing)

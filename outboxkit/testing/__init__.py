@@ -5,6 +5,7 @@ Nothing here needs pytest to be imported; the suites are run by it.
 
 from outboxkit.testing.contract_broker import BrokerContract
 from outboxkit.testing.contract_store import StoreContract
+from outboxkit.testing.draining import drain
 from outboxkit.testing.memory_broker import MemoryBroker
 
-__all__ = ["BrokerContract", "MemoryBroker", "StoreContract"]
+__all__ = ["BrokerContract", "MemoryBroker", "StoreContract", "drain"]
