@@ -530,6 +530,34 @@ async def test_a_row_factory_set_on_the_connection_works(shop: Shop) -> None:
         assert row["one"] == 1
 
 
+@pytest.mark.parametrize("kind", ["async", "plain"])
+async def test_an_unfinished_cursor_of_one_unit_does_not_keep_the_next_from_writing(shop: Shop, kind: str) -> None:
+    """It would hold on to an old snapshot, from which SQLite lets nobody write."""
+    kept: list[Any] = []
+
+    @shop.app.publishes(Sold)
+    def look(uow: UnitOfWork) -> None:
+        kept.append(uow.connection.execute("SELECT number FROM sales"))
+
+    async with shop.open():
+        for number in range(300):
+            await shop.sell(number)
+        if kind == "async":
+            async with shop.app.unit_of_work() as uow:
+                kept.append(await uow.connection.execute("SELECT number FROM sales"))
+                await kept[0].fetchone()
+        else:
+            await look()
+        somebody = sqlite3.connect(shop.path)
+        with somebody:
+            somebody.execute("INSERT INTO sales VALUES (1000)")
+        somebody.close()
+        with anyio.fail_after(5):
+            await shop.sell(2000)
+        with pytest.raises(sqlite3.ProgrammingError):
+            await kept[0].fetchall() if kind == "async" else kept[0].fetchall()
+
+
 async def test_a_row_factory_of_one_unit_is_not_the_next_ones(shop: Shop) -> None:
     @shop.app.publishes(Sold)
     def sell(uow: UnitOfWork) -> None:

@@ -6,6 +6,7 @@ statement whose caller was cancelled still runs, but a rollback asked for afterw
 
 import asyncio
 import sqlite3
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -55,6 +56,10 @@ class GuardedConnection(sqlite3.Connection):
     _guarded = False
     _denied = False
 
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._cursors: weakref.WeakSet[sqlite3.Cursor] = weakref.WeakSet()
+
     def guard(self) -> None:
         """From now on, refuse transaction control by anyone but `control`."""
         self._guarded = True
@@ -76,10 +81,24 @@ class GuardedConnection(sqlite3.Connection):
         finally:
             self._in_control = False
 
+    def cursor(self, *arguments: Any, **options: Any) -> Any:
+        """Make a cursor."""
+        return self._remembered(super().cursor(*arguments, **options))
+
+    def leave_clean(self) -> None:
+        """Take back what a unit of work left on the connection that the next one shares.
+
+        A cursor that was kept before its last row would hold on to the snapshot it reads, and no transaction can write from an
+        old snapshot: the connection could not write any more once another process had.
+        """
+        for cursor in list(self._cursors):
+            cursor.close()
+        self.row_factory, self.text_factory = None, str
+
     def execute(self, *arguments: Any) -> sqlite3.Cursor:
         """Execute a statement; see the class for what is refused."""
         try:
-            return super().execute(*arguments)
+            return self._remembered(super().execute(*arguments))
         except sqlite3.DatabaseError as error:
             self._explain(error)
             raise
@@ -87,7 +106,7 @@ class GuardedConnection(sqlite3.Connection):
     def executemany(self, *arguments: Any) -> sqlite3.Cursor:
         """Execute a statement many times; see the class for what is refused."""
         try:
-            return super().executemany(*arguments)
+            return self._remembered(super().executemany(*arguments))
         except sqlite3.DatabaseError as error:
             self._explain(error)
             raise
@@ -111,6 +130,11 @@ class GuardedConnection(sqlite3.Connection):
         if self._guarded and self.in_transaction:
             raise TransactionError("leave out close(): the connection belongs to the store, which closes it with the app")
         super().close()
+
+    def _remembered(self, cursor: sqlite3.Cursor) -> sqlite3.Cursor:
+        if self._guarded:
+            self._cursors.add(cursor)
+        return cursor
 
     def _explain(self, error: sqlite3.DatabaseError) -> None:
         """Raise what a refusal by the authorizer means; nothing for any other error."""

@@ -130,7 +130,7 @@ class SQLiteTransaction:
         self._require_open()
 
         def commit(connection: GuardedConnection) -> None:
-            _forget_factories(connection)
+            connection.leave_clean()
             if not connection.in_transaction:
                 raise TransactionLostError(_LOST)
             self._outbox.insert(connection, rows)
@@ -169,19 +169,15 @@ class SQLiteTransaction:
 def _with_own_factories(connection: GuardedConnection, function: Callable[[GuardedConnection], T]) -> T:
     """Run a function of ours as if the user had not set a row factory."""
     factories = connection.row_factory, connection.text_factory
-    _forget_factories(connection)
+    connection.row_factory, connection.text_factory = None, str
     try:
         return function(connection)
     finally:
         connection.row_factory, connection.text_factory = factories
 
 
-def _forget_factories(connection: GuardedConnection) -> None:
-    connection.row_factory, connection.text_factory = None, str
-
-
 def _roll_back(connection: GuardedConnection) -> None:
-    _forget_factories(connection)
+    connection.leave_clean()
     if connection.in_transaction:
         connection.control("ROLLBACK")
 

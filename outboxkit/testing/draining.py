@@ -24,8 +24,8 @@ async def drain(*apps: App, seconds: float = 10.0) -> None:
     """
     left = ["everything"]
     with anyio.move_on_after(seconds):
-        while left := [reason for app in apps for reason in await _left(app)]:
-            await anyio.sleep(_ASK_SECONDS)  # noqa: ASYNC110 - what other processes have done is only seen by asking
+        while left := [reason for app in apps for reason in await _left(app)]:  # noqa: ASYNC110 - see below
+            await anyio.sleep(_ASK_SECONDS)  # what other processes have done is only seen by asking
         return
     raise TimeoutError(f"not drained after {seconds:g} s: {'; '.join(left)}")
 
