@@ -35,11 +35,14 @@ class Position(NamedTuple):
 
     def before(self) -> "Position":
         """The position right before this one, for ranges that leave their start out."""
-        return Position(self.major, self.minor - 1) if self.minor else Position(self.major - 1, 2**63 - 1)
+        return Position(self.major, self.minor - 1) if self.minor else Position(self.major - 1, LAST.minor)
 
 
 ORIGIN = Position(0, 0)
 """Before every entry: where an empty stream ends."""
+
+LAST = Position(2**63 - 1, 2**63 - 1)
+"""The last position there can be: databases keep both numbers in 64 bits with a sign."""
 
 
 class Stream(NamedTuple):

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import sqlite3
+import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from outboxkit import App, ConfigurationError, OutboxkitError, PublishError, Set
 from outboxkit.errors import (
     NoUnitOfWorkError,
     PayloadError,
+    StoreError,
     StoreUnavailableError,
     TransactionError,
     TransactionLostError,
@@ -694,3 +696,37 @@ def test_settings_of_an_app_are_its_own(tmp_path: Path) -> None:
     app = App("shop", store=f"sqlite:///{tmp_path}/shop.db", broker=MemoryBroker(), settings=Settings(grace_seconds=1))
     assert (app.settings.grace_seconds, Shop(tmp_path).app.settings) == (1, Settings())
     assert repr(app) == "App('shop')"
+
+
+async def test_a_unit_that_outlives_its_app_is_rolled_back_and_hears_of_it(shop: Shop) -> None:
+    inside, closed = anyio.Event(), anyio.Event()
+
+    async def outlive() -> None:
+        async with shop.app.unit_of_work() as uow:
+            await insert(uow, 1)
+            uow.publish(Sold(1))
+            inside.set()
+            await closed.wait()
+
+    async with shop.open():
+        stray = asyncio.create_task(outlive())
+        await inside.wait()
+    shop.assert_free()
+    closed.set()
+    with pytest.raises(StoreError, match="the app was closed"):
+        await stray
+    assert shop.both() == ([], [])
+
+
+@pytest.mark.parametrize("natively", [True, False])
+async def test_an_app_that_is_cancelled_while_it_opens_leaves_no_thread(shop: Shop, natively: bool) -> None:
+    async def open_and_close() -> None:
+        async with shop.app.running(relay=False, consume=False):
+            pass
+
+    async with shop.open():
+        pass
+    for steps in range(40):
+        await cancelled_after(steps, open_and_close, natively=natively)
+    left = [thread.name for thread in threading.enumerate() if "_connection_worker_thread" in thread.name]
+    assert left == []

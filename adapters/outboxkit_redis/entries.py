@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from outboxkit.message import ORIGIN, Delivery, Position, Stream
+from outboxkit.message import LAST, ORIGIN, Delivery, Position, Stream
 
 
 class Page(NamedTuple):
@@ -35,6 +35,8 @@ def page(stream: Stream, raw_entries: Sequence[Any]) -> Page:
             result.gone.append(raw_position)
             continue
         at = position(raw_position)
+        if at.major > LAST.major or at.minor > LAST.minor:
+            continue  # something else wrote it, where no log of ours can ever come: nothing could remember having seen it
         envelope, prev = _content(fields)
         before = _chained(prev, at)
         if before is None:

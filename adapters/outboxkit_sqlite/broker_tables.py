@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from outboxkit.broker import Append
 from outboxkit.errors import GroupMissingError
-from outboxkit.message import ORIGIN, Delivery, Position, Stream
+from outboxkit.message import LAST, ORIGIN, Delivery, Position, Stream
 
 # Each lookup below goes through a primary key or a unique index, from left to right.
 
@@ -56,8 +56,6 @@ _HELD = f"""
 # The distance and not the difference: a clock that was set back must not keep deliveries for as long as it was ahead.
 _IDLE = f"{_PENDING} WHERE p.group_id = ? AND abs(? - p.delivered_at) >= ? ORDER BY p.major, p.minor LIMIT ?"
 _ANY_IDLE = "SELECT 1 FROM outboxkit_broker_pending WHERE group_id = ? AND abs(? - delivered_at) >= ? LIMIT 1"
-
-_MAX = 2**63 - 1
 
 
 class Group(NamedTuple):
@@ -120,7 +118,7 @@ def between(
 ) -> list[Delivery]:
     """Return entries in ``(after, upto]``."""
     stream_id, _ = _known(connection, stream)
-    end = (_MAX, _MAX) if upto is None else upto
+    end = LAST if upto is None else upto
     return _deliveries(stream, connection.execute(_ENTRIES, (stream_id, *after, *end, max(0, limit))))
 
 
@@ -151,7 +149,7 @@ def deliver(connection: sqlite3.Connection, found: Sequence[Group], reader: str,
     delivered: list[Delivery] = []
     for group in waiting:
         share = max(1, limit // len(waiting))
-        rows = connection.execute(_ENTRIES, (group.stream_id, *group.delivered, _MAX, _MAX, share))
+        rows = connection.execute(_ENTRIES, (group.stream_id, *group.delivered, *LAST, share))
         if new := _deliveries(group.stream, rows):
             now = time.time()
             connection.executemany(_ADD_PENDING, [(group.id, *delivery.position, reader, now) for delivery in new])

@@ -15,7 +15,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import aiosqlite
 
 from outboxkit.cancellation import uninterrupted
-from outboxkit.errors import ConfigurationError, TransactionError, TransactionLostError
+from outboxkit.errors import ConfigurationError, StoreError, TransactionError, TransactionLostError
 
 T = TypeVar("T")
 
@@ -158,10 +158,21 @@ class ThreadConnection(aiosqlite.Connection):
     """
 
     async def run(self, function: Callable[[GuardedConnection], T]) -> T:
-        """Run `function` with the blocking connection on its thread, after everything asked for before."""
+        """Run `function` with the blocking connection on its thread, after everything asked for before.
+
+        Raises:
+            StoreError: the connection was closed.
+        """
+        if not self.is_open:
+            raise StoreError("the app was closed: nothing more can be done on its database")
         untyped: Any = self
         result: T = await untyped._execute(function, self._conn)  # noqa: SLF001 - see the class
         return result
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is neither closed nor being closed."""
+        return self._running and self._connection is not None
 
     async def ended(self) -> None:
         """Wait for the thread: aiosqlite only asks it to stop when connecting fails, and it must not outlive its loop."""

@@ -3,7 +3,8 @@
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 
-from outboxkit.message import ORIGIN, LogEntry, OutboxRow, Position, Stream
+from outboxkit.errors import StoreError
+from outboxkit.message import LAST, ORIGIN, LogEntry, OutboxRow, Position, Stream
 from outboxkit.store import Progress
 from outboxkit_sqlite.connection import GuardedConnection
 
@@ -59,7 +60,7 @@ class OutboxTables:
 
     def find(self, connection: sqlite3.Connection, stream: Stream, position: Position) -> bytes | None:
         """See `outboxkit.store.Store.find`."""
-        if position.minor:
+        if position.minor or position > LAST:  # no position of this log; something else wrote it
             return None
         row = connection.execute(self._find, (position.major, stream.topic, stream.partition)).fetchone()
         return row[0] if row else None
@@ -82,6 +83,12 @@ class OutboxTables:
         """See `outboxkit.store.Store.rebase`; within the caller's transaction."""
         row = connection.execute(self._top, (self._outbox,)).fetchone()
         top = max(row[0] if row else 0, *(broker.major for _, broker in divergences.values()))
+        if 2 * top > LAST.major:
+            worst = max(divergences, key=lambda stream: divergences[stream][1])
+            raise StoreError(
+                f"the broker's last position of {worst} is {divergences[worst][1]}, too high to continue above: delete that "
+                "stream in the broker, and the relay brings it again from the outbox"
+            )
         moved = 0
         for stream, (agreed, broker) in divergences.items():
             # Every new position is above every old one, so that no two rows can meet on the way.

@@ -8,8 +8,7 @@ import random
 import sqlite3
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Literal, NoReturn, TypeVar
 
 import anyio
 
@@ -27,7 +26,7 @@ from outboxkit_sqlite import schema
 from outboxkit_sqlite.connection import GuardedConnection, ThreadConnection, connect, may_pass, parse_url, primary_code
 from outboxkit_sqlite.inbox import InboxTables
 from outboxkit_sqlite.log import OutboxTables
-from outboxkit_sqlite.transaction import SQLiteTransaction
+from outboxkit_sqlite.transaction import SQLiteTransaction, roll_back
 
 T = TypeVar("T")
 
@@ -92,9 +91,11 @@ class SQLiteStore:
     async def aclose(self) -> None:
         """See `outboxkit.store.Store.aclose`."""
         reader, writer, self._reader, self._writer = self._reader, self._writer, None, None
-        for connection in (reader, writer):
-            if connection is not None:
-                await uninterrupted(connection.close())
+        if writer is not None:
+            await writer.run(roll_back)  # a unit of work that outlived the app
+            await uninterrupted(writer.close())
+        if reader is not None:
+            await uninterrupted(reader.close())
 
     async def migrate(self, source: str) -> Sequence[str]:
         """See `outboxkit.store.Store.migrate`."""
@@ -108,8 +109,8 @@ class SQLiteStore:
                 await uninterrupted(connection.close())
 
     async def _connect(self, *, guarded: bool, busy_seconds: float = 5.0) -> ThreadConnection:
-        synchronous = "FULL" if self._full else "NORMAL"
-        return await uninterrupted(_connected(self.path, synchronous, guarded, busy_seconds))
+        synchronous: Literal["FULL", "NORMAL"] = "FULL" if self._full else "NORMAL"
+        return await connect(self.path, synchronous=synchronous, guarded=guarded, busy_seconds=busy_seconds)
 
     # units of work
 
@@ -241,10 +242,6 @@ class SQLiteStore:
         if "no such table" in str(error):
             raise SchemaError(f"{self.path}: {error}: run `outboxkit migrate module:app`") from error
         raise StoreError(f"{self.path}: {error}") from error
-
-
-async def _connected(path: Path, synchronous: Any, guarded: bool, busy_seconds: float) -> ThreadConnection:
-    return await connect(path, synchronous=synchronous, guarded=guarded, busy_seconds=busy_seconds)
 
 
 def _data_version(connection: sqlite3.Connection) -> int:

@@ -145,7 +145,8 @@ class SQLiteTransaction:
         """End the transaction if it is open; after whatever is still queued on the connection."""
         self._end()
         self.finished = True
-        await self._on_thread(_roll_back)
+        if self._writer.is_open:
+            await self._on_thread(roll_back)
 
     def _end(self) -> None:
         self._ending = True
@@ -176,7 +177,8 @@ def _with_own_factories(connection: GuardedConnection, function: Callable[[Guard
         connection.row_factory, connection.text_factory = factories
 
 
-def _roll_back(connection: GuardedConnection) -> None:
+def roll_back(connection: GuardedConnection) -> None:
+    """End the open transaction, if there is one, and leave nothing of it behind."""
     connection.leave_clean()
     if connection.in_transaction:
         connection.control("ROLLBACK")

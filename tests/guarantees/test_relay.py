@@ -12,7 +12,7 @@ import pytest
 import redis.asyncio
 
 from outboxkit.broker import Append
-from outboxkit.errors import BrokerUnavailableError
+from outboxkit.errors import BrokerUnavailableError, StoreError
 from outboxkit.message import ORIGIN, Position, Stream
 from outboxkit.rebase import divergences, rebase
 from outboxkit.testing import MemoryBroker
@@ -284,3 +284,27 @@ async def test_a_relay_that_forgot_how_far_it_was_repeats_nothing(tmp_path: Path
         await until(lambda: relayed(redis_url, again))
         await until(lambda: again.database.ask("SELECT major FROM outboxkit_cursor") == [(31,)])
     assert sum(map(len, (await entries(redis_url)).values())) == sum(map(len, before.values())) + 1
+
+
+async def test_an_entry_beyond_all_positions_stops_its_stream_alone(tmp_path: Path, redis_url: str) -> None:
+    publisher, reader = await Publisher(tmp_path, redis_url).migrate(), await Reader(tmp_path, redis_url).migrate()
+    client = raw_client(redis_url)
+    async with publisher.app, reader.app:
+        for number in range(40):
+            await publisher.draw(number)
+        await until(lambda: len(reader.noted()) == 40)
+        stream = min(await entries(redis_url))
+        await client.xadd(f"outboxkit:{stream}", {"who": "somebody else"}, id=f"{2**64 - 1}-{2**64 - 1}")
+        await until(lambda: publisher.observer.halts)
+        for number in range(40, 80):
+            await publisher.draw(number)
+        partitions = publisher.database.column("SELECT partition FROM outboxkit_outbox ORDER BY position")
+        flowing = [number for number, partition in enumerate(partitions) if number < 40 or partition != stream.partition]
+        await until(lambda: sorted(reader.noted()) == flowing)
+        found = await divergences(publisher.app.store, publisher.app.broker, "drawing", ["numbers"])
+        with pytest.raises(StoreError, match="too high to continue above: delete that stream"):
+            await rebase(publisher.app.store, found)
+        await client.delete(f"outboxkit:{stream}")
+        await until(lambda: sorted(reader.noted()) == list(range(80)))
+    await client.aclose()
+    assert reader.observer.count["settled"] == 80
