@@ -3,6 +3,9 @@
 Five loops share a hand of deliveries: *receiving* fills it, *settling* empties it (the only one that changes the user's rows
 for the first time a message comes), *keeping* says "still busy" and takes over what dead readers left, *mending* reads holes
 again, *retrying* runs what failed before. Each may fail and start again by itself; whatever is repeated meets the inbox.
+
+Order comes from the chain: an entry is settled only when the one before it is, or is gone for good. What a run does not link to
+is read from the broker first, whoever it was delivered to.
 """
 
 from collections.abc import Awaitable, Callable, Collection, Sequence
@@ -20,7 +23,12 @@ from outboxkit.store import Floor, Store, Subscription
 from outboxkit.supervision import Supervisor
 
 _RECLAIM_MESSAGES = 500
+_AGAIN_MESSAGES = 500
 _RETRIES = 100
+
+
+class _LostAgainError(Exception):
+    """The broker lost entries that come before a delivery we hold."""
 
 
 class Consumer:
@@ -52,6 +60,8 @@ class Consumer:
         """Whether some ack may not have arrived, so that our own pending entries have to be read again."""
         self._stood: dict[Stream, Position] = {}
         """Where floors stood at the last look, of streams with something unsettled above."""
+        self._settled: dict[Stream, Position] = {}
+        """Up to where we know everything to be settled, or gone for good."""
         self._verified: set[Stream] = set()
         """Streams that hold, at the floor, the entry that was settled there."""
         self._behind: dict[Stream, float] = {}
@@ -151,9 +161,12 @@ class Consumer:
             stream, done = run[0].stream, 0
             try:
                 await self._verify(stream)
-                seconds = self._settings.transaction_seconds
-                done = await self._settler.settle(self._subscriptions[stream], run, seconds)
-                await self._ack(run[:done])
+                if linked := await self._linked(run):
+                    done = await self._settler.settle(self._subscriptions[stream], linked, self._settings.transaction_seconds)
+                    self._settled[stream] = max(self._settled[stream], linked[done - 1].position)
+                    await self._ack(linked[:done])
+            except _LostAgainError:
+                done = len(run)  # not acked: it is let go, and comes again
             finally:
                 self._hand.done(run[:done])
                 self._hand.put_back(run[done:])
@@ -165,13 +178,56 @@ class Consumer:
         """After each subscription, before the floor moves on: see that the log is the one we have settled up to there."""
         if stream in self._verified:
             return
-        floor = await self._store.floor_of(self.group, stream)
-        if floor is not None and floor.digest is not None:
+        floor = await self._store.floor_of(self.group, stream) or Floor(ORIGIN)
+        if floor.digest is not None:
             at = floor.position
             entries = await self._broker.range(stream, after=at.before(), upto=at, limit=1)
             if any(digest(entry.envelope) != floor.digest for entry in entries):
                 self._observer.diverged(self.group, stream, at)
+        self._settled[stream] = max(floor.position, self._settled.get(stream, ORIGIN))
         self._verified.add(stream)
+
+    async def _linked(self, run: Sequence[Delivery]) -> Sequence[Delivery]:
+        """Return the part of a run that goes on right where everything is settled, so that each key stays in order.
+
+        Nothing of it when entries before it were missing: another reader's, who died perhaps. They are in hand now, and first.
+
+        Raises:
+            _LostAgainError: the broker lost what is before it; the relay will bring that, and this again.
+        """
+        stream, before = run[0].stream, run[0].prev
+        if before > self._settled[stream]:
+            floor = await self._store.floor_of(self.group, stream) or Floor(ORIGIN)  # others of the group settle too
+            self._settled[stream] = max(floor.position, self._settled[stream])
+        if before > self._settled[stream]:
+            missing = await self._read_again(stream, self._settled[stream], before)
+            if missing:
+                self._hand.add(missing)
+                return []
+            if before > self._settled[stream]:
+                raise _LostAgainError
+        gaps = (index for index in range(1, len(run)) if run[index].prev > run[index - 1].position)
+        return run[: next(gaps, len(run))]
+
+    async def _read_again(self, stream: Stream, after: Position, upto: Position) -> Sequence[Delivery]:
+        """Read entries that were not delivered to us; what the broker no longer holds of them is reported, once."""
+        entries = await self._broker.range(stream, after=after, upto=upto, limit=_AGAIN_MESSAGES)
+        gone = min(entries[0].prev, upto) if entries else upto
+        if gone > after and (await self._broker.last([stream]))[stream] >= upto:
+            # Or was the broker just losing and getting back what it holds? Then a second look finds more.
+            again = await self._broker.range(stream, after=after, upto=upto, limit=_AGAIN_MESSAGES)
+            if again == entries:
+                self._give_up(stream, after, gone)
+        if entries:
+            self._observer.hole_read(self.group, stream, after, upto, len(entries))
+        return entries
+
+    def _give_up(self, stream: Stream, after: Position, gone: Position) -> None:
+        """Go on behind entries that the broker has, for good, no longer; the floor stays in front of them."""
+        self._settled[stream] = max(self._settled.get(stream, ORIGIN), gone)
+        if (stream, after, gone) not in self._reported:
+            self._reported.add((stream, after, gone))
+            self._observer.hole_gone(self.group, stream, after, gone)
 
     async def _ack(self, run: Sequence[Delivery]) -> None:
         try:
@@ -228,18 +284,7 @@ class Consumer:
         self._stood[stream] = floor.position
         # Entries of a hole that are beyond the broker's end were lost by it: the relay will bring them.
         if stands and upto <= last and not self._hand.holds_any(stream, floor.position, upto):
-            await self._read_hole(stream, floor.position, upto)
-
-    async def _read_hole(self, stream: Stream, floor: Position, upto: Position) -> None:
-        limit = await self._hand.room()
-        entries = await self._broker.range(stream, after=floor, upto=upto, limit=limit)
-        gone = (floor, min(entries[0].prev, upto) if entries else upto)
-        if gone[1] > floor and (stream, *gone) not in self._reported:
-            self._reported.add((stream, *gone))
-            self._observer.hole_gone(self.group, stream, *gone)
-        if entries:
-            self._observer.hole_read(self.group, stream, floor, upto, len(entries))
-            self._hand.add(entries)
+            self._hand.add(await self._read_again(stream, floor.position, upto))
 
     # retrying
 

@@ -72,7 +72,7 @@ class Observer:
 
     def hole_read(self, group: str, stream: Stream, after: Position, upto: Position, count: int) -> None:
         """Entries that were never delivered were read again."""
-        logger.info("group %s: read %d undelivered entries of %s in (%s, %s] again", group, count, stream, after, upto)
+        logger.debug("group %s: read %d undelivered entries of %s in (%s, %s] again", group, count, stream, after, upto)
 
     def hole_gone(self, group: str, stream: Stream, after: Position, upto: Position) -> None:
         """Entries that were never delivered are not in the broker any more."""

@@ -375,6 +375,45 @@ async def test_a_reader_that_died_is_taken_over_from_even_when_nothing_new_comes
             await until(lambda: reader.noted() == [1])
 
 
+async def test_what_another_reader_took_along_comes_first_and_at_once(tmp_path: Path) -> None:
+    """As after every deployment that gives a process a new name: order does not wait for the old one's idle time."""
+    settings = msgspec.structs.replace(
+        QUICK,
+        partitions={"numbers": 2},
+        consumer=msgspec.structs.replace(QUICK.consumer, idle_seconds=3600.0, hole_seconds=3600.0),
+    )
+    broker = MemoryBroker()
+    publisher = await Publisher(tmp_path, broker, settings=settings).migrate()
+    reader = await Reader(tmp_path, broker, settings=settings, name="new").migrate()
+    async with publisher.app:
+        for number in range(100):
+            await publisher.draw(number)
+        streams = await until(lambda: broker.streams("numbers"), lambda found: len(found) == 2)
+        for stream in streams:
+            await broker.subscribe("noting", stream, ORIGIN)
+        await until(lambda: broker.read("noting", "old", streams, limit=60, wait_seconds=0.0))
+        async with reader.app:
+            await until(lambda: len(reader.noted()) == 100)
+    noted = reader.noted()
+    for key in range(10):
+        assert [number for number in noted if number % 10 == key] == list(range(key, 100, 10))
+
+
+async def test_two_consumers_of_one_group_keep_each_key_in_order(tmp_path: Path) -> None:
+    broker = MemoryBroker()
+    small = msgspec.structs.replace(QUICK.consumer, prefetch_messages=7, transaction_messages=3)
+    settings = msgspec.structs.replace(QUICK, partitions={"numbers": 2}, consumer=small)
+    publisher = await Publisher(tmp_path, broker, settings=settings).migrate()
+    readers = [await Reader(tmp_path, broker, settings=settings, name=name).migrate() for name in ("one", "two")]
+    async with publisher.app, readers[0].app, readers[1].app:
+        for number in range(300):
+            await publisher.draw(number)
+        noted = await until(readers[0].noted, lambda noted: len(noted) == 300)
+    for key in range(10):
+        assert [number for number in noted if number % 10 == key] == list(range(key, 300, 10))
+    assert all(reader.observer.count["settled"] for reader in readers)
+
+
 async def test_work_in_hand_is_kept_from_being_taken_over(tmp_path: Path) -> None:
     """Also what is only prefetched: its idle clock starts when it is read."""
     # As much as fits the hand: a full one has to be kept alive like any other.
