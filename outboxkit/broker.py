@@ -88,6 +88,9 @@ class Broker(Protocol):
         """Return what this reader was given after a position and has not acked, in order (B3).
 
         An entry that the stream no longer holds is left out, and no longer pending.
+
+        Raises:
+            GroupMissingError: the group, or the stream itself, is gone; `reclaim` and `extend` raise it too.
         """
         ...
 

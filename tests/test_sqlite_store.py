@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
 from outboxkit import App, StoreError
@@ -118,6 +119,19 @@ async def test_a_file_without_tables_says_how_to_make_them(tmp_path: Path) -> No
     ask(store.path, "CREATE TABLE sales (number INTEGER)")
     with pytest.raises(SchemaError, match=r"shop\.db has no outboxkit_ tables yet: run `outboxkit migrate module:app`"):
         await store.open("shop")
+
+
+async def test_many_may_migrate_and_open_a_new_file_at_once(tmp_path: Path) -> None:
+    async def start(path: Path) -> None:
+        store = SQLiteStore(f"sqlite:///{path}")
+        await store.migrate("shop")
+        async with opened(store):
+            pass
+
+    for number in range(15):
+        async with anyio.create_task_group() as starting:
+            for _ in range(8):
+                starting.start_soon(start, tmp_path / f"{number}.db")
 
 
 async def test_migrating_says_what_was_done_and_repeating_it_does_nothing(tmp_path: Path) -> None:

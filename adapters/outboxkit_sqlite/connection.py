@@ -6,6 +6,7 @@ statement whose caller was cancelled still runs, but a rollback asked for afterw
 
 import asyncio
 import sqlite3
+import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -198,7 +199,7 @@ async def connect(
             path, timeout=busy_seconds, isolation_level=None, factory=GuardedConnection, check_same_thread=False
         )
         try:
-            connection.execute("PRAGMA journal_mode = WAL")
+            _switch_to_wal(connection, busy_seconds)
             connection.execute(f"PRAGMA synchronous = {synchronous}")
             if guarded:
                 connection.guard()
@@ -214,6 +215,21 @@ async def connect(
         await uninterrupted(connection.ended())
         raise
     return connection
+
+
+def _switch_to_wal(connection: sqlite3.Connection, busy_seconds: float) -> None:
+    # SQLite does not wait for locks here, whatever its timeout: of several processes that open a new file at once, some are
+    # refused.
+    deadline = time.monotonic() + busy_seconds
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if primary_code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.002)  # on the connection's own thread
+        else:
+            return
 
 
 def parse_url(url: str) -> tuple[Path, dict[str, str]]:

@@ -7,7 +7,7 @@ those of other processes are waited for in small steps that can be cancelled.
 import random
 import sqlite3
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Literal, NoReturn, TypeVar
 
 import anyio
@@ -32,6 +32,9 @@ T = TypeVar("T")
 
 _POLL_SECONDS = 0.02
 """How often other processes' commits are looked for. ``PRAGMA data_version`` reads shared memory, no file."""
+
+_SHORT_BUSY_TIMEOUT = "PRAGMA busy_timeout = 100"
+"""Milliseconds: `SQLiteStore.transaction` waits for other writers by itself, in steps that can be cancelled."""
 
 _RELAXED = "normal-may-lose-commits"
 
@@ -78,39 +81,36 @@ class SQLiteStore:
                 f"{self.path} does not exist: run `outboxkit migrate module:app`, or `await app.migrate()`, to create it"
             )
         with self._translated():
-            reader = await self._connect(guarded=False)
-            try:
+            async with AsyncExitStack() as opened:
+                reader = await self._connected(opened, guarded=False)
                 await reader.run(lambda connection: schema.check(connection, self.path, self.prefix, source))
                 await reader.run(lambda connection: connection.execute("PRAGMA query_only = ON").close())
-                self._writer = await self._connect(guarded=True, busy_seconds=0.1)
-            except BaseException:
-                await uninterrupted(reader.close())
-                raise
-        self._reader, self._source = reader, source
+                writer = await self._connected(opened, guarded=True)
+                await writer.run(lambda connection: connection.execute(_SHORT_BUSY_TIMEOUT).close())
+                opened.pop_all()
+        self._reader, self._writer, self._source = reader, writer, source
 
     async def aclose(self) -> None:
         """See `outboxkit.store.Store.aclose`."""
-        reader, writer, self._reader, self._writer = self._reader, self._writer, None, None
-        if writer is not None:
-            await writer.run(roll_back)  # a unit of work that outlived the app
-            await uninterrupted(writer.close())
-        if reader is not None:
-            await uninterrupted(reader.close())
+        connections, self._reader, self._writer = (self._reader, self._writer), None, None
+        for connection in connections:
+            if connection is not None:
+                await uninterrupted(_closed(connection))
 
     async def migrate(self, source: str) -> Sequence[str]:
         """See `outboxkit.store.Store.migrate`."""
         if not self.path.parent.is_dir():
             raise StoreUnavailableError(f"{self.path}: the folder {self.path.parent} does not exist: create it first")
         with self._translated():
-            connection = await self._connect(guarded=True, busy_seconds=self._busy_seconds)
-            try:
+            async with AsyncExitStack() as opened:
+                connection = await self._connected(opened, guarded=True)
                 return await uninterrupted(connection.run(lambda raw: schema.migrate(raw, self.path, self.prefix, source)))
-            finally:
-                await uninterrupted(connection.close())
 
-    async def _connect(self, *, guarded: bool, busy_seconds: float = 5.0) -> ThreadConnection:
+    async def _connected(self, opened: AsyncExitStack, *, guarded: bool) -> ThreadConnection:
         synchronous: Literal["FULL", "NORMAL"] = "FULL" if self._full else "NORMAL"
-        return await connect(self.path, synchronous=synchronous, guarded=guarded, busy_seconds=busy_seconds)
+        connection = await connect(self.path, synchronous=synchronous, guarded=guarded, busy_seconds=self._busy_seconds)
+        opened.push_async_callback(lambda: uninterrupted(connection.close()))
+        return connection
 
     # units of work
 
@@ -242,6 +242,11 @@ class SQLiteStore:
         if "no such table" in str(error):
             raise SchemaError(f"{self.path}: {error}: run `outboxkit migrate module:app`") from error
         raise StoreError(f"{self.path}: {error}") from error
+
+
+async def _closed(connection: ThreadConnection) -> None:
+    await connection.run(roll_back)  # a unit of work that outlived the app
+    await connection.close()
 
 
 def _data_version(connection: sqlite3.Connection) -> int:
