@@ -144,9 +144,11 @@ class Settler:
         reports: list[Callable[[], None]] = []
         outcomes, works = self._read(deliveries, reports)
         skipped = sum(outcome.state == "settled" for outcome in outcomes)
+        tried = 0  # at least one is, or a run would never get anywhere
         for segment in _segments(works):
-            late = time.monotonic() > deadline and bool(outcomes)
+            late = tried > 0 and time.monotonic() > deadline
             results: Sequence[_Result] = () if late else await self._run(transaction, unit, segment, deadline)
+            tried += len(results)
             outcomes += [self._outcome(work, error, reports) for work, error in results]
             outcomes += [Outcome(work.delivery, "deferred") for work in segment[len(results) :]]
         return _Handled(outcomes, skipped, reports, unit.end())
