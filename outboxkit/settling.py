@@ -5,47 +5,26 @@ that and is the consumer's. A handler that raises undoes only its own message: i
 inbox row stays, as a retry or dead.
 """
 
-import asyncio
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import groupby
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
+from outboxkit.attempts import Work, run_segment, segments
 from outboxkit.cancellation import uninterrupted
 from outboxkit.errors import EnvelopeError, TransactionLostError
 from outboxkit.events import Encoder
 from outboxkit.message import Delivery, Envelope, Message, OutboxRow, Position
 from outboxkit.observe import Observer
 from outboxkit.retry import RetryPolicy
-from outboxkit.routing import Handler, publish_returned
-from outboxkit.store import Outcome, Retry, Store, Subscription, ThreadTransaction, Transaction
+from outboxkit.routing import Handler
+from outboxkit.store import Outcome, Retry, Store, Subscription, Transaction
 from outboxkit.unit_of_work import UnitOfWork
 
 _ERROR_CHARACTERS = 16_384
 _RETRY_SECONDS = 1.0
-
-
-class HandlerCancelledError(Exception):
-    """A handler raised `asyncio.CancelledError` although nobody cancelled it."""
-
-
-class _Work(NamedTuple):
-    """A delivery whose envelope has been read, and the handler for it."""
-
-    delivery: Delivery
-    message: Message
-    event: Any
-    handler: Handler
-
-    @property
-    def cause(self) -> str | None:
-        return self.message.headers.get("traceparent")
-
-
-_Result = tuple[_Work, Exception | None]
 
 
 class _Handled(NamedTuple):
@@ -145,9 +124,9 @@ class Settler:
         outcomes, works = self._read(deliveries, reports)
         skipped = sum(outcome.state == "settled" for outcome in outcomes)
         tried = 0  # at least one is, or a run would never get anywhere
-        for segment in _segments(works):
+        for segment in segments(works):
             late = tried > 0 and time.monotonic() > deadline
-            results: Sequence[_Result] = () if late else await self._run(transaction, unit, segment, deadline)
+            results = () if late else await run_segment(transaction, unit, segment, deadline)
             tried += len(results)
             outcomes += [self._outcome(work, error, reports) for work, error in results]
             outcomes += [Outcome(work.delivery, "deferred") for work in segment[len(results) :]]
@@ -155,10 +134,10 @@ class Settler:
 
     def _read(
         self, deliveries: Sequence[tuple[Delivery, int]], reports: list[Callable[[], None]]
-    ) -> tuple[list[Outcome], list[_Work]]:
+    ) -> tuple[list[Outcome], list[Work]]:
         """Decode deliveries and find their handlers; what needs none has its outcome here."""
         outcomes: list[Outcome] = []
-        works: list[_Work] = []
+        works: list[Work] = []
         for delivery, attempt in deliveries:
             try:
                 works.append(self._work(delivery, attempt))
@@ -169,7 +148,7 @@ class Settler:
                 reports.append(partial(self._observer.undecodable, self.group, delivery.stream, delivery.position, error))
         return outcomes, works
 
-    def _work(self, delivery: Delivery, attempt: int) -> _Work:
+    def _work(self, delivery: Delivery, attempt: int) -> Work:
         envelope = Envelope.decode(delivery.envelope)
         handler = self._handlers.get(envelope.type)
         if handler is None:
@@ -178,28 +157,9 @@ class Settler:
             event = handler.event.decode(bytes(envelope.data))
         except Exception as error:  # the user's class may raise anything
             raise EnvelopeError(f"{envelope.type} {envelope.id} does not fit {handler.event.cls.__name__}: {error}") from error
-        return _Work(delivery, Message.of(delivery, envelope, attempt), event, handler)
+        return Work(delivery, Message.of(delivery, envelope, attempt), event, handler)
 
-    async def _run(
-        self, transaction: Transaction, unit: UnitOfWork, segment: Sequence[_Work], deadline: float
-    ) -> Sequence[_Result]:
-        """Run one handler over its messages: on the event loop, or in one hop on the database's thread."""
-        attempts = _attempts(segment, deadline)
-        if not segment[0].handler.is_async:
-
-            def on_thread(scope: ThreadTransaction) -> Sequence[_Result]:
-                return _driven(attempts, lambda works: _attempt_on_thread(unit, scope, works))
-
-            return await transaction.run(on_thread)
-        try:
-            works = next(attempts)
-            while True:
-                works = attempts.send(await _attempt(unit, works))
-        except StopIteration as end:
-            results: Sequence[_Result] = end.value
-            return results
-
-    def _outcome(self, work: _Work, error: Exception | None, reports: list[Callable[[], None]]) -> Outcome:
+    def _outcome(self, work: Work, error: Exception | None, reports: list[Callable[[], None]]) -> Outcome:
         if error is None:
             return Outcome(work.delivery, "settled", work.message.attempt)
         delay = (work.handler.retry or self._retry).delay(work.message.attempt, error)
@@ -226,85 +186,6 @@ class Settler:
 
 class _NobodyHandlesItError(Exception):
     """The group has no handler for an event of its topic: settled as skipped."""
-
-
-def _segments(works: Sequence[_Work]) -> Iterator[Sequence[_Work]]:
-    """Split into runs of messages that one handler takes."""
-    for _, segment in groupby(works, key=lambda work: id(work.handler)):
-        yield list(segment)
-
-
-def _attempts(segment: Sequence[_Work], deadline: float) -> Generator[Sequence[_Work], Exception | None, Sequence[_Result]]:
-    """Yield what to call the handler with, be sent how that ended, and return the results, from the first message on.
-
-    A list handler gets the whole segment; if that fails it gets them one by one, so that only the bad ones fail.
-    """
-    if segment[0].handler.takes_list and len(segment) > 1 and (yield segment) is None:
-        return [(work, None) for work in segment]
-    results: list[_Result] = []
-    for work in segment:
-        if results and time.monotonic() > deadline:
-            break
-        results.append((work, (yield [work])))
-    return results
-
-
-def _driven(
-    attempts: Generator[Sequence[_Work], Exception | None, Sequence[_Result]],
-    attempt: Callable[[Sequence[_Work]], Exception | None],
-) -> Sequence[_Result]:
-    try:
-        works = next(attempts)
-        while True:
-            works = attempts.send(attempt(works))
-    except StopIteration as end:
-        results: Sequence[_Result] = end.value
-        return results
-
-
-async def _attempt(unit: UnitOfWork, works: Sequence[_Work]) -> Exception | None:
-    """Run an async handler inside a savepoint; return what it raised."""
-    handler = works[0].handler
-    try:
-        async with unit.joined(handler.publishes, works[0].cause) as inner:
-            publish_returned(inner, await handler.function(**_arguments(works, inner)), handler.name)
-    except asyncio.CancelledError as error:
-        task = asyncio.current_task()
-        if task is None or task.cancelling():
-            raise
-        # Nobody cancelled us: let through, it would end this loop in silence.
-        failure = HandlerCancelledError(f"{handler.name} raised CancelledError although nobody cancelled it")
-        failure.__cause__ = error
-        return failure
-    except TransactionLostError:
-        raise
-    except Exception as error:  # whatever a handler raises is its message's failure
-        return error
-    return None
-
-
-def _attempt_on_thread(unit: UnitOfWork, scope: ThreadTransaction, works: Sequence[_Work]) -> Exception | None:
-    """Run a plain handler inside a savepoint, on the database's thread; return what it raised."""
-    handler = works[0].handler
-    try:
-        with unit.joined_on_thread(scope, handler.publishes, works[0].cause) as inner:
-            publish_returned(inner, handler.function(**_arguments(works, inner)), handler.name)
-    except TransactionLostError:
-        raise
-    except Exception as error:  # whatever a handler raises is its message's failure
-        return error
-    return None
-
-
-def _arguments(works: Sequence[_Work], unit: UnitOfWork) -> dict[str, Any]:
-    supply: dict[str, Callable[[], Any]] = {
-        "event": lambda: works[0].event,
-        "events": lambda: [work.event for work in works],
-        "unit": lambda: unit,
-        "message": lambda: works[0].message,
-        "messages": lambda: [work.message for work in works],
-    }
-    return {name: supply[kind]() for name, kind in works[0].handler.arguments.items()}
 
 
 def _text(error: Exception) -> str:
