@@ -2,10 +2,10 @@
 
 import re
 import socket
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn, Self, TypeVar
 
 import anyio
 
@@ -20,7 +20,9 @@ from outboxkit.relay import Relay
 from outboxkit.routing import Handler, Router
 from outboxkit.settling import Settler
 from outboxkit.store import Store
-from outboxkit.unit_of_work import UnitOfWork, unit_of_work
+from outboxkit.unit_of_work import Declared, UnitOfWork, in_unit_of_work, unit_of_work
+
+T = TypeVar("T")
 
 
 class App(Router):
@@ -88,10 +90,27 @@ class App(Router):
             NoUnitOfWorkError: the app is not open.
             StoreUnavailableError: on entering or leaving; nothing was committed.
         """
-        if not self._is_open:
-            raise NoUnitOfWorkError(f"app {self.name!r} is not open: use it inside `async with app:`")
+        self._require_open()
         declared = {event: spec for event in events if (spec := event_type(event)) is not None}
         return unit_of_work(self.store, self._encoder, declared if events else None)
+
+    async def in_unit_of_work(self, declared: Declared, function: Callable[[UnitOfWork], Awaitable[T]]) -> T:
+        """Run a function in a unit of work, again when the database undid it in favour of another; for decorated functions.
+
+        Raises:
+            NoUnitOfWorkError: the app is not open. What `unit_of_work` raises, and the function.
+        """
+        self._require_open()
+        return await in_unit_of_work(self.store, self._encoder, declared, function)
+
+    @property
+    def runs_plain_functions(self) -> bool:
+        """Whether decorated functions may be plain ones: the database is driven from a thread, where they run."""
+        return self.store.runs_plain_functions
+
+    def _require_open(self) -> None:
+        if not self._is_open:
+            raise NoUnitOfWorkError(f"app {self.name!r} is not open: use it inside `async with app:`")
 
     async def __aenter__(self) -> Self:
         if self._running is not None:
@@ -124,7 +143,7 @@ class App(Router):
         """
         if self._is_open:
             self._refuse_twice()
-        await self.store.open(self.name)
+        await self.store.open(self.name, self.settings.partitions)
         try:
             await self.broker.open()
             try:

@@ -55,7 +55,7 @@ async def run_segment(transaction: Transaction, unit: UnitOfWork, segment: Seque
     try:
         works = next(attempts)
         while True:
-            works = attempts.send(await _attempt(unit, works))
+            works = attempts.send(await _attempt(transaction, unit, works))
     except StopIteration as end:
         results: Sequence[Result] = end.value
         return results
@@ -89,8 +89,8 @@ def _driven(
         return results
 
 
-async def _attempt(unit: UnitOfWork, works: Sequence[Work]) -> Exception | None:
-    """Run an async handler inside a savepoint; return what it raised."""
+async def _attempt(transaction: Transaction, unit: UnitOfWork, works: Sequence[Work]) -> Exception | None:
+    """Run an async handler inside a savepoint; return what it raised, unless that is no failure of its own."""
     handler = works[0].handler
     try:
         async with unit.joined(handler.publishes, works[0].cause) as inner:
@@ -106,6 +106,8 @@ async def _attempt(unit: UnitOfWork, works: Sequence[Work]) -> Exception | None:
     except TransactionLostError:
         raise
     except Exception as error:  # whatever a handler raises is its message's failure
+        if transaction.broken:
+            raise
         return error
     return None
 

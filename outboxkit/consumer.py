@@ -1,8 +1,9 @@
 """The consumer: brings the deliveries of one group into the database, and acks them only after the commit.
 
-Five loops share a hand of deliveries: *receiving* fills it, *settling* empties it (the only one that changes the user's rows
-for the first time a message comes), *keeping* says "still busy" and takes over what dead readers left, *mending* reads holes
-again, *retrying* runs what failed before. Each may fail and start again by itself; whatever is repeated meets the inbox.
+Five kinds of loops share a hand of deliveries: *receiving* fills it, *settling* empties it (the only one that changes the
+user's rows for the first time a message comes, and, where the store allows it, several at once on different streams), *keeping*
+says "still busy" and takes over what dead readers left, *mending* reads holes again, *retrying* runs what failed before. Each
+may fail and start again by itself; whatever is repeated meets the inbox.
 
 Order comes from the chain: an entry is settled only when the one before it is, or is gone for good. What a run does not link to
 is read from the broker first, whoever it was delivered to.
@@ -77,7 +78,8 @@ class Consumer:
     async def run(self) -> None:
         """Consume until `stop`; a broker or database that is away is waited for."""
         async with anyio.create_task_group() as settling:
-            settling.start_soon(self._supervised, "settling", self._settle)
+            for _ in range(self._store.concurrency):
+                settling.start_soon(self._supervised, "settling", self._settle)
             async with anyio.create_task_group() as reading:
                 reading.start_soon(self._supervised, "receiving", self._receive)
                 reading.start_soon(self._supervised, "keeping deliveries", self._keep)
@@ -168,8 +170,7 @@ class Consumer:
             except _LostAgainError:
                 done = len(run)  # not acked: it is let go, and comes again
             finally:
-                self._hand.done(run[:done])
-                self._hand.put_back(run[done:])
+                self._hand.give_back(run, done)
             working()
             # Many in a transaction while handlers are fast, one when they are slow.
             size = min(size * 2, self._settings.transaction_messages) if done == len(run) else max(1, done)

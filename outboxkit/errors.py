@@ -14,8 +14,11 @@
     ├── EnvelopeError               bytes that are no event of ours
     ├── StoreError                  the database
     │   ├── StoreUnavailableError   away or busy: trying again later may help
-    │   ├── SchemaError             tables are missing, newer, or another app's
-    │   ├── NotADatabaseError       the file is something else
+    │   │   └── CommitUnknownError      it went away during a commit, and there is nothing to tell the outcome by
+    │   ├── ConflictError           undone in favour of another transaction: the same work may succeed at once
+    │   ├── AccessDeniedError       a wrong password, or a role that may not do this
+    │   ├── SchemaError             tables are missing, newer, changed, or another app's
+    │   ├── NotADatabaseError       there is no such database, or the file is something else
     │   └── TransactionError        the open transaction was used in a way its unit of work forbids
     │       └── TransactionLostError    it was ended behind our back: nothing of it is kept
     └── BrokerError                 the broker
@@ -83,12 +86,24 @@ class StoreUnavailableError(StoreError):
     """The database is away or busy; the same call may succeed later."""
 
 
+class CommitUnknownError(StoreUnavailableError):
+    """The database went away during a commit, and whether that happened cannot be found out: look for what was written."""
+
+
+class ConflictError(StoreError):
+    """The database undid the transaction in favour of another one; nothing of it is kept, and it may be run again at once."""
+
+
+class AccessDeniedError(StoreError):
+    """The database refuses this role: its password is wrong, or it lacks a right."""
+
+
 class SchemaError(StoreError):
-    """The tables are missing, of a newer version, or belong to another app."""
+    """The tables are missing, of a newer version, changed by hand, or belong to another app."""
 
 
 class NotADatabaseError(StoreError):
-    """The file named is not a database."""
+    """There is no such database, or the file named is not one."""
 
 
 class TransactionError(StoreError):

@@ -10,10 +10,11 @@ from outboxkit.message import Delivery, Position, Stream
 
 
 class Hand:
-    """Deliveries in hand; one task adds, one takes.
+    """Deliveries in hand; tasks add, and others take.
 
     A delivery that is in hand already is not added again. Streams take turns, and within a stream the lowest position comes
-    first, so that entries read again after a hole go before what is waiting behind them.
+    first, so that entries read again after a hole go before what is waiting behind them. What was taken of a stream has to be
+    given back before more of it is given out: each stream is worked on by one task at a time.
     """
 
     def __init__(self, max_messages: int, max_bytes: int) -> None:
@@ -24,6 +25,8 @@ class Hand:
         self._held: dict[Stream, set[Position]] = {}
         self._waiting: dict[Stream, list[Delivery]] = {}
         self._turns: deque[Stream] = deque()
+        """Streams with something waiting that nobody works on."""
+        self._taken: set[Stream] = set()
         self._changed = anyio.Event()
         self._closed = False
 
@@ -39,30 +42,33 @@ class Hand:
         self._notify()
 
     async def take(self, limit: int) -> Sequence[Delivery]:
-        """Take up to `limit` deliveries of one stream, in order; waits for the first. Empty once closed."""
+        """Take up to `limit` deliveries of one stream, in order; waits for the first. Empty once closed.
+
+        To be given back by `give_back`, whatever happens.
+        """
         while not self._turns and not self._closed:
             await self._changed.wait()
         if self._closed:
             return []
         stream = self._turns.popleft()
+        self._taken.add(stream)
         waiting = self._waiting.pop(stream)
         if rest := waiting[limit:]:
             self._waiting[stream] = rest
-            self._turns.append(stream)
         return waiting[:limit]
 
-    def put_back(self, deliveries: Iterable[Delivery]) -> None:
-        """Return taken deliveries that were not settled."""
-        for delivery in deliveries:
-            self._wait(delivery)
-        self._notify()
-
-    def done(self, deliveries: Iterable[Delivery]) -> None:
-        """Let taken deliveries go."""
-        for delivery in deliveries:
-            self._held[delivery.stream].discard(delivery.position)
+    def give_back(self, run: Sequence[Delivery], done: int) -> None:
+        """Give back what was taken: the first `done` of it are let go, the others wait again."""
+        stream = run[0].stream
+        for delivery in run[:done]:
+            self._held[stream].discard(delivery.position)
             self._count -= 1
             self._bytes -= len(delivery.envelope)
+        for delivery in run[done:]:
+            self._wait(delivery)
+        self._taken.discard(stream)
+        if stream in self._waiting:
+            self._turns.append(stream)
         self._notify()
 
     def close(self) -> None:
@@ -96,7 +102,8 @@ class Hand:
         waiting = self._waiting.get(delivery.stream)
         if waiting is None:
             self._waiting[delivery.stream] = [delivery]
-            self._turns.append(delivery.stream)
+            if delivery.stream not in self._taken:
+                self._turns.append(delivery.stream)
         elif waiting[-1].position < delivery.position:
             waiting.append(delivery)
         else:

@@ -4,7 +4,6 @@ import functools
 import inspect
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
 from types import FrameType
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast, overload
 
@@ -49,8 +48,13 @@ class Handler(msgspec.Struct, frozen=True):
 class Runner(Protocol):
     """What a router needs of the app it is included in."""
 
-    def unit_of_work(self, *events: type[Any]) -> AbstractAsyncContextManager[UnitOfWork]:
-        """Open a unit of work that may publish these events."""
+    @property
+    def runs_plain_functions(self) -> bool:
+        """Whether its database is driven from a thread, where plain functions can run."""
+        ...
+
+    async def in_unit_of_work(self, declared: Declared, function: Callable[[UnitOfWork], Awaitable[R]]) -> R:
+        """Run a function in a unit of work that may publish these events."""
         ...
 
 
@@ -108,6 +112,10 @@ class Router:
         own = (spec for declared in self._published.values() for spec in declared.values())
         return list(dict.fromkeys([*own, *(spec for router in self._routers for spec in router.published())]))
 
+    def _functions(self) -> Sequence[Callable[..., Any]]:
+        own = [*self._published, *(handler.function for handler in self._handlers)]
+        return [*own, *(function for router in self._routers for function in router._functions())]  # noqa: SLF001 - its own class
+
     def consumes(self, event: type[Any], *, group: str | None = None, retry: RetryPolicy | None = None) -> Callable[[F], F]:
         """Run the decorated function for each event of a type, once, in one transaction with its inbox row.
 
@@ -161,6 +169,9 @@ class Router:
         first and type checkers know the rest. Calling it inside an open unit of work of the same app joins that, in a
         savepoint. A plain ``def``, on SQLite, runs on the database's thread; its caller awaits it all the same.
 
+        When Postgres undoes the transaction in favour of another (a serialization failure, a deadlock), the function runs
+        again, from the start: what it does outside the database has to bear that.
+
         Raises:
             HandlerSignatureError, EventDeclarationError: at decoration.
         """
@@ -185,7 +196,7 @@ class Router:
 
             @functools.wraps(plain)
             async def call(*args: Any, **kwargs: Any) -> Any:
-                async with self._required_runner(plain).unit_of_work(*declared) as unit:
+                async def work(unit: UnitOfWork) -> Any:
                     if is_async:
                         values, named = bind(unit, args, kwargs)
                         returned = await plain(*values, **named)
@@ -193,6 +204,8 @@ class Router:
                         returned = await unit.run(lambda unit: _apply(plain, bind(unit, args, kwargs)))
                     publish_returned(unit, returned, qualified_name(plain))
                     return returned
+
+                return await self._required_runner(plain).in_unit_of_work(declared, work)
 
             call.__signature__ = visible  # type: ignore[attr-defined]
             _plain_of[call] = plain
@@ -219,9 +232,17 @@ class Router:
         return self._parent._group_of(handler) if self._parent is not None else handler.group  # noqa: SLF001
 
     def _check(self) -> None:
-        """Refuse two classes of one type name, and two handlers of one type in one group."""
+        """Refuse two classes of one type name, two handlers of one type in one group, and what the database cannot run."""
         if self._parent is not None:
             return self._parent._check()  # noqa: SLF001 - its own class
+        runner = self._runner()
+        if runner is not None and not runner.runs_plain_functions:
+            for function in self._functions():
+                if not inspect.iscoroutinefunction(function):
+                    raise HandlerSignatureError(
+                        f"{qualified_name(function)} is a plain function, and this app's database has no thread to run it on: "
+                        "write `async def`"
+                    )
         unique_names([*self.published(), *(handler.event for handler in self.handlers())])
         taken: dict[tuple[str | None, str], Handler] = {}
         for handler in self.handlers():

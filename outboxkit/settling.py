@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 
 from outboxkit.attempts import Work, run_segment, segments
 from outboxkit.cancellation import uninterrupted
+from outboxkit.conflicts import again_on_conflict
 from outboxkit.errors import EnvelopeError, TransactionLostError
 from outboxkit.events import Encoder
 from outboxkit.message import Delivery, Envelope, Message, OutboxRow, Position
@@ -72,6 +73,9 @@ class Settler:
         Returns:
             How many of the deliveries, from the first, now have an outcome, and may be acked.
         """
+        return await again_on_conflict(partial(self._settle, subscription, run, seconds))
+
+    async def _settle(self, subscription: Subscription, run: Sequence[Delivery], seconds: float) -> int:
         try:
             async with self._store.transaction() as transaction:
                 fresh = await transaction.receive(subscription, run)
@@ -80,7 +84,7 @@ class Settler:
                 await uninterrupted(transaction.commit(handled.rows))
         except TransactionLostError as error:
             if len(run) > 1:  # whose fault it was shows when each is tried alone
-                return await self.settle(subscription, run[:1], seconds)
+                return await self._settle(subscription, run[:1], seconds)
             await self._blame(subscription, run[0], error)
             return 1
         self._report(subscription, handled, duplicates=len(run) - len(fresh))
@@ -89,6 +93,9 @@ class Settler:
 
     async def retry(self, retry: Retry) -> None:
         """Run a waiting message again, in a transaction of its own; nothing happens when another process was faster."""
+        await again_on_conflict(partial(self._try_again, retry))
+
+    async def _try_again(self, retry: Retry) -> None:
         try:
             async with self._store.transaction() as transaction:
                 if not await transaction.take(retry):

@@ -12,8 +12,8 @@
 **The inbox** remembers, for each group and stream, what has been settled: a *floor*, up to which everything is, and rows
 for what lies above it, waits for a retry, or is dead. A row is inserted first and the primary key decides who runs.
 
-A store raises `StoreUnavailableError` for whatever may pass by itself, and leaves no transaction open whatever happens
-to its caller, cancellation included.
+A store raises `StoreUnavailableError` for whatever may pass by itself, `ConflictError` for a transaction that was undone in
+favour of another, and leaves no transaction open whatever happens to its caller, cancellation included.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -101,8 +101,30 @@ class Transaction(Protocol):
         """The driver's connection, for the user's own statements."""
         ...
 
+    @property
+    def session(self) -> Any:
+        """The session of an ORM, for the user's own objects.
+
+        Raises:
+            ConfigurationError: this store has none.
+        """
+        ...
+
+    @property
+    def broken(self) -> bool:
+        """Whether nothing of it can be committed any more, through no fault of what ran in it.
+
+        The connection was lost, or the database undid it in favour of another transaction: what ran has to run again.
+        """
+        ...
+
     def savepoint(self) -> AbstractAsyncContextManager[None]:
-        """Undo what the block did if it raises. Raises `TransactionError` if the transaction is no longer ours."""
+        """Undo what the block did if it raises.
+
+        Raises:
+            TransactionError: the transaction is no longer ours.
+            StoreUnavailableError, ConflictError: the transaction is `broken`, whatever the block raised.
+        """
         ...
 
     async def run(self, function: Callable[[ThreadTransaction], T]) -> T:
@@ -128,7 +150,12 @@ class Transaction(Protocol):
     async def commit(self, rows: Sequence[OutboxRow] = ()) -> None:
         """Write the outbox rows and commit; then everyone waiting in `Store.wait` here is woken.
 
-        Not to be cancelled midway: call it through `outboxkit.cancellation.uninterrupted`.
+        Not to be cancelled midway: call it through `outboxkit.cancellation.uninterrupted`. When the database goes away during
+        it, the outcome is looked for, so that what is raised is true.
+
+        Raises:
+            StoreUnavailableError, ConflictError, TransactionLostError: nothing was committed.
+            CommitUnknownError: nobody can tell.
         """
         ...
 
@@ -136,11 +163,25 @@ class Transaction(Protocol):
 class Store(Protocol):
     """A database that one app owns. Made from a URL by `Store(url)`; nothing is opened before `open`."""
 
-    async def open(self, source: str) -> None:
+    @property
+    def concurrency(self) -> int:
+        """How many transactions a consumer may keep open side by side; 1 where there is one writer at a time."""
+        ...
+
+    @property
+    def runs_plain_functions(self) -> bool:
+        """Whether `Transaction.run` works: the database is driven from a thread, where plain functions can run."""
+        ...
+
+    async def open(self, source: str, partitions: Mapping[str, int] | None = None) -> None:
         """Connect and check that the tables are there, of this version, and the outbox of `source`.
 
+        Args:
+            source: the app whose outbox it is.
+            partitions: how many partitions its topics have, for whoever publishes in SQL; 8 where none is given.
+
         Raises:
-            SchemaError, NotADatabaseError, StoreUnavailableError.
+            SchemaError, NotADatabaseError, AccessDeniedError, StoreUnavailableError.
         """
         ...
 

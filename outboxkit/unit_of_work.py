@@ -4,7 +4,7 @@ The current one is kept in a context variable, so that a decorated function call
 joined call is a unit of its own inside a savepoint: if it raises, its rows and its events go together.
 """
 
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import anyio
 
 from outboxkit.cancellation import uninterrupted
+from outboxkit.conflicts import again_on_conflict
 from outboxkit.errors import NoUnitOfWorkError, TransactionError
 from outboxkit.events import Encoder, EventType
 from outboxkit.message import OutboxRow
@@ -28,8 +29,9 @@ class UnitOfWork:
 
     Attributes:
         connection: the database connection the transaction is open on: `aiosqlite.Connection`'s interface in ``async``
-            functions on SQLite, `sqlite3.Connection` in plain ones. The unit of work commits and rolls back; trying to do
-            so by hand raises.
+            functions on SQLite, `sqlite3.Connection` in plain ones, `asyncpg.Connection`'s on Postgres, and SQLAlchemy's
+            `AsyncConnection` with a store made of an engine. The unit of work commits and rolls back; trying to do so by hand
+            raises.
     """
 
     def __init__(
@@ -53,6 +55,15 @@ class UnitOfWork:
         self._inner = 0
         """Joined calls that are running."""
         self._joining = anyio.Lock()
+
+    @property
+    def session(self) -> Any:
+        """SQLAlchemy's `AsyncSession`, where the store is made of an engine: it commits with the unit of work.
+
+        Raises:
+            ConfigurationError: another store has none.
+        """
+        return self._transaction.session
 
     def publish(self, event: object, *, key: str | None = None, headers: Mapping[str, str] | None = None) -> str:
         """Add an event to this unit of work; it is written and committed with everything else in it, or not at all.
@@ -184,7 +195,8 @@ async def unit_of_work(store: Store, encoder: Encoder, declared: Declared | None
     when its outcome is known; the caller cannot tell it from one that came before, and has to look.
 
     Raises:
-        StoreUnavailableError: nothing was committed.
+        StoreUnavailableError, ConflictError: nothing was committed.
+        CommitUnknownError: nobody can tell.
     """
     outer = current_unit(encoder)
     if outer is not None:
@@ -200,3 +212,18 @@ async def unit_of_work(store: Store, encoder: Encoder, declared: Declared | None
         finally:
             unit.close()
         await uninterrupted(transaction.commit(rows))
+
+
+async def in_unit_of_work(
+    store: Store, encoder: Encoder, declared: Declared, function: Callable[[UnitOfWork], Awaitable[T]]
+) -> T:
+    """Run a function in a unit of work, and once more when the database undid it in favour of another transaction.
+
+    Inside an open one it joins that, and cannot be repeated without it: its conflict is the outer one's then.
+    """
+
+    async def once() -> T:
+        async with unit_of_work(store, encoder, declared) as unit:
+            return await function(unit)
+
+    return await (once() if current_unit(encoder) else again_on_conflict(once))

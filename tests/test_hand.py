@@ -1,5 +1,7 @@
 """The hand gives streams their turns, keeps each in order, holds nothing twice, and knows when it is full."""
 
+from typing import Any
+
 import anyio
 import pytest
 from hypothesis import given, settings
@@ -26,14 +28,19 @@ async def test_deliveries_of_a_stream_come_out_in_order_whatever_order_they_came
     hand = Hand(100, 10_000)
     hand.add(deliveries(ONE, 5, 7))
     hand.add(deliveries(ONE, 1, 6, 9))
-    assert majors(await hand.take(3)) == [1, 5, 6]
+    first = await hand.take(3)
+    assert majors(first) == [1, 5, 6]
+    hand.give_back(first, 3)
     assert majors(await hand.take(3)) == [7, 9]
 
 
 async def test_streams_take_turns() -> None:
     hand = Hand(100, 10_000)
     hand.add(deliveries(ONE, 1, 2, 3) + deliveries(TWO, 10))
-    taken = [await hand.take(1) for _ in range(4)]
+    taken: list[Any] = []
+    for _ in range(4):
+        taken.append(await hand.take(1))
+        hand.give_back(taken[-1], 1)
     assert [(delivery.stream, delivery.position.major) for (delivery,) in taken] == [(ONE, 1), (TWO, 10), (ONE, 2), (ONE, 3)]
 
 
@@ -43,19 +50,37 @@ async def test_a_delivery_in_hand_is_not_added_again_until_it_is_done() -> None:
     hand.add(deliveries(ONE, 1))
     taken = await hand.take(10)
     assert majors(taken) == [1]
-    hand.add(deliveries(ONE, 1, 2))
-    assert majors(await hand.take(10)) == [2]
-    hand.done(taken)
+    hand.add(deliveries(ONE, 1))
+    assert hand.room_now == 99
+    hand.give_back(taken, 1)
     hand.add(deliveries(ONE, 1))
     assert majors(await hand.take(10)) == [1]
+
+
+async def test_a_stream_is_worked_on_by_one_task_at_a_time() -> None:
+    hand = Hand(100, 10_000)
+    hand.add(deliveries(ONE, 1, 2, 3) + deliveries(TWO, 7))
+    first = await hand.take(1)
+    assert majors(await hand.take(10)) == [7], "of another stream"
+    waiting: list[object] = []
+
+    async def take() -> None:
+        waiting.append(await hand.take(10))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(take)
+        hand.add(deliveries(ONE, 4))
+        await anyio.wait_all_tasks_blocked()
+        assert waiting == []
+        hand.give_back(first, 0)
+    assert [majors(run) for run in waiting] == [[1, 2, 3, 4]]
 
 
 async def test_what_is_put_back_comes_again_before_what_is_behind_it() -> None:
     hand = Hand(100, 10_000)
     hand.add(deliveries(ONE, 1, 2, 3, 4))
     taken = await hand.take(3)
-    hand.done(taken[:1])
-    hand.put_back(taken[1:])
+    hand.give_back(taken, 1)
     assert majors(await hand.take(10)) == [2, 3, 4]
 
 
@@ -66,6 +91,7 @@ async def test_taking_waits_for_the_first_and_ends_when_closed() -> None:
     async def take() -> None:
         while found := await hand.take(10):
             taken.append(majors(found))
+            hand.give_back(found, len(found))
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(take)
@@ -84,9 +110,9 @@ async def test_room_is_what_is_left_by_number() -> None:
     assert await hand.room() == 5
     hand.add(deliveries(ONE, 1, 2, 3))
     assert await hand.room() == 2
-    await hand.take(2)
+    taken = await hand.take(2)
     assert await hand.room() == 2
-    hand.done(deliveries(ONE, 1))
+    hand.give_back(taken, 1)
     assert await hand.room() == 3
 
 
@@ -111,7 +137,7 @@ async def test_a_full_hand_is_waited_for(max_messages: int, size: int) -> None:
         tasks.start_soon(wait)
         await anyio.wait_all_tasks_blocked()
         assert rooms == []
-        hand.done(await hand.take(1))
+        hand.give_back(await hand.take(1), 1)
     assert rooms == [1]
 
 
@@ -121,7 +147,7 @@ async def test_everything_in_hand_is_told_taken_or_not() -> None:
     hand.add(deliveries(ONE, 2, 1) + deliveries(TWO, 7))
     taken = await hand.take(1)
     assert hand.positions() == {ONE: [Position(1, 0), Position(2, 0)], TWO: [Position(7, 0)]}
-    hand.done(taken)
+    hand.give_back(taken, 1)
     assert hand.positions() == {ONE: [Position(2, 0)], TWO: [Position(7, 0)]}
 
 
@@ -147,8 +173,7 @@ def test_everything_added_comes_out_once_and_in_order(steps: list[tuple[Stream, 
         while len(out) < len(added):
             taken = await hand.take(limits.pop(0))
             assert len({delivery.stream for delivery in taken}) == 1
-            hand.put_back(taken[1:])
-            hand.done(taken[:1])
+            hand.give_back(taken, 1)
             out += taken[:1]
         for stream in (ONE, TWO):
             expected = sorted(major for of, major in added if of == stream)

@@ -51,6 +51,9 @@ class SQLiteStore:
         ConfigurationError: the URL or an option makes no sense.
     """
 
+    concurrency = 1
+    runs_plain_functions = True
+
     def __init__(self, url: str) -> None:
         path, options = parse_url(url)
         self.path = path.absolute()  # whatever the working directory becomes
@@ -73,7 +76,7 @@ class SQLiteStore:
 
     # life
 
-    async def open(self, source: str) -> None:
+    async def open(self, source: str, partitions: Mapping[str, int] | None = None) -> None:  # noqa: ARG002 - nobody publishes in SQL here
         """See `outboxkit.store.Store.open`."""
         self._writing, self._committed = anyio.Lock(), anyio.Event()  # these belong to the running event loop
         if not self.path.exists():  # or a mistyped name would become an empty database

@@ -7,7 +7,7 @@ from itertools import count
 from typing import Any, NoReturn, TypeVar
 
 from outboxkit.cancellation import uninterrupted
-from outboxkit.errors import NoUnitOfWorkError, TransactionError, TransactionLostError
+from outboxkit.errors import ConfigurationError, NoUnitOfWorkError, TransactionError, TransactionLostError
 from outboxkit.message import Delivery, OutboxRow
 from outboxkit.store import Floor, Outcome, Retry, Subscription
 from outboxkit_sqlite.connection import GuardedConnection, ThreadConnection
@@ -77,6 +77,9 @@ class ThreadScope:
 class SQLiteTransaction:
     """See `outboxkit.store.Transaction`."""
 
+    broken = False
+    """One writer at a time: nothing is undone in favour of another."""
+
     def __init__(
         self,
         writer: ThreadConnection,
@@ -95,6 +98,11 @@ class SQLiteTransaction:
         """From here on nothing more may be asked of the transaction."""
         self.finished = False
         """Whether it was ended, one way or the other."""
+
+    @property
+    def session(self) -> Any:
+        """See `outboxkit.store.Transaction.session`."""
+        raise ConfigurationError("this store has no session: use `uow.connection`, or App(store=SQLAlchemyStore(engine))")
 
     @asynccontextmanager
     async def savepoint(self) -> AsyncGenerator[None, None]:

@@ -1,0 +1,156 @@
+"""asyncpg's connections: one transaction at a time on each, and who may end it."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import anyio
+import asyncpg
+
+from outboxkit.errors import ConfigurationError, NoUnitOfWorkError, TransactionError
+from outboxkit_postgres.link import Row
+
+STATEMENT_SECONDS = 60.0
+"""A statement of ours that takes longer will not end: the connection is taken for lost."""
+
+_ROLLBACK_SECONDS = 5.0
+
+_CONTROL = re.compile(
+    r"(?:\s|;|--[^\n]*(?:\n|$)|/\*.*?\*/)*"
+    r"(?:begin|start\s+transaction|commit|end|abort|prepare\s+transaction|rollback(?!\s+(?:(?:work|transaction)\s+)?to\b))\b",
+    re.IGNORECASE | re.DOTALL,
+)
+_OWNED = {
+    "close": "the connection belongs to the store, which closes it with the app",
+    "terminate": "the connection belongs to the store, which closes it with the app",
+    "reset": "it would end the transaction, which the unit of work does",
+}
+
+
+class AsyncpgLink:
+    """See `outboxkit_postgres.link.Link`."""
+
+    def __init__(self, raw: Any) -> None:
+        self.raw = raw
+
+    async def fetch(self, statement: str, *values: Any) -> Sequence[Row]:
+        """Execute one statement and return its rows."""
+        rows: Sequence[Row] = await self.raw.fetch(statement, *values, timeout=STATEMENT_SECONDS)
+        return rows
+
+
+class WorkLink(AsyncpgLink):
+    """Each statement in a transaction of its own, begun explicitly.
+
+    A pooler in transaction mode may give every message between transactions to another server connection, also those of
+    one statement: preparing it and executing it are two.
+    """
+
+    async def fetch(self, statement: str, *values: Any) -> Sequence[Row]:
+        """Execute one statement and return its rows."""
+        async with self.raw.transaction(isolation="read_committed"):
+            return await super().fetch(statement, *values)
+
+
+class AsyncpgSavepoint:
+    """See `outboxkit_postgres.database.Savepoint`."""
+
+    def __init__(self, transaction: Any) -> None:
+        self._transaction = transaction
+
+    async def release(self) -> None:
+        """Keep what came after it."""
+        await self._transaction.commit()
+
+    async def undo(self) -> None:
+        """Undo what came after it."""
+        await self._transaction.rollback()
+
+
+class AsyncpgUnit(AsyncpgLink):
+    """See `outboxkit_postgres.database.Unit`."""
+
+    def __init__(self, raw: Any, isolation: str) -> None:
+        super().__init__(raw)
+        self._transaction = raw.transaction(isolation=isolation.replace(" ", "_"))
+        self.connection = UnitConnection(raw)
+
+    @property
+    def session(self) -> Any:
+        """There is none."""
+        raise ConfigurationError("this store has no session: use `uow.connection`, or App(store=SQLAlchemyStore(engine))")
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether a transaction is open."""
+        return not self.lost and self.raw.is_in_transaction()
+
+    @property
+    def lost(self) -> bool:
+        """Whether the connection is gone."""
+        closed: bool = self.raw.is_closed()
+        return closed
+
+    async def begin(self) -> None:
+        """Begin it."""
+        await self._transaction.start()
+
+    async def savepoint(self) -> AsyncpgSavepoint:
+        """Set a savepoint."""
+        inner = self.raw.transaction()
+        await inner.start()
+        return AsyncpgSavepoint(inner)
+
+    async def commit(self) -> None:
+        """Commit it."""
+        with anyio.fail_after(STATEMENT_SECONDS):
+            await self._transaction.commit()
+
+    async def rollback(self) -> None:
+        """Undo it; a connection on which that does not work is cut, upon which the server undoes it."""
+        if self.raw.is_closed():
+            return
+        try:
+            with anyio.fail_after(_ROLLBACK_SECONDS):
+                await self._transaction.rollback()
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            self.raw.terminate()
+
+    def end(self) -> None:
+        """Refuse the user any further use."""
+        self.connection.end()
+
+
+class UnitConnection:
+    """asyncpg's connection for as long as its unit of work is open.
+
+    The connection is borrowed from a pool: a task that outlived its unit of work must not write into somebody else's. And a
+    COMMIT in the middle would make the business rows durable without their events.
+    """
+
+    def __init__(self, raw: Any) -> None:
+        self._raw: Any = raw
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _OWNED:
+            raise TransactionError(f"leave out {name}(): {_OWNED[name]}")
+        found = getattr(self._open(), name)
+        if not callable(found):
+            return found
+
+        def call(*values: Any, **options: Any) -> Any:
+            statement = values[0] if values else options.get("query")
+            if isinstance(statement, str) and _CONTROL.match(statement):
+                raise TransactionError("the unit of work begins, commits and rolls back: leave out BEGIN, COMMIT and ROLLBACK")
+            return getattr(self._open(), name)(*values, **options)
+
+        return call
+
+    def end(self) -> None:
+        """Refuse any further use."""
+        self._raw = None
+
+    def _open(self) -> Any:
+        if self._raw is None:
+            raise NoUnitOfWorkError("this unit of work has ended: its connection cannot be used any more")
+        return self._raw

@@ -1,0 +1,72 @@
+"""Telling other processes' relays that the log has grown.
+
+A NOTIFY inside the business transaction would serialise the commits of the whole server. So it is sent after the commit, by a
+task of its own on a connection of its own, and what commits while one is under way shares the next. It may be lost with its
+process or its connection: whoever waits also looks by itself now and then.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+
+import anyio
+
+from outboxkit.cancellation import uninterrupted
+from outboxkit_postgres.database import Database
+
+_DEBOUNCE_SECONDS = 0.005
+_AGAIN_SECONDS = 1.0
+
+
+class Doorbell:
+    """Rings on a channel, and hears others ring on it."""
+
+    def __init__(self, database: Database, channel: str, heard: Callable[[], None]) -> None:
+        self._database = database
+        self._channel = channel
+        self._heard = heard
+        self._pressed = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self.can_hear = False
+        """Whether signals arrive; where not, one has to look more often."""
+
+    def start(self) -> None:
+        """Begin to listen."""
+        self._task = asyncio.ensure_future(self._run())
+
+    async def stop(self) -> None:
+        """End, and let go of the connection."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await uninterrupted(_ended(task))
+
+    def press(self) -> None:
+        """Ring soon."""
+        self._pressed.set()
+
+    async def _run(self) -> None:
+        while True:
+            with contextlib.suppress(Exception):  # whatever a driver raises: a signal only saves waiting
+                await self._ring()
+            self.can_hear = False
+            await anyio.sleep(_AGAIN_SECONDS)
+
+    async def _ring(self) -> None:
+        """Ring whenever the button is pressed, until the connection is lost."""
+        listening = await self._database.listen(self._channel, self._woken)
+        async with listening or self._database.fresh_link() as link:
+            self.can_hear = listening is not None
+            self._heard()  # something may have come before
+            while True:
+                await self._pressed.wait()
+                self._pressed.clear()
+                await link.fetch("SELECT pg_notify($1, '')", self._channel)
+                await anyio.sleep(_DEBOUNCE_SECONDS)
+
+    def _woken(self) -> None:
+        self._heard()
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    await asyncio.wait([task])

@@ -1,0 +1,86 @@
+"""What Postgres's errors mean, by their SQLSTATE (https://www.postgresql.org/docs/current/errcodes-appendix.html).
+
+By the code and not by a driver's class, so that it holds for every driver, also below another library's wrapping.
+"""
+
+from collections.abc import Iterator
+
+from outboxkit.errors import (
+    AccessDeniedError,
+    ConflictError,
+    NotADatabaseError,
+    SchemaError,
+    StoreError,
+    StoreUnavailableError,
+)
+
+_CONFLICTS = {"40001": "another transaction was first (serialization failure)", "40P01": "a deadlock was broken"}
+
+_LOST = frozenset(("57P01", "57P02", "57P03", "57P05", "25P03"))
+"""The server is stopping, crashed or starting, or ended an idle session: the connection is gone."""
+
+
+def sqlstate(error: BaseException) -> str:
+    """Return the code that the server gave an error, or one that led to it; empty when none did."""
+    return next((code for each in _chain(error) if (code := getattr(each, "sqlstate", None))), "")
+
+
+def is_conflict(error: BaseException) -> bool:
+    """Whether the server undid a transaction in favour of another: the same work may succeed at once."""
+    return sqlstate(error) in _CONFLICTS
+
+
+def means_connection_lost(error: BaseException) -> bool:
+    """Whether nobody is at the other end any more."""
+    code = sqlstate(error)
+    return code in _LOST or code.startswith("08") or (not code and any(_is_broken_link(each) for each in _chain(error)))
+
+
+def meaning(error: BaseException, where: str) -> StoreError:
+    """Return the error of ours that says what a driver's error means.
+
+    Args:
+        error: as the driver raised it.
+        where: the database, without its password.
+    """
+    code = sqlstate(error)
+    text = " ".join(str(error).split()) or type(error).__name__
+    match code:
+        case _ if code in _CONFLICTS:
+            return ConflictError(f"{where}: {_CONFLICTS[code]}: run the whole transaction again")
+        case "28P01" | "28000":
+            return AccessDeniedError(f"{where}: {text}: check the user and the password of the store's URL, and pg_hba.conf")
+        case "3D000":
+            return NotADatabaseError(f"{where}: {text}: create it (createdb), or name another one in the store's URL")
+        case "42501":
+            return AccessDeniedError(
+                f"{where}: {text}: grant this role what it needs, or let a role that owns the schema run `outboxkit migrate`"
+            )
+        case "42P01" | "42703" | "42883" | "3F000" | "42804" | "42P10":
+            return SchemaError(f"{where}: {text}: run `outboxkit migrate module:app`, or `app.check()` to see what differs")
+        case "53300":
+            return StoreUnavailableError(f"{where}: {text}: lower ?max_connections= here or raise it at the server")
+        case "25006":
+            return StoreUnavailableError(f"{where}: {text}: this server is a standby; name the primary in the store's URL")
+        case _ if means_connection_lost(error) or code.startswith(("53", "58", "55", "57")):
+            return StoreUnavailableError(f"{where}: {text}: check that the server runs, can be reached and has room")
+        case _:
+            return StoreError(f"{where}: {text}")
+
+
+def _is_broken_link(error: BaseException) -> bool:
+    # asyncpg and SQLAlchemy say a closed connection by errors that carry no code.
+    return isinstance(error, OSError | EOFError | TimeoutError) or (
+        type(error).__name__ in ("InterfaceError", "ConnectionDoesNotExistError", "OperationalError")
+        and ("clos" in str(error) or "connection" in str(error).lower())
+    )
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and what led to it, the last first."""
+    seen: set[int] = set()
+    each: BaseException | None = error
+    while each is not None and id(each) not in seen:
+        seen.add(id(each))
+        yield each
+        each = getattr(each, "orig", None) or each.__cause__ or each.__context__

@@ -1,0 +1,56 @@
+"""The names of one app's tables, as they stand in SQL."""
+
+import re
+from typing import NamedTuple
+
+from outboxkit.errors import ConfigurationError
+
+_PREFIX = re.compile(r"[a-z][a-z0-9_]{0,30}_")
+_SCHEMA = re.compile(r"[A-Za-z_][A-Za-z0-9_$]{0,62}")
+
+
+class Names(NamedTuple):
+    """A schema and a table prefix, both validated.
+
+    Every name is qualified: a unit of work may set another ``search_path``, and must still find the outbox of its own app.
+    """
+
+    schema: str
+    prefix: str
+
+    def table(self, noun: str) -> str:
+        """Return a table's qualified name."""
+        return f'"{self.schema}".{self.prefix}{noun}'
+
+    def script(self, text: str) -> str:
+        """Fill a script of ours in."""
+        return text.replace("{schema}", f'"{self.schema}"').replace("{prefix}", self.prefix)
+
+    @property
+    def channel(self) -> str:
+        """The channel on which commits are signalled."""
+        return f"{self.prefix}log_{self.schema}"[:63]
+
+
+def checked_prefix(prefix: str) -> str:
+    """Return a table prefix if it is a safe identifier.
+
+    Raises:
+        ConfigurationError: it is not 2 to 32 lower-case letters, digits and underscores that end in an underscore.
+    """
+    if _PREFIX.fullmatch(prefix):
+        return prefix
+    raise ConfigurationError(
+        f"table prefix {prefix!r}: use 2 to 32 lower-case letters, digits and '_', starting with a letter and ending in '_'"
+    )
+
+
+def checked_schema(schema: str) -> str:
+    """Return a schema's name if it is an identifier that nothing cuts short.
+
+    Raises:
+        ConfigurationError: it is not 1 to 63 letters, digits, ``_`` and ``$``, starting with a letter or ``_``.
+    """
+    if _SCHEMA.fullmatch(schema):
+        return schema
+    raise ConfigurationError(f"schema {schema!r}: use 1 to 63 letters, digits, '_' or '$', starting with a letter or '_'")

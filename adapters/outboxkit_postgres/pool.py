@@ -1,0 +1,189 @@
+"""A pool of asyncpg's connections to one database."""
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, NoReturn
+
+import anyio
+import asyncpg
+
+from outboxkit.cancellation import uninterrupted
+from outboxkit.errors import StoreError, StoreUnavailableError
+from outboxkit_postgres.address import Address
+from outboxkit_postgres.connection import AsyncpgLink, AsyncpgUnit, WorkLink
+from outboxkit_postgres.failures import meaning
+from outboxkit_postgres.link import Link
+
+_CLOSE_SECONDS = 5.0
+_OLDEST = 130000
+
+
+class AsyncpgPool:
+    """See `outboxkit_postgres.database.Database`."""
+
+    def __init__(self, address: Address) -> None:
+        self._address = address
+        self._pool: Any = None
+        self._pooled = False
+        """Whether a pooler stands between, so that no session state lasts and nothing can be listened to."""
+        self._isolation = address.isolation or "read committed"
+        self._lent: set[Any] = set()
+        """Connections that users had, whose settings are not known any more."""
+
+    @property
+    def name(self) -> str:
+        """The database for messages."""
+        return self._address.name
+
+    @property
+    def concurrency(self) -> int:
+        """Half of the connections: the others are for publishers and the relay."""
+        return max(1, self._address.max_connections // 2)
+
+    async def open(self) -> None:
+        """Connect."""
+        try:
+            await self._look_at_server()
+            self._pool = await asyncpg.create_pool(
+                self._address.dsn,
+                min_size=1,
+                max_size=self._address.max_connections,
+                timeout=self._address.connect_seconds,
+                reset=self._reset,
+                **self._session(),
+            )
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
+            self._failed(error)
+
+    async def aclose(self) -> None:
+        """Close every connection; what is still borrowed is cut."""
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            await uninterrupted(_closed(pool))
+
+    def _session(self) -> dict[str, Any]:
+        if self._pooled:
+            return {"statement_cache_size": 0}
+        # What begins its own transaction says its level; single statements run at this one.
+        return {"server_settings": {"default_transaction_isolation": "read committed"}}
+
+    async def _look_at_server(self) -> None:
+        async with self._connected(statement_cache_size=0) as raw, raw.transaction():
+            version, pid, level = await raw.fetchrow(
+                "SELECT current_setting('server_version_num')::int, pg_backend_pid(), current_setting('transaction_isolation')"
+            )
+            if version < _OLDEST:
+                raise StoreError(f"{self.name}: this is Postgres {version // 10000}, and 13 or newer is needed")
+            # A pooler gives out process ids of its own, for cancelling through it.
+            self._pooled = pid != raw.get_server_pid()
+            if self._address.isolation is None:
+                self._isolation = level
+
+    @asynccontextmanager
+    async def _connected(self, **options: Any) -> AsyncGenerator[Any, None]:
+        raw: Any = await asyncpg.connect(self._address.dsn, timeout=self._address.connect_seconds, **options)
+        try:
+            yield raw
+        finally:
+            await uninterrupted(_ended(raw))
+
+    # borrowing
+
+    @asynccontextmanager
+    async def _borrowed(self) -> AsyncGenerator[Any, None]:
+        if self._pool is None:
+            raise StoreError(f"{self.name} is not open: use the app inside `async with app:`")
+        pool, seconds = self._pool, self._address.acquire_seconds
+        try:
+            raw = await pool.acquire(timeout=seconds)
+        except TimeoutError as error:
+            raise StoreUnavailableError(
+                f"{self.name}: none of the {self._address.max_connections} connections came free within {seconds:g} s: look "
+                "for units of work that are left open while waiting for something else, or raise ?max_connections="
+            ) from error
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            self._failed(error)
+        try:
+            yield raw
+        finally:
+            await uninterrupted(_returned(pool, raw))
+
+    @asynccontextmanager
+    async def link(self) -> AsyncGenerator[Link, None]:
+        """Borrow a connection for single statements."""
+        async with self._borrowed() as raw:
+            yield WorkLink(raw) if self._pooled else AsyncpgLink(raw)
+
+    @asynccontextmanager
+    async def work(self) -> AsyncGenerator[Link, None]:
+        """Borrow a connection with a transaction."""
+        async with self._borrowed() as raw, raw.transaction(isolation="read_committed"):
+            yield AsyncpgLink(raw)
+
+    @asynccontextmanager
+    async def unit(self) -> AsyncGenerator[AsyncpgUnit, None]:
+        """Borrow a connection for a unit of work."""
+        async with self._borrowed() as raw:
+            unit = AsyncpgUnit(raw, self._isolation)
+            if not self._pooled:
+                self._lent.add(unwrapped(raw))
+            yield unit
+
+    @asynccontextmanager
+    async def fresh_link(self) -> AsyncGenerator[Link, None]:
+        """Make a connection of its own."""
+        async with self._connected(statement_cache_size=0) as raw:
+            yield WorkLink(raw)
+
+    async def listen(self, channel: str, heard: Callable[[], None]) -> AbstractAsyncContextManager[Link] | None:
+        """Return a connection that calls `heard` at each signal, and once when it is lost."""
+        if self._pooled:
+            return None
+
+        @asynccontextmanager
+        async def listening() -> AsyncGenerator[Link, None]:
+            async with self._connected() as raw:
+
+                def signalled(*_: Any) -> None:
+                    heard()
+
+                await raw.add_listener(channel, signalled)
+                raw.add_termination_listener(signalled)
+                yield AsyncpgLink(raw)
+
+        return listening()
+
+    async def _reset(self, raw: Any) -> None:
+        """Undo what a user may have set for the session; our own statements set nothing."""
+        if raw in self._lent:
+            self._lent.discard(raw)
+            await raw.execute(raw.get_reset_query())
+
+    def _failed(self, error: Exception) -> NoReturn:
+        raise meaning(error, self.name) from error
+
+
+def unwrapped(raw: Any) -> Any:
+    """Return the connection inside a pool's proxy."""
+    return getattr(raw, "_con", raw)
+
+
+async def _returned(pool: Any, raw: Any) -> None:
+    try:
+        await pool.release(raw, timeout=_CLOSE_SECONDS)
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        return  # the pool has cut it, and will make another
+
+
+async def _ended(raw: Any) -> None:
+    try:
+        await raw.close(timeout=_CLOSE_SECONDS)
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        raw.terminate()
+
+
+async def _closed(pool: Any) -> None:
+    with anyio.move_on_after(_CLOSE_SECONDS):
+        await pool.close()
+        return
+    pool.terminate()  # somebody still has one

@@ -1,0 +1,87 @@
+-- Version 1 of the tables of one app. {schema} and {prefix} are replaced by validated, quoted names.
+
+-- Whose outbox this is: one row.
+CREATE TABLE {schema}.{prefix}schema (
+    id integer PRIMARY KEY CHECK (id = 1),
+    version integer NOT NULL,
+    source text NOT NULL
+);
+
+-- How many partitions the topics have whose number is not 8, for those who publish in SQL.
+CREATE TABLE {schema}.{prefix}topic (
+    topic text PRIMARY KEY CHECK (topic ~ '^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$'),
+    partitions integer NOT NULL CHECK (partitions BETWEEN 1 AND 65536)
+);
+
+-- The log. Whatever inserts a row here publishes a message; xid and seq are left to their defaults.
+CREATE TABLE {schema}.{prefix}outbox (
+    xid xid8 NOT NULL DEFAULT pg_current_xact_id(),
+    -- One sequence value at a time, so that what is written later stands later.
+    seq bigint GENERATED ALWAYS AS IDENTITY (CACHE 1) PRIMARY KEY,
+    partition integer NOT NULL CHECK (partition >= 0),
+    topic text NOT NULL CHECK (topic ~ '^[A-Za-z0-9._-]{1,64}$'),
+    id uuid NOT NULL,
+    key text,
+    type text NOT NULL,
+    envelope bytea NOT NULL CHECK (octet_length(envelope) > 0)
+);
+
+CREATE INDEX {prefix}outbox_xid ON {schema}.{prefix}outbox (xid, seq);
+
+-- Stored snapshots. Tick n holds the rows that are visible in its snapshot and were not in that of the tick before it, by seq.
+-- high is a value of the sequence, read after the snapshot was taken: whatever the snapshot shows is at or below it.
+CREATE TABLE {schema}.{prefix}tick (
+    tick bigint PRIMARY KEY CHECK (tick >= 0),
+    snapshot pg_snapshot NOT NULL,
+    high bigint NOT NULL,
+    at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
+INSERT INTO {schema}.{prefix}tick (tick, snapshot, high) VALUES (0, pg_current_snapshot(), 0);
+
+-- How far the log was read by a relay: a hint.
+CREATE TABLE {schema}.{prefix}cursor (
+    id integer PRIMARY KEY CHECK (id = 1),
+    major bigint NOT NULL,
+    minor bigint NOT NULL
+);
+
+-- The broker's last position of each stream, when the cursor was saved.
+CREATE TABLE {schema}.{prefix}stream (
+    topic text NOT NULL,
+    partition integer NOT NULL,
+    major bigint NOT NULL,
+    minor bigint NOT NULL,
+    PRIMARY KEY (topic, partition)
+);
+
+-- Up to where a group has settled everything of a stream. Whoever changes a stream's inbox holds its row.
+CREATE TABLE {schema}.{prefix}floor (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    "group" text NOT NULL,
+    topic text NOT NULL,
+    partition integer NOT NULL,
+    source text NOT NULL,
+    major bigint NOT NULL,
+    minor bigint NOT NULL,
+    digest bigint, -- of the entry at the floor, to know it again
+    UNIQUE ("group", topic, partition, source)
+) WITH (fillfactor = 50);
+
+-- What is settled above a floor, waits for its next attempt, or is dead. The primary key is what makes effects happen once.
+CREATE TABLE {schema}.{prefix}inbox (
+    floor_id bigint NOT NULL REFERENCES {schema}.{prefix}floor (id),
+    major bigint NOT NULL,
+    minor bigint NOT NULL,
+    prev_major bigint NOT NULL,
+    prev_minor bigint NOT NULL,
+    digest bigint NOT NULL,
+    state text NOT NULL DEFAULT 'settled' CHECK (state IN ('settled', 'retry', 'dead')),
+    attempt integer NOT NULL DEFAULT 1,
+    due_at timestamptz CHECK ((state = 'retry') = (due_at IS NOT NULL)),
+    error text CHECK ((state = 'settled') = (error IS NULL)),
+    envelope bytea CHECK ((state = 'settled') = (envelope IS NULL)),
+    PRIMARY KEY (floor_id, major, minor)
+);
+
+CREATE INDEX {prefix}inbox_due ON {schema}.{prefix}inbox (due_at) WHERE state = 'retry';

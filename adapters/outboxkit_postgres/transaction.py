@@ -1,0 +1,208 @@
+"""One open transaction of a unit of work."""
+
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, NoReturn, TypeVar
+
+import anyio
+
+from outboxkit.cancellation import uninterrupted
+from outboxkit.errors import (
+    CommitUnknownError,
+    ConfigurationError,
+    NoUnitOfWorkError,
+    OutboxkitError,
+    StoreUnavailableError,
+    TransactionError,
+    TransactionLostError,
+)
+from outboxkit.message import Delivery, OutboxRow
+from outboxkit.retry import Backoff
+from outboxkit.store import Floor, Outcome, Retry, Subscription, ThreadTransaction
+from outboxkit_postgres.database import Database, Unit
+from outboxkit_postgres.failures import is_conflict, meaning, means_connection_lost, sqlstate
+from outboxkit_postgres.inbox import InboxTables
+from outboxkit_postgres.log import OutboxTables
+
+T = TypeVar("T")
+
+_LOOK_SECONDS = 30.0
+"""How long the outcome of a commit is looked for when the database went away during it."""
+
+_ENDED = "the transaction was ended inside the unit of work: nothing more of it is kept, its events neither"
+_FAILED = (
+    "a statement failed and its error was swallowed, upon which Postgres keeps nothing of the transaction: let the error out, "
+    "or put what may fail into `async with connection.transaction():`"
+)
+
+
+class PostgresTransaction:
+    """See `outboxkit.store.Transaction`."""
+
+    def __init__(
+        self, unit: Unit, database: Database, outbox: OutboxTables, inbox: InboxTables, committed: Callable[[], None]
+    ) -> None:
+        self._unit = unit
+        self._database = database
+        self._outbox = outbox
+        self._inbox = inbox
+        self._committed = committed
+        self._ending = False
+        """From here on nothing more may be asked of the transaction."""
+        self.finished = False
+        """Whether it was ended, one way or the other."""
+        self.broken = False
+        """Whether it cannot be committed any more, through no fault of what runs in it."""
+
+    @property
+    def connection(self) -> Any:
+        """See `outboxkit.store.Transaction.connection`."""
+        return self._unit.connection
+
+    @property
+    def session(self) -> Any:
+        """See `outboxkit.store.Transaction.session`."""
+        return self._unit.session
+
+    @asynccontextmanager
+    async def savepoint(self) -> AsyncGenerator[None, None]:
+        """See `outboxkit.store.Transaction.savepoint`."""
+        self._require_open()
+        with self._translated():
+            savepoint = await self._unit.savepoint()
+        try:
+            yield
+            with self._translated():
+                await savepoint.release()
+        except BaseException as error:
+            if self._ending:
+                raise
+            self._give_up_on(error)
+            with self._translated():
+                await uninterrupted(savepoint.undo())
+            raise
+
+    async def run(self, function: Callable[[ThreadTransaction], T]) -> T:  # noqa: ARG002 - there is no thread to run it on
+        """See `outboxkit.store.Transaction.run`."""
+        raise ConfigurationError("Postgres is not driven from a thread: write `async def` instead of a plain `def`")
+
+    async def receive(self, subscription: Subscription, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
+        """See `outboxkit.store.Transaction.receive`."""
+        self._require_open()
+        with self._translated():
+            return await self._inbox.receive(self._unit, subscription, deliveries)
+
+    async def take(self, retry: Retry) -> bool:
+        """See `outboxkit.store.Transaction.take`."""
+        self._require_open()
+        with self._translated():
+            return await self._inbox.take(self._unit, retry)
+
+    async def settle(self, subscription: Subscription, outcomes: Sequence[Outcome]) -> Floor:
+        """See `outboxkit.store.Transaction.settle`."""
+        self._require_open()
+        with self._translated():
+            return await self._inbox.settle(self._unit, subscription, outcomes)
+
+    async def commit(self, rows: Sequence[OutboxRow] = ()) -> None:
+        """See `outboxkit.store.Transaction.commit`."""
+        self._require_open()
+        self._end()
+        xid = await self._write(rows)
+        try:
+            await self._unit.commit()
+        except Exception as error:
+            if means_connection_lost(error):
+                await self._unit.rollback()  # nobody answers there: cut it
+                await self._look(xid, rows, error)
+            elif is_conflict(error):
+                self._fail(error)
+            else:  # a deferred constraint, say
+                raise TransactionLostError(f"the database refused the commit: {error}") from error
+        self.finished = True
+        self._committed()
+
+    async def _write(self, rows: Sequence[OutboxRow]) -> int | None:
+        """Write the outbox rows; returns the transaction's id, None when it has written nothing at all."""
+        if self._unit.lost:
+            raise StoreUnavailableError(f"{self._database.name} went away before the commit: nothing was committed")
+        if not self._unit.in_transaction:
+            raise TransactionLostError(_ENDED)
+        try:
+            with self._translated():
+                if rows:
+                    return await self._outbox.insert(self._unit, rows)
+                (xid,) = (await self._unit.fetch("SELECT pg_current_xact_id_if_assigned()::text"))[0]
+        except TransactionError as error:
+            raise TransactionLostError(str(error)) from error
+        return None if xid is None else int(xid)
+
+    async def _look(self, xid: int | None, rows: Sequence[OutboxRow], error: Exception) -> None:
+        """Find out how a commit ended whose reply never came; returns if it was committed."""
+        if xid is None:
+            return  # there was nothing to commit
+        if not rows:
+            raise CommitUnknownError(
+                f"{self._database.name} went away during a commit, and without an event in it nothing tells whether it was "
+                "committed: look for what it wrote before doing it again"
+            ) from error
+        committed: bool | None = None
+        with anyio.move_on_after(_LOOK_SECONDS):
+            committed = await self._outcome(xid, rows[0].id)
+        if committed is None:
+            raise CommitUnknownError(
+                f"{self._database.name} went away during a commit, and did not come back within {_LOOK_SECONDS:g} s: look for "
+                f"message {rows[0].id} in the outbox before publishing it again"
+            ) from error
+        if not committed:
+            raise StoreUnavailableError(f"{self._database.name} went away before the commit: nothing was committed") from error
+
+    async def _outcome(self, xid: int, id: str) -> bool:
+        backoff, looks = Backoff(), 0
+        while True:
+            looks += 1
+            try:
+                async with self._database.fresh_link() as link:
+                    committed = await self._outbox.was_committed(link, xid, id)
+            except Exception as error:  # as the driver raises it: it is looked at next
+                if not means_connection_lost(error):
+                    self._fail(error)
+                committed = None
+            if committed is not None:
+                return committed
+            await anyio.sleep(backoff.seconds(looks))
+
+    async def rollback(self) -> None:
+        """End the transaction, and bring whoever used it to an end with it."""
+        self._end()
+        self.finished = True
+        await self._unit.rollback()
+
+    def _end(self) -> None:
+        self._ending = True
+        self._unit.end()
+
+    def _require_open(self) -> None:
+        if self._ending:
+            raise NoUnitOfWorkError("this unit of work has ended: nothing more can be done in it")
+
+    @contextmanager
+    def _translated(self) -> Generator[None, None, None]:
+        try:
+            yield
+        except OutboxkitError:
+            raise
+        except Exception as error:  # whatever the driver raises
+            self._give_up_on(error)
+            if sqlstate(error) == "25P02":
+                raise TransactionError(_FAILED) from error
+            self._fail(error)
+
+    def _give_up_on(self, error: BaseException) -> None:
+        """Raise what an error means after which the whole transaction has to be run again, whoever met it."""
+        if isinstance(error, Exception) and (is_conflict(error) or self._unit.lost):
+            self.broken = True
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> NoReturn:
+        raise meaning(error, self._database.name) from error
