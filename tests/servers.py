@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import redis
 
-from outboxkit.testing.servers import RedisServer, find_redis
+from outboxkit.testing.redis_server import RedisServer, find_redis
 
 
 @pytest.fixture(scope="session")

@@ -13,11 +13,11 @@ import pytest
 import redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from outboxkit.testing.servers import RedisServer, find_redis
+from outboxkit.testing.redis_server import RedisServer, find_redis
 
 _PROGRAM = """
 import os, sys, time
-from outboxkit.testing.servers import RedisServer
+from outboxkit.testing.redis_server import RedisServer
 server = RedisServer(sys.argv[1])
 server.start()
 print(server.url, flush=True)
