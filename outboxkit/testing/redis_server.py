@@ -16,6 +16,7 @@ from outboxkit.testing.server_process import ServerProcess, data_directory, end_
 READY_SECONDS = 10.0
 
 _PORT_ATTEMPTS = 5
+_ROOM_BYTES = 256 * 1024 * 1024
 
 
 def find_redis() -> str | None:
@@ -71,7 +72,7 @@ class RedisServer:
             RuntimeError: it did not get ready; the text holds the end of its log.
         """
         if self._directory is None:
-            self._directory = data_directory("redis", on_disk=self._persistent)
+            self._directory = data_directory("redis", on_disk=self._persistent, room_bytes=_ROOM_BYTES)
         for _ in range(_PORT_ATTEMPTS):
             self._port = self._port or free_port()
             if self._launch(self._directory):
