@@ -21,10 +21,10 @@ class Account(NamedTuple):
     group: int | None = None
     prefix: tuple[str, ...] = ()
 
-    def own(self, directory: Path) -> None:
-        """Make a folder its own."""
+    def own(self, path: Path) -> None:
+        """Make a file or a folder its own."""
         if self.user is not None and self.group is not None:
-            os.chown(directory, self.user, self.group)
+            os.chown(path, self.user, self.group)
 
 
 def account_for(binary: Path, directory: Path) -> Account:
