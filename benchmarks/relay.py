@@ -15,7 +15,7 @@ from outboxkit.events import Encoder
 from outboxkit.message import ORIGIN, Position, Stream
 from outboxkit.relay import Relay
 from outboxkit.store import Progress
-from outboxkit.testing.servers import RedisServer, find_redis
+from outboxkit.testing.redis_server import RedisServer, find_redis
 
 GOAL = 0.30
 PAYLOAD_BYTES = 256

@@ -5,6 +5,24 @@ import pytest
 # The suites are a part of the package, so pytest would leave their assertions as terse as Python has them.
 pytest.register_assert_rewrite("outboxkit.testing")
 
-from tests.servers import redis_binary, redis_server, redis_url  # noqa: E402  it imports what is to be rewritten
+from tests.servers import (  # noqa: E402  it imports what is to be rewritten
+    pgbouncer_binary,
+    postgres_binaries,
+    postgres_server,
+    postgres_server_url,
+    postgres_url,
+    redis_binary,
+    redis_server,
+    redis_url,
+)
 
-__all__ = ["redis_binary", "redis_server", "redis_url"]
+__all__ = [
+    "pgbouncer_binary",
+    "postgres_binaries",
+    "postgres_server",
+    "postgres_server_url",
+    "postgres_url",
+    "redis_binary",
+    "redis_server",
+    "redis_url",
+]

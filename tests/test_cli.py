@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner
 
 from outboxkit.cli import commands
-from outboxkit.testing.servers import RedisServer
+from outboxkit.testing.redis_server import RedisServer
 from tests.waiting import until
 
 OUTBOXKIT = (sys.executable, "-m", "outboxkit.cli")

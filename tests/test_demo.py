@@ -253,7 +253,7 @@ def test_a_redis_that_does_not_answer_is_exit_code_1_and_nothing_is_left(
 
 
 def test_without_a_redis_to_start_the_demo_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("outboxkit.testing.servers.find_redis", lambda: None)
+    monkeypatch.setattr("outboxkit.testing.redis_server.find_redis", lambda: None)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     answer = CliRunner().invoke(commands, ["demo", "--broker", "redis"])
     assert answer.exit_code == 2

@@ -20,7 +20,7 @@ from outboxkit.errors import (
     StreamConflictError,
 )
 from outboxkit.message import ORIGIN, Position, Stream
-from outboxkit.testing.servers import RedisServer
+from outboxkit.testing.redis_server import RedisServer
 from outboxkit.testing.streams import chained, filled, majors_of, new_entries, new_stream, pending_all, read_all, until
 from outboxkit_redis import RedisBroker, client
 from tests.tcp_proxy import TCPProxy

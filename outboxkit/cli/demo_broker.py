@@ -53,7 +53,7 @@ def broker_url(choice: str, folder: Path) -> Generator[str, None, None]:
 
 @contextmanager
 def _throw_away_redis() -> Generator[str, None, None]:
-    from outboxkit.testing.servers import RedisServer, find_redis
+    from outboxkit.testing.redis_server import RedisServer, find_redis
 
     binary = find_redis()
     if binary is None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from outboxkit.testing.servers import RedisServer
+from outboxkit.testing.redis_server import RedisServer
 from tests.services import Publisher, Reader
 from tests.waiting import until
 

@@ -16,7 +16,7 @@ from outboxkit.errors import BrokerUnavailableError, StoreError
 from outboxkit.message import ORIGIN, Position, Stream
 from outboxkit.rebase import divergences, rebase
 from outboxkit.testing import MemoryBroker
-from outboxkit.testing.servers import RedisServer
+from outboxkit.testing.redis_server import RedisServer
 from outboxkit_redis import RedisBroker
 from tests.servers import empty_redis
 from tests.services import Publisher, Reader

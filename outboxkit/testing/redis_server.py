@@ -1,9 +1,4 @@
-"""A real Redis or Valkey for tests, demos and benchmarks, started and stopped by the program that needs it.
-
-Nothing that is started here outlives the program, however that ends: beside each server runs a shell that reads from a pipe
-held by this process, and kills the server when the pipe closes. (PR_SET_PDEATHSIG is Linux only, goes by the *thread* that
-started the child, and needs code between fork and exec, which is unsafe in a process with threads.)
-"""
+"""A real Redis or Valkey for tests, demos and benchmarks, started and stopped by the program that needs it."""
 
 import importlib.util
 import os
@@ -11,19 +6,17 @@ import platform
 import shutil
 import signal
 import socket
-import subprocess
-import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from outboxkit.testing.server_process import ServerProcess, data_directory, end_of_log, free_port
+
 READY_SECONDS = 10.0
-STOP_SECONDS = 5.0
 
 _PORT_ATTEMPTS = 5
 _ROOM_BYTES = 256 * 1024 * 1024
-_GUARD = 'read -r _; kill -9 "$1"; rm -rf "$2"'
 
 
 def find_redis() -> str | None:
@@ -44,7 +37,7 @@ def _wheel_binary() -> str | None:
 
 
 class RedisServer:
-    """A server of one's own, on a free port of this machine.
+    """A server of one's own, on a free port of this machine; it never outlives the program.
 
     Args:
         binary: what to start; see `find_redis`.
@@ -58,8 +51,7 @@ class RedisServer:
         self._options = (*_persistence(persistent), *options)
         self._port = 0
         self._directory: Path | None = None
-        self._process: subprocess.Popen[bytes] | None = None
-        self._guard: subprocess.Popen[bytes] | None = None
+        self._process: ServerProcess | None = None
 
     def __enter__(self) -> Self:
         self.start()
@@ -80,16 +72,15 @@ class RedisServer:
             RuntimeError: it did not get ready; the text holds the end of its log.
         """
         if self._directory is None:
-            self._directory = _data_directory(on_disk=self._persistent)
+            self._directory = data_directory("redis", on_disk=self._persistent, room_bytes=_ROOM_BYTES)
         for _ in range(_PORT_ATTEMPTS):
-            self._port = self._port or _free_port()
+            self._port = self._port or free_port()
             if self._launch(self._directory):
                 return self.url
             self._port = 0  # somebody else was given the port between our look and the server's bind
-        log = self._directory / "log"
-        tail = log.read_text(errors="replace")[-2000:] if log.exists() else "(no log)"
+        log = end_of_log(self._directory)
         self.stop()
-        raise RuntimeError(f"{self._binary} did not start; the end of its log:\n{tail}")
+        raise RuntimeError(f"{self._binary} did not start; the end of its log:\n{log}")
 
     def kill(self) -> None:
         """End the server as a crash would."""
@@ -110,66 +101,32 @@ class RedisServer:
     def _launch(self, directory: Path) -> bool:
         words = (
             *(self._binary, "--port", str(self._port), "--bind", "127.0.0.1", "--dir", str(directory)),
-            *("--logfile", str(directory / "log"), "--daemonize", "no", *self._options),
+            *("--daemonize", "no", *self._options),
         )
-        # Sessions of their own: Ctrl-C is for this program, which then stops the server in its own order.
-        self._process = subprocess.Popen(  # noqa: S603  the words are ours
-            words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-        )
-        self._guard = subprocess.Popen(  # noqa: S603  as above
-            ("/bin/sh", "-c", _GUARD, "sh", str(self._process.pid), str(directory)),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        if self._becomes_ready():
+        self._process = ServerProcess(words, directory)
+        if self._becomes_ready(self._process):
             return True
         self.kill()
         return False
 
-    def _becomes_ready(self) -> bool:
-        process = self._process
+    def _becomes_ready(self, process: ServerProcess) -> bool:
         deadline = time.monotonic() + READY_SECONDS
-        while process is not None and process.poll() is None and time.monotonic() < deadline:
+        while process.runs() and time.monotonic() < deadline:
             answer = _ask(self._port, b"PING\r\nINFO server\r\n")
             # By its process id, as another server may have the port.
-            if answer.startswith(b"+PONG") and f"process_id:{process.pid}\r\n".encode() in answer:
+            if answer.startswith(b"+PONG") and f"process_id:{process.id}\r\n".encode() in answer:
                 return True
             time.sleep(0.005)
         return False
 
     def _end(self, how: signal.Signals) -> None:
-        process, guard = self._process, self._guard
-        self._process = self._guard = None
-        if guard is not None:
-            # Before the server is waited for: from then on its process id may be another program's.
-            guard.kill()
-            guard.communicate()
+        process, self._process = self._process, None
         if process is not None:
-            process.send_signal(how)
-            try:
-                process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            process.end(how)
 
 
 def _persistence(persistent: bool) -> tuple[str, ...]:
     return ("--save", "", "--appendonly", *(("yes", "--appendfsync", "always") if persistent else ("no",)))
-
-
-def _data_directory(*, on_disk: bool) -> Path:
-    memory = Path("/dev/shm")  # noqa: S108  a folder of our own is made in it
-    roomy = not on_disk and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free >= _ROOM_BYTES
-    return Path(tempfile.mkdtemp(prefix="outboxkit-redis-", dir=memory if roomy else None))
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _ask(port: int, request: bytes) -> bytes:
