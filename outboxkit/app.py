@@ -20,7 +20,7 @@ from outboxkit.relay import Relay
 from outboxkit.routing import Handler, Router
 from outboxkit.settling import Settler
 from outboxkit.store import Store
-from outboxkit.unit_of_work import Declared, UnitOfWork, in_unit_of_work, unit_of_work
+from outboxkit.unit_of_work import Declared, UnitOfWork, current_unit, in_unit_of_work, unit_of_work
 
 T = TypeVar("T")
 
@@ -93,6 +93,51 @@ class App(Router):
         self._require_open()
         declared = {event: spec for event in events if (spec := event_type(event)) is not None}
         return unit_of_work(self.store, self._encoder, declared if events else None)
+
+    async def publish(
+        self,
+        event: object,
+        *,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        connection: Any = None,
+        session: Any = None,
+    ) -> str:
+        """Publish an event in a transaction of your own: it is relayed once that is committed, and never if it is not.
+
+        Args:
+            event: an instance of a class declared with ``@event``.
+            key: what keeps order, instead of the event's own key.
+            headers: extension attributes for the envelope (lower-case letters and digits, at most 20; string values).
+            connection: the driver's connection your transaction is open on: `asyncpg.Connection` on Postgres,
+                `aiosqlite.Connection` on SQLite, `AsyncConnection` with a store made of SQLAlchemy's engine.
+            session: SQLAlchemy's `AsyncSession`, with a store made of an engine: the event is written at its flush or commit,
+                and forgotten at its rollback.
+
+        Returns:
+            The message's id.
+
+        Raises:
+            UndeclaredEventError, PayloadError, PayloadTooLargeError: nothing was written.
+            NoUnitOfWorkError: neither is given and no unit of work is open, or the app is not.
+            TransactionError: no transaction is open on the connection.
+            ConfigurationError: this app's store does not know such a connection or session.
+        """
+        self._require_open()
+        if connection is not None and session is not None:
+            raise ConfigurationError("publish in one transaction: give a connection or a session, not both")
+        transaction = session if connection is None else connection
+        if transaction is None:
+            unit = current_unit(self._encoder)
+            if unit is None:
+                raise NoUnitOfWorkError(
+                    "no unit of work is open here: open one (`async with app.unit_of_work() as uow`), or name the transaction "
+                    "to publish in (connection=..., session=...)"
+                )
+            return unit.publish(event, key=key, headers=headers)
+        row = self._encoder.row(event, key=key, headers=headers)
+        await self.store.write(transaction, [row])
+        return row.id
 
     async def in_unit_of_work(self, declared: Declared, function: Callable[[UnitOfWork], Awaitable[T]]) -> T:
         """Run a function in a unit of work, again when the database undid it in favour of another; for decorated functions.

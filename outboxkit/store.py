@@ -200,6 +200,19 @@ class Store(Protocol):
         """Open a transaction; leaving the block without a commit rolls it back."""
         ...
 
+    async def write(self, transaction: Any, rows: Sequence[OutboxRow]) -> None:
+        """Write outbox rows in a transaction that the user began and will end.
+
+        Args:
+            transaction: what it is open on: the driver's connection, or what else this store knows.
+            rows: what to write.
+
+        Raises:
+            ConfigurationError: this store does not know such an object.
+            TransactionError: no transaction is open on it.
+        """
+        ...
+
     # the log
 
     async def read(self, after: Position, limit: int, max_bytes: int) -> Sequence[LogEntry]:

@@ -19,7 +19,7 @@ class OutboxTables:
             f"SELECT position, topic, partition, envelope FROM {prefix}outbox WHERE position > ? ORDER BY position LIMIT ?"
         )
         self._find = f"SELECT envelope FROM {prefix}outbox WHERE position = ? AND topic = ? AND partition = ?"
-        self._insert = f"INSERT INTO {prefix}outbox (id, topic, partition, key, type, envelope) VALUES (?, ?, ?, ?, ?, ?)"
+        self.insertion = f"INSERT INTO {prefix}outbox (id, topic, partition, key, type, envelope) VALUES (?, ?, ?, ?, ?, ?)"
         self._cursor = f"SELECT major, minor FROM {prefix}cursor"
         self._streams = f"SELECT topic, partition, major, minor FROM {prefix}stream"
         self._save_cursor = (
@@ -37,7 +37,7 @@ class OutboxTables:
 
     def insert(self, connection: sqlite3.Connection, rows: Iterable[OutboxRow]) -> None:
         """Write outbox rows in the open transaction."""
-        connection.executemany(self._insert, rows)
+        connection.executemany(self.insertion, rows)
 
     def read(
         self, connection: sqlite3.Connection, source: str, after: Position, limit: int, max_bytes: int

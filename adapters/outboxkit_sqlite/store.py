@@ -8,8 +8,9 @@ import random
 import sqlite3
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from typing import Literal, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 
+import aiosqlite
 import anyio
 
 from outboxkit.cancellation import uninterrupted
@@ -19,8 +20,9 @@ from outboxkit.errors import (
     SchemaError,
     StoreError,
     StoreUnavailableError,
+    TransactionError,
 )
-from outboxkit.message import ORIGIN, LogEntry, Position, Stream
+from outboxkit.message import ORIGIN, LogEntry, OutboxRow, Position, Stream
 from outboxkit.store import Floor, Progress, Retry, Subscription
 from outboxkit_sqlite import schema
 from outboxkit_sqlite.connection import GuardedConnection, ThreadConnection, connect, may_pass, parse_url, primary_code
@@ -140,6 +142,15 @@ class SQLiteStore:
                 if primary_code(error) != sqlite3.SQLITE_BUSY or anyio.current_time() > deadline:
                     self._failed(error)
             await anyio.sleep(random.uniform(0.001, 0.01))  # noqa: S311 - spreading load is no secret
+
+    async def write(self, transaction: Any, rows: Sequence[OutboxRow]) -> None:
+        """See `outboxkit.store.Store.write`."""
+        self._opened(self._writer)
+        if not isinstance(transaction, aiosqlite.Connection):
+            raise ConfigurationError(f"{type(transaction).__name__!r} is nothing to publish on: give an aiosqlite.Connection")
+        if transaction.isolation_level is None and not transaction.in_transaction:
+            raise TransactionError("no transaction is open here, and none would begin: execute BEGIN IMMEDIATE first")
+        await transaction.executemany(self._outbox.insertion, rows)
 
     def _commit_seen(self) -> None:
         self._committed.set()

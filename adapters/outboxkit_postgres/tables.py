@@ -1,0 +1,252 @@
+"""A store on Postgres, whichever way the database is reached: ticks over a log, and an inbox whose floors are locked."""
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import asynccontextmanager
+
+import anyio
+
+from outboxkit.cancellation import uninterrupted
+from outboxkit.errors import OutboxkitError, StoreError
+from outboxkit.message import ORIGIN, LogEntry, Position, Stream
+from outboxkit.store import Floor, Progress, Retry, Subscription
+from outboxkit_postgres import schema
+from outboxkit_postgres.database import Database
+from outboxkit_postgres.doorbell import Doorbell
+from outboxkit_postgres.failures import is_conflict, meaning
+from outboxkit_postgres.inbox import InboxTables
+from outboxkit_postgres.link import Link
+from outboxkit_postgres.log import OutboxTables
+from outboxkit_postgres.names import Names
+from outboxkit_postgres.transaction import PostgresTransaction
+
+_DEAF_SECONDS = 0.05
+"""How often the log is looked at where no signals arrive."""
+
+_SOON_SECONDS, _EXPECTED_SECONDS = 0.01, 1.0
+"""How often, and for how long, it is looked at when a transaction of the user's own is about to be committed."""
+
+
+class PostgresTables:
+    """One app's outbox and inbox in a Postgres database, reached in whatever way.
+
+    Args:
+        database: the way to it.
+        prefix: of the tables.
+        schema: that they are in; the first of the search path when not given.
+    """
+
+    runs_plain_functions = False
+
+    def __init__(self, database: Database, prefix: str, schema: str | None) -> None:
+        self._database = database
+        self._prefix = prefix
+        self._schema = schema
+        self._tables: tuple[OutboxTables, InboxTables] | None = None
+        self._doorbell: Doorbell | None = None
+        self._grown = anyio.Event()
+        self._read_up: tuple[Position, int] = (ORIGIN, 0)
+        """A position behind which no tick up to this one holds anything."""
+        self._expected_until = 0.0
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._database.name!r})"
+
+    @property
+    def concurrency(self) -> int:
+        """See `outboxkit.store.Store.concurrency`."""
+        return self._database.concurrency
+
+    # life
+
+    async def open(self, source: str, partitions: Mapping[str, int] | None = None) -> None:
+        """See `outboxkit.store.Store.open`."""
+        self._grown = anyio.Event()  # belongs to the running event loop
+        await self._database.open()
+        try:
+            async with self.translated(), self._database.link() as link:
+                names = await self._names(link)
+                await schema.check(link, names, source, self._database.name)
+                await schema.save_partitions(link, names, partitions or {})
+        except BaseException:
+            await self._database.aclose()
+            raise
+        self._tables = OutboxTables(names, source), InboxTables(names)
+        self._read_up = ORIGIN, 0
+        self._doorbell = Doorbell(self._database, names.channel, self._has_grown)
+        self._doorbell.start()
+
+    async def aclose(self) -> None:
+        """See `outboxkit.store.Store.aclose`."""
+        doorbell, self._doorbell, self._tables = self._doorbell, None, None
+        if doorbell is not None:
+            await doorbell.stop()
+        await self._database.aclose()
+
+    async def migrate(self, source: str) -> Sequence[str]:
+        """See `outboxkit.store.Store.migrate`."""
+        was_open = self._tables is not None
+        if not was_open:
+            await self._database.open()
+        try:
+            async with self.translated(), self._database.work() as link:
+                return await schema.migrate(link, await self._names(link), source, self._database.name)
+        finally:
+            if not was_open:
+                await self._database.aclose()
+
+    async def _names(self, link: Link) -> Names:
+        return Names(await schema.schema_of(link, self._schema, self._database.name), self._prefix)
+
+    # units of work
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncGenerator[PostgresTransaction, None]:
+        """See `outboxkit.store.Store.transaction`."""
+        outbox, inbox = self._opened()
+        async with self._database.unit() as unit:
+            transaction = PostgresTransaction(unit, self._database, outbox, inbox, self._commit_seen)
+            try:
+                async with self.translated():
+                    await unit.begin()
+                yield transaction
+            except Exception as error:
+                # What the user's own statements met: the whole transaction is gone, and what that means has a name.
+                if not isinstance(error, OutboxkitError) and (is_conflict(error) or unit.lost):
+                    raise meaning(error, self._database.name) from error
+                raise
+            finally:
+                if not transaction.finished:
+                    await uninterrupted(transaction.rollback())
+
+    def _commit_seen(self) -> None:
+        self._has_grown()
+        if self._doorbell is not None:
+            self._doorbell.press()
+
+    def _has_grown(self) -> None:
+        self._grown.set()
+
+    def expect_growth(self) -> None:
+        """A commit is coming that nobody will tell of: look often for a while."""
+        self._expected_until = anyio.current_time() + _EXPECTED_SECONDS
+        self._has_grown()
+
+    # the log
+
+    async def read(self, after: Position, limit: int, max_bytes: int) -> Sequence[LogEntry]:
+        """See `outboxkit.store.Store.read`."""
+        self._grown = anyio.Event()  # before the read, so that no later commit goes unnoticed
+        known, tick = self._read_up
+        if known != after:
+            tick = after.major
+            if entries := await self._read(after, limit, max_bytes):
+                return entries
+        while True:
+            following = await self._tick_after(tick)
+            if following is None:
+                self._read_up = after, tick
+                return []
+            tick = following
+            if entries := await self._read(Position(tick, 0), limit, max_bytes):
+                return entries
+
+    async def _read(self, after: Position, limit: int, max_bytes: int) -> Sequence[LogEntry]:
+        outbox, _ = self._opened()
+        async with self.translated(), self._database.work() as link:
+            return await outbox.read(link, after, limit, max_bytes)
+
+    async def _tick_after(self, tick: int) -> int | None:
+        """Return the tick that follows one, made if there are rows for it; None when there are none."""
+        outbox, _ = self._opened()
+        async with self.translated(), self._database.link() as link:
+            last = await outbox.make_tick(link, tick)
+            if last <= tick:
+                return None
+            return last if last == tick + 1 else await outbox.next_tick(link, tick)
+
+    async def find(self, stream: Stream, position: Position) -> bytes | None:
+        """See `outboxkit.store.Store.find`."""
+        outbox, _ = self._opened()
+        async with self.translated(), self._database.link() as link:
+            return await outbox.find(link, stream, position)
+
+    async def wait(self, seconds: float) -> None:
+        """See `outboxkit.store.Store.wait`."""
+        if anyio.current_time() < self._expected_until:
+            seconds = min(seconds, _SOON_SECONDS)
+        elif self._doorbell is None or not self._doorbell.can_hear:
+            seconds = min(seconds, _DEAF_SECONDS)
+        with anyio.move_on_after(seconds):
+            await self._grown.wait()
+
+    async def progress(self) -> Progress:
+        """See `outboxkit.store.Store.progress`."""
+        outbox, _ = self._opened()
+        async with self.translated(), self._database.link() as link:
+            return await outbox.progress(link)
+
+    async def save_progress(self, progress: Progress) -> None:
+        """See `outboxkit.store.Store.save_progress`."""
+        outbox, _ = self._opened()
+        async with self.translated(), self._database.link() as link:
+            await outbox.save_progress(link, progress)
+
+    async def rebase(self, divergences: Mapping[Stream, tuple[Position, Position]]) -> int:
+        """See `outboxkit.store.Store.rebase`."""
+        if not divergences:
+            return 0
+        outbox, _ = self._opened()
+        async with self.translated(), self._database.work() as link:
+            return await outbox.rebase(link, divergences)
+
+    # the inbox
+
+    async def subscribe(self, group: str, stream: Stream, floor: Position = ORIGIN) -> tuple[Subscription, Position]:
+        """See `outboxkit.store.Store.subscribe`."""
+        _, inbox = self._opened()
+        async with self.translated(), self._database.link() as link:
+            return await inbox.subscribe(link, group, stream, floor)
+
+    async def floor_of(self, group: str, stream: Stream) -> Floor | None:
+        """See `outboxkit.store.Store.floor_of`."""
+        _, inbox = self._opened()
+        async with self.translated(), self._database.link() as link:
+            return await inbox.floor_of(link, group, stream)
+
+    async def floors(self, group: str) -> Mapping[Stream, Floor]:
+        """See `outboxkit.store.Store.floors`."""
+        _, inbox = self._opened()
+        async with self.translated():
+            async with self._database.link() as link:
+                floors, behind = await inbox.floors(link, group)
+            for floor_id in behind:
+                async with self._database.work() as link:
+                    stream, floor = await inbox.advance(link, floor_id)
+                    floors[stream] = floor
+        return floors
+
+    async def retries(self, group: str, limit: int) -> tuple[Sequence[Retry], float | None]:
+        """See `outboxkit.store.Store.retries`."""
+        _, inbox = self._opened()
+        async with self.translated(), self._database.link() as link:
+            return await inbox.retries(link, group, limit)
+
+    @property
+    def outbox(self) -> OutboxTables:
+        """The statements on the outbox."""
+        return self._opened()[0]
+
+    def _opened(self) -> tuple[OutboxTables, InboxTables]:
+        if self._tables is None:
+            raise StoreError(f"{self._database.name} is not open: use the app inside `async with app:`")
+        return self._tables
+
+    @asynccontextmanager
+    async def translated(self) -> AsyncGenerator[None, None]:
+        """Raise what a driver's errors mean."""
+        try:
+            yield
+        except OutboxkitError:
+            raise
+        except Exception as error:
+            raise meaning(error, self._database.name) from error
