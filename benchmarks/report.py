@@ -8,15 +8,20 @@ from statistics import median
 import msgspec
 
 
+MOST_SLOWDOWN = 1.15
+
+
 class Round(msgspec.Struct, frozen=True):
     """One round: what the library and the limit took for the same number of messages."""
 
     seconds: float
     limit_seconds: float
     cpu_seconds: float
+    old_snapshot_seconds: float | None = None
+    """The same beside a reader that holds an old snapshot."""
 
 
-class Report(msgspec.Struct, frozen=True):
+class Report(msgspec.Struct, frozen=True, omit_defaults=True):
     """Medians over the rounds; `rate` and `limit` are messages a second, `ratio` the median of the rounds' own ratios."""
 
     name: str
@@ -30,11 +35,19 @@ class Report(msgspec.Struct, frozen=True):
     peak_rss_mb: float
     goal: float
     met: bool
+    dead_tuples: int | None = None
+    """Rows of the outbox that relaying left for a vacuum; None where the database has no such thing."""
+    old_snapshot_slowdown: float | None = None
+    """How many times longer it takes while a reader holds an old snapshot: the median of the rounds' own."""
 
     @classmethod
-    def of(cls, name: str, store: str, messages: int, rounds: Sequence[Round], goal: float) -> "Report":
+    def of(
+        cls, name: str, store: str, messages: int, rounds: Sequence[Round], goal: float, dead_tuples: int | None = None
+    ) -> "Report":
         """Sum rounds up."""
         ratio = median(each.limit_seconds / each.seconds for each in rounds)
+        slowdowns = [each.old_snapshot_seconds / each.seconds for each in rounds if each.old_snapshot_seconds is not None]
+        slowdown = round(median(slowdowns), 3) if slowdowns else None
         return cls(
             name=name,
             store=store,
@@ -46,7 +59,9 @@ class Report(msgspec.Struct, frozen=True):
             cpu_us_per_message=round(median(each.cpu_seconds / messages for each in rounds) * 1e6, 2),
             peak_rss_mb=round(_peak_rss_mb(), 1),
             goal=goal,
-            met=ratio >= goal,
+            met=ratio >= goal and not dead_tuples and (slowdown is None or slowdown <= MOST_SLOWDOWN),
+            dead_tuples=dead_tuples,
+            old_snapshot_slowdown=slowdown,
         )
 
 
@@ -60,6 +75,10 @@ def table(report: Report) -> str:
         ("CPU", f"{report.cpu_us_per_message:.2f} µs/message"),
         ("peak memory", f"{report.peak_rss_mb:.0f} MB"),
     ]
+    if report.dead_tuples is not None:
+        rows.append(("dead rows", f"{report.dead_tuples} in the outbox"))
+    if report.old_snapshot_slowdown is not None:
+        rows.append(("old snapshot", f"{report.old_snapshot_slowdown:.2f} x as long beside a reader that holds one"))
     return "\n".join(f"{name:<12} {value}" for name, value in rows)
 
 
