@@ -18,7 +18,7 @@ from outboxkit.errors import BrokerUnavailableError, StreamConflictError
 from outboxkit.message import ORIGIN, LogEntry, Position, Stream
 from outboxkit.testing import MemoryBroker
 from outboxkit_sqlite import SQLiteStore
-from tests.services import QUICK, Database, Drawn, Publisher, Reader, Recording
+from tests.services import QUICK, Database, Drawn, Failing, Publisher, Reader, Recording
 from tests.waiting import until
 
 
@@ -241,6 +241,27 @@ async def test_what_cannot_be_decoded_is_dead_with_its_bytes_and_its_neighbours_
         await service.broker.append([Append(stream, ORIGIN, entries)])
         await until(lambda: service.noted() == [7])
     assert service.database.ask("SELECT state, envelope FROM outboxkit_inbox") == [("dead", raw)]
+
+
+async def test_an_observer_that_fails_stops_nothing(tmp_path: Path) -> None:
+    """Told of what is committed, it would otherwise have the same run come again for ever."""
+    service = Service(tmp_path)
+    service.app.observer = Failing()
+    attempts: list[int] = []
+
+    @service.app.consumes(Drawn)
+    async def note(drawn: Drawn, uow: UnitOfWork) -> None:
+        attempts.append(drawn.number)
+        await uow.connection.execute("INSERT INTO noted (number) VALUES (?)", (drawn.number,))
+        if drawn.number == 1:
+            raise ValueError("one")
+
+    async with service.running():
+        await service.draw(*range(30))
+        await until(lambda: sorted(service.noted()) == [number for number in range(30) if number != 1])
+        await until(lambda: [row[0] for row in service.inbox()] == ["dead"])
+        await service.quiet()
+    assert collections.Counter(attempts) == {**dict.fromkeys(range(30), 1), 1: QUICK.retry.attempts}
 
 
 async def test_messages_of_one_key_come_in_order(tmp_path: Path) -> None:
