@@ -15,7 +15,7 @@ from outboxkit.config import Settings, checked_name
 from outboxkit.consumer import Consumer
 from outboxkit.errors import ConfigurationError, NoUnitOfWorkError
 from outboxkit.events import Encoder, event_type
-from outboxkit.observe import Observer
+from outboxkit.observe import Observer, shielded
 from outboxkit.relay import Relay
 from outboxkit.routing import Handler, Router
 from outboxkit.settling import Settler
@@ -39,7 +39,7 @@ class App(Router):
         reader: this process among the readers of its groups; the host's name when not given. After a restart under the same
             name it goes on at once with what it had in hand; under another, that waits until it has been idle.
         settings: see `Settings`.
-        observer: told of everything worth a log line or a metric; see `Observer`.
+        observer: told of everything worth a log line or a metric, and harmless should it raise; see `Observer`.
 
     Raises:
         ConfigurationError: a name, URL or setting that cannot work.
@@ -208,11 +208,12 @@ class App(Router):
 
     @asynccontextmanager
     async def _loops(self, *, relay: bool, consume: bool) -> AsyncGenerator[None, None]:
-        consumers: Sequence[Consumer] = self._consumers() if consume else ()
+        observer = shielded(self.observer)
+        consumers: Sequence[Consumer] = self._consumers(observer) if consume else ()
         failure: BaseException | None = None
         async with anyio.create_task_group() as loops:
             if relay:
-                loops.start_soon(Relay(self.store, self.broker, self.settings.relay, self.observer).run)
+                loops.start_soon(Relay(self.store, self.broker, self.settings.relay, observer).run)
             async with anyio.create_task_group() as consuming:
                 for consumer in consumers:
                     consuming.start_soon(consumer.run)
@@ -235,13 +236,13 @@ class App(Router):
             groups.setdefault(self._group_of(handler), {})[handler.event.name] = handler
         return groups
 
-    def _consumers(self) -> Sequence[Consumer]:
-        return [self._consumer(group, handlers) for group, handlers in self.groups().items()]
+    def _consumers(self, observer: Observer) -> Sequence[Consumer]:
+        return [self._consumer(group, handlers, observer) for group, handlers in self.groups().items()]
 
-    def _consumer(self, group: str, handlers: Mapping[str, Handler]) -> Consumer:
-        settler = Settler(group, handlers, self.store, self._encoder, self.settings.retry, self.observer)
+    def _consumer(self, group: str, handlers: Mapping[str, Handler], observer: Observer) -> Consumer:
+        settler = Settler(group, handlers, self.store, self._encoder, self.settings.retry, observer)
         topics = sorted({handler.event.topic for handler in handlers.values()})
-        return Consumer(settler, topics, self.reader, self.store, self.broker, self.settings.consumer, self.observer)
+        return Consumer(settler, topics, self.reader, self.store, self.broker, self.settings.consumer, observer)
 
     def _runner(self) -> "App":
         return self

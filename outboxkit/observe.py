@@ -1,11 +1,13 @@
 """The Observer port: what the loops report, and the logger they report to by default.
 
 Subclass `Observer` for metrics and call ``super()`` to keep the log lines. Methods are called from the event loop and must
-not block. Payloads are never among their arguments.
+not block; what they raise is logged, and stops nothing. Payloads are never among their arguments.
 """
 
 import logging
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import cast
 
 from outboxkit.message import Message, Position, Stream
 
@@ -124,3 +126,31 @@ class Observer:
     def recovered(self, doing: str, failures: int) -> None:
         """A loop works again after `failures` failures in a row."""
         logger.info("%s: working again after %d failure%s", doing, failures, "" if failures == 1 else "s")
+
+
+def shielded(observer: Observer) -> Observer:
+    """Return an observer that tells `observer` everything and logs what that raises: at 1, 2, 4, 8, ... in a row."""
+    return cast("Observer", _Shield(observer))
+
+
+class _Shield:
+    """Has every method of an observer, without naming them: one that is added later is shielded too."""
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+        self._failures: Counter[str] = Counter()
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        def tell(*args: object, **kwargs: object) -> None:
+            try:
+                getattr(self._observer, name)(*args, **kwargs)
+            except Exception as error:
+                # A user's class may raise anything, and what it is told has happened: a loop that ended here would come again
+                # with the same work, and to the same end.
+                self._failures[name] = failures = self._failures[name] + 1
+                if failures & (failures - 1) == 0:
+                    logger.error("the observer's %s failed (failure %d in a row)", name, failures, exc_info=error)
+            else:
+                self._failures[name] = 0
+
+        return tell

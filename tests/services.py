@@ -60,6 +60,16 @@ class Recording(Observer):
         self.troubles.append(str(error))
 
 
+class Failing(Observer):
+    """Raises whatever it is told."""
+
+    def __getattribute__(self, name: str) -> Any:
+        def fail(*_: object) -> None:
+            raise ZeroDivisionError(name)
+
+        return fail
+
+
 class Database:
     """A service's SQLite file, read from outside."""
 

@@ -7,7 +7,9 @@ from collections.abc import Callable
 import pytest
 
 from outboxkit import Backoff, BrokerError, Observer, StoreError
+from outboxkit.observe import shielded
 from outboxkit.supervision import Supervisor
+from tests.services import Failing
 
 QUICK = Backoff(first_seconds=0.000_1, cap_seconds=0.000_1)
 
@@ -73,6 +75,13 @@ async def test_an_error_nobody_expected_is_told_of_with_its_traceback_and_surviv
         "relaying: working again after 1 failure",
     ]
     assert caplog.records[0].exc_info is not None
+
+
+async def test_an_observer_that_fails_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    await supervised(shielded(Failing()), BrokerError("away"), ZeroDivisionError("odd"), "works")
+    assert [record.getMessage() for record in caplog.records] == [
+        f"the observer's {what} failed (failure 1 in a row)" for what in ("troubled", "crashed", "recovered")
+    ]
 
 
 @pytest.mark.parametrize("end", [asyncio.CancelledError(), KeyboardInterrupt(), SystemExit()])

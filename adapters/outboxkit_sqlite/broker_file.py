@@ -5,7 +5,6 @@ leave it open. Whoever has the write lock is waited for in small steps, so that 
 """
 
 import os
-import random
 import sqlite3
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -16,14 +15,14 @@ import anyio
 
 from outboxkit.cancellation import uninterrupted
 from outboxkit.errors import BrokerError, BrokerUnavailableError, ConfigurationError
-from outboxkit_sqlite.connection import ThreadConnection, connect, may_pass, primary_code
+from outboxkit_sqlite.connection import SHORT_BUSY_TIMEOUT, ThreadConnection, connect, may_pass, next_look, primary_code
 
 T = TypeVar("T")
 
 VERSION = 1
 BUSY_SECONDS = 5.0
 
-_STEP_SECONDS = 0.1
+_CONNECT_SECONDS = 0.1
 _SCHEMA = Path(__file__).with_name("broker_schema.sql")
 _FIND_VERSION = "SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'outboxkit_broker_schema'"
 
@@ -74,7 +73,7 @@ class BrokerFile:
                     busy = primary_code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
                     if not busy or anyio.current_time() > deadline:
                         raise
-                    await anyio.sleep(random.uniform(0.001, 0.01))  # noqa: S311  only so that waiters do not keep step
+                    await next_look()
 
     async def write(self, function: Callable[[sqlite3.Connection], T]) -> T:
         """Run a function in a transaction of its own; raises as `read` does."""
@@ -94,9 +93,10 @@ class BrokerFile:
         return self._opening
 
     async def _connect(self) -> None:
-        connection = await connect(self._path, synchronous=self._synchronous, busy_seconds=_STEP_SECONDS)
+        connection = await connect(self._path, synchronous=self._synchronous, busy_seconds=_CONNECT_SECONDS)
         try:
             await connection.run(lambda raw: _prepare(raw, self._path))
+            await connection.run(lambda raw: raw.execute(SHORT_BUSY_TIMEOUT).close())
         except BaseException:
             await connection.close()
             raise

@@ -4,7 +4,6 @@ SQLite has one writer at a time, so the writers of this process queue for the on
 those of other processes are waited for in small steps that can be cancelled.
 """
 
-import random
 import sqlite3
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -25,7 +24,16 @@ from outboxkit.errors import (
 from outboxkit.message import ORIGIN, LogEntry, OutboxRow, Position, Stream
 from outboxkit.store import Floor, Progress, Retry, Subscription
 from outboxkit_sqlite import schema
-from outboxkit_sqlite.connection import GuardedConnection, ThreadConnection, connect, may_pass, parse_url, primary_code
+from outboxkit_sqlite.connection import (
+    SHORT_BUSY_TIMEOUT,
+    GuardedConnection,
+    ThreadConnection,
+    connect,
+    may_pass,
+    next_look,
+    parse_url,
+    primary_code,
+)
 from outboxkit_sqlite.inbox import InboxTables
 from outboxkit_sqlite.log import OutboxTables
 from outboxkit_sqlite.transaction import SQLiteTransaction, roll_back
@@ -34,9 +42,6 @@ T = TypeVar("T")
 
 _POLL_SECONDS = 0.02
 """How often other processes' commits are looked for. ``PRAGMA data_version`` reads shared memory, no file."""
-
-_SHORT_BUSY_TIMEOUT = "PRAGMA busy_timeout = 100"
-"""Milliseconds: `SQLiteStore.transaction` waits for other writers by itself, in steps that can be cancelled."""
 
 _RELAXED = "normal-may-lose-commits"
 
@@ -91,7 +96,7 @@ class SQLiteStore:
                 await reader.run(lambda connection: schema.check(connection, self.path, self.prefix, source))
                 await reader.run(lambda connection: connection.execute("PRAGMA query_only = ON").close())
                 writer = await self._connected(opened, guarded=True)
-                await writer.run(lambda connection: connection.execute(_SHORT_BUSY_TIMEOUT).close())
+                await writer.run(lambda connection: connection.execute(SHORT_BUSY_TIMEOUT).close())
                 opened.pop_all()
         self._reader, self._writer, self._source = reader, writer, source
 
@@ -141,7 +146,7 @@ class SQLiteStore:
             except sqlite3.Error as error:
                 if primary_code(error) != sqlite3.SQLITE_BUSY or anyio.current_time() > deadline:
                     self._failed(error)
-            await anyio.sleep(random.uniform(0.001, 0.01))  # noqa: S311 - spreading load is no secret
+            await next_look()
 
     async def write(self, transaction: Any, rows: Sequence[OutboxRow]) -> None:
         """See `outboxkit.store.Store.write`."""

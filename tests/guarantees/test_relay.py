@@ -19,7 +19,7 @@ from outboxkit.testing import MemoryBroker
 from outboxkit.testing.redis_server import RedisServer
 from outboxkit_redis import RedisBroker
 from tests.servers import empty_redis
-from tests.services import Publisher, Reader
+from tests.services import Failing, Publisher, Reader
 from tests.waiting import until
 
 
@@ -83,6 +83,16 @@ async def test_a_broker_that_loses_everything_gets_it_again_and_the_loss_is_repo
     assert len(publisher.observer.losses) == 1
     assert len([record for record in caplog.records if "the broker lost" in record.message]) == 1
     assert sorted(reader.noted()) == list(range(100))
+
+
+async def test_an_observer_that_fails_stops_nothing(tmp_path: Path, redis_url: str) -> None:
+    publisher = await Publisher(tmp_path, redis_url).migrate()
+    publisher.app.observer = Failing()
+    async with publisher.app:
+        await draw_and_relay(publisher, range(20), redis_url)
+        empty_redis(redis_url)
+        await draw_and_relay(publisher, range(20, 40), redis_url)
+    assert len(publisher.log()) == 40
 
 
 async def test_a_loss_is_found_with_no_traffic(tmp_path: Path, redis_url: str) -> None:
