@@ -54,7 +54,7 @@ async def measure(store: str, messages: int, rounds: int, tick: Callable[[], Non
         results: list[Round] = []
         for _ in range(rounds):
             limit = await anyio.to_thread.run_sync(xadd_seconds, server.url, "limit", ids, b"x" * PAYLOAD_BYTES)
-            seconds, cpu_seconds = await relay_once(_app(outbox, server.url), messages)
+            seconds, cpu_seconds = await relay_once(outbox_app(outbox, server.url), messages)
             server.restart()  # so that everything meets an empty server
             results.append(Round(seconds, limit, cpu_seconds, await beside_old_snapshot(outbox, server, messages)))
             tick()
@@ -67,7 +67,7 @@ async def beside_old_snapshot(outbox: Database, server: RedisServer, messages: i
     if held is None:
         return None
     try:
-        seconds, _ = await relay_once(_app(outbox, server.url), messages)
+        seconds, _ = await relay_once(outbox_app(outbox, server.url), messages)
     finally:
         await outbox.let_go(held)
     server.restart()
@@ -76,7 +76,7 @@ async def beside_old_snapshot(outbox: Database, server: RedisServer, messages: i
 
 async def fill(outbox: Database, messages: int) -> list[str]:
     """Commit the backlog, as publishers would; returns the messages' ids."""
-    app = _app(outbox, "memory://")
+    app = outbox_app(outbox, "memory://")
     await app.migrate()
     encoder = Encoder(app.name, app.settings)
     text = "x" * (PAYLOAD_BYTES - len(msgspec.json.encode(Event(10_000_000, ""))))
@@ -106,5 +106,6 @@ async def relay_once(app: App, messages: int) -> tuple[float, float]:
     return seconds, cpu_seconds
 
 
-def _app(outbox: Database, broker: str) -> App:
+def outbox_app(outbox: Database, broker: str) -> App:
+    """Return the app whose outbox is measured."""
     return App("benchmark", store=outbox.url, broker=broker)

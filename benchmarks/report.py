@@ -7,7 +7,6 @@ from statistics import median
 
 import msgspec
 
-
 MOST_SLOWDOWN = 1.15
 
 
@@ -64,22 +63,26 @@ class Report(msgspec.Struct, frozen=True, omit_defaults=True):
             old_snapshot_slowdown=slowdown,
         )
 
+    def rows(self) -> list[tuple[str, str]]:
+        """Return what people are shown."""
+        rows = [
+            ("benchmark", f"{self.name} ({self.store}, {self.messages:,} messages, {self.rounds} rounds)"),
+            ("rate", f"{self.rate:,.0f} messages/s"),
+            ("limit", f"{self.limit:,.0f} messages/s"),
+            ("ratio", f"{self.ratio:.2f} (goal {self.goal:.2f}: {'met' if self.met else 'not met'})"),
+            ("CPU", f"{self.cpu_us_per_message:.2f} µs/message"),
+            ("peak memory", f"{self.peak_rss_mb:.0f} MB"),
+        ]
+        if self.dead_tuples is not None:
+            rows.append(("dead rows", f"{self.dead_tuples} in the outbox"))
+        if self.old_snapshot_slowdown is not None:
+            rows.append(("old snapshot", f"{self.old_snapshot_slowdown:.2f} x as long beside a reader that holds one"))
+        return rows
 
-def table(report: Report) -> str:
-    """Return a report for people."""
-    rows = [
-        ("benchmark", f"{report.name} ({report.store}, {report.messages:,} messages, {report.rounds} rounds)"),
-        ("rate", f"{report.rate:,.0f} messages/s"),
-        ("limit", f"{report.limit:,.0f} messages/s"),
-        ("ratio", f"{report.ratio:.2f} (goal {report.goal:.2f}: {'met' if report.met else 'not met'})"),
-        ("CPU", f"{report.cpu_us_per_message:.2f} µs/message"),
-        ("peak memory", f"{report.peak_rss_mb:.0f} MB"),
-    ]
-    if report.dead_tuples is not None:
-        rows.append(("dead rows", f"{report.dead_tuples} in the outbox"))
-    if report.old_snapshot_slowdown is not None:
-        rows.append(("old snapshot", f"{report.old_snapshot_slowdown:.2f} x as long beside a reader that holds one"))
-    return "\n".join(f"{name:<12} {value}" for name, value in rows)
+
+def table(rows: Sequence[tuple[str, str]]) -> str:
+    """Return a report's rows for people."""
+    return "\n".join(f"{name:<14} {value}" for name, value in rows)
 
 
 def _peak_rss_mb() -> float:

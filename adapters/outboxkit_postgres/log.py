@@ -78,8 +78,8 @@ class OutboxTables:
                 WHERE t.tick = $1 OR t.high <= first.high + $3
             ), entry AS (
                 SELECT span.tick, o.seq, o.topic, o.partition, o.envelope,
-                    sum(octet_length(o.envelope)) OVER (ORDER BY span.tick, o.seq) AS bytes,
-                    row_number() OVER (ORDER BY span.tick, o.seq) AS number
+                    octet_length(o.envelope) AS size,
+                    sum(octet_length(o.envelope)) OVER (ORDER BY span.tick, o.seq) AS bytes
                 FROM span, LATERAL (
                     (SELECT o.seq, o.topic, o.partition, o.envelope FROM pg_snapshot_xip(span.seen) x, LATERAL (
                         SELECT * FROM {outbox} o WHERE o.xid = x AND o.seq > span.after AND o.seq <= span.low
@@ -100,7 +100,7 @@ class OutboxTables:
                 ) o
                 ORDER BY span.tick, o.seq LIMIT $3
             )
-            SELECT tick, seq, topic, partition, envelope FROM entry WHERE bytes <= $4 OR number = 1 ORDER BY tick, seq
+            SELECT tick, seq, topic, partition, envelope FROM entry WHERE bytes <= $4 OR bytes = size ORDER BY tick, seq
         """
         self._next_tick = f"SELECT tick FROM {tick} WHERE tick > $1 ORDER BY tick LIMIT 1"
         in_tick = (
