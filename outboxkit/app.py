@@ -15,6 +15,7 @@ from outboxkit.config import Settings, checked_name
 from outboxkit.consumer import Consumer
 from outboxkit.errors import ConfigurationError, NoUnitOfWorkError
 from outboxkit.events import Encoder, event_type
+from outboxkit.lease import Lease
 from outboxkit.observe import Observer, shielded
 from outboxkit.relay import Relay
 from outboxkit.routing import Handler, Router
@@ -213,7 +214,8 @@ class App(Router):
         failure: BaseException | None = None
         async with anyio.create_task_group() as loops:
             if relay:
-                loops.start_soon(Relay(self.store, self.broker, self.settings.relay, observer).run)
+                lease = Lease(self.store, "relay", self.reader, self.settings.relay.lease_seconds)
+                loops.start_soon(Relay(self.store, self.broker, self.settings.relay, observer, lease).run)
             async with anyio.create_task_group() as consuming:
                 for consumer in consumers:
                     consuming.start_soon(consumer.run)

@@ -38,6 +38,7 @@ class RelaySettings(msgspec.Struct, frozen=True, kw_only=True):
         poll_seconds: the longest wait for commits that nobody announced.
         probe_seconds: how often an idle relay asks the broker whether it still holds what it was given.
         save_seconds: how often progress, which only saves reading again after a restart, is written down.
+        lease_seconds: how soon another process relays in place of one that died; one that stops hands over by itself.
         backoff: waits while the broker or the database is away.
     """
 
@@ -46,6 +47,7 @@ class RelaySettings(msgspec.Struct, frozen=True, kw_only=True):
     poll_seconds: float = 0.5
     probe_seconds: float = 1.0
     save_seconds: float = 1.0
+    lease_seconds: float = 5.0
     backoff: Backoff = Backoff()
 
 
@@ -108,6 +110,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "relay.batch_bytes": self.relay.batch_bytes,
             "relay.poll_seconds": self.relay.poll_seconds,
             "relay.probe_seconds": self.relay.probe_seconds,
+            "relay.lease_seconds": self.relay.lease_seconds,
             "consumer.prefetch_messages": self.consumer.prefetch_messages,
             "consumer.prefetch_bytes": self.consumer.prefetch_bytes,
             "consumer.transaction_messages": self.consumer.transaction_messages,

@@ -15,7 +15,7 @@ higher, and our log has none or another there  the database went back in time, o
 
 The same question is asked at start, after every interruption and about once a second, so that a loss is found with no
 traffic too. Nothing here is needed for correctness but the broker's compare-and-append: progress that was saved saves
-reading again, no more.
+reading again, and a lease saves doing what another relay does already, no more.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -27,6 +27,7 @@ from outboxkit.broker import Append, Broker
 from outboxkit.cancellation import alongside
 from outboxkit.config import RelaySettings
 from outboxkit.errors import OutboxkitError
+from outboxkit.lease import Lease
 from outboxkit.message import ORIGIN, LogEntry, Position, Stream
 from outboxkit.observe import Observer
 from outboxkit.store import Progress, Store
@@ -36,11 +37,15 @@ from outboxkit.supervision import Supervisor
 class Relay:
     """Copies one store's log to a broker, for as long as `run` runs."""
 
-    def __init__(self, store: Store, broker: Broker, settings: RelaySettings, observer: Observer) -> None:
+    def __init__(
+        self, store: Store, broker: Broker, settings: RelaySettings, observer: Observer, lease: Lease | None = None
+    ) -> None:
         self._store = store
         self._broker = broker
         self._settings = settings
         self._observer = observer
+        self._lease = lease
+        """Our turn among the relays of this store; without one we always work, whoever else does."""
         self._supervisor = Supervisor("relaying", settings.backoff, observer)
         self._cursor = ORIGIN
         """Everything at or below it is in the broker, but for stopped streams."""
@@ -53,15 +58,22 @@ class Relay:
     async def run(self) -> None:
         """Relay until cancelled; a broker or database that is away is waited for."""
         try:
-            await self._supervisor.run(self._copy)
+            await self._supervisor.run(self._take_turns)
         finally:
             with anyio.move_on_after(1, shield=True):
-                await self._save_quietly()
+                await self._hand_over()
+
+    async def _take_turns(self, working: Callable[[], None]) -> None:
+        while True:
+            if self._lease:
+                await self._lease.acquire()
+            await self._copy(working)
 
     async def _copy(self, working: Callable[[], None]) -> None:
+        """Relay as long as it is our turn."""
         await self._resume()
         entries = await self._read(self._cursor)
-        while True:
+        while self._lease is None or await self._lease.keep():
             working()
             if entries:
                 entries = await self._append_and_read_on(entries)
@@ -213,8 +225,10 @@ class Relay:
             await self._store.save_progress(progress)
             self._saved = progress
 
-    async def _save_quietly(self) -> None:
+    async def _hand_over(self) -> None:
         try:
             await self._save()
+            if self._lease:
+                await self._lease.release()
         except OutboxkitError as error:  # it only saves reading again
             self._observer.troubled("saving the relay's progress", error, 1, 0.0)

@@ -246,6 +246,19 @@ class Store(Protocol):
         """
         ...
 
+    # leases
+
+    async def lease(self, name: str, holder: str, seconds: float) -> int | None:
+        """Take a lease, or renew it, for some time by the database's clock.
+
+        Returns: its term, which grows with each change of holder; None while another holder has it.
+        """
+        ...
+
+    async def release(self, name: str, holder: str) -> None:
+        """Give a lease up, if `holder` has it; its term goes on."""
+        ...
+
     # the inbox
 
     async def subscribe(self, group: str, stream: Stream, floor: Position = ORIGIN) -> tuple[Subscription, Position]:

@@ -55,6 +55,14 @@ CREATE TABLE {schema}.{prefix}stream (
     PRIMARY KEY (topic, partition)
 );
 
+-- Whose turn it is at something that one process at a time should do.
+CREATE TABLE {schema}.{prefix}lease (
+    name text PRIMARY KEY,
+    holder text NOT NULL,
+    term bigint NOT NULL,
+    until timestamptz NOT NULL
+) WITH (fillfactor = 50);
+
 -- Up to where a group has settled everything of a stream. Whoever changes a stream's inbox holds its row.
 CREATE TABLE {schema}.{prefix}floor (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from typing import NamedTuple
 
 import anyio
 
@@ -14,6 +15,7 @@ from outboxkit_postgres.database import Database
 from outboxkit_postgres.doorbell import Doorbell
 from outboxkit_postgres.failures import is_conflict, meaning
 from outboxkit_postgres.inbox import InboxTables
+from outboxkit_postgres.leases import LeaseTable
 from outboxkit_postgres.link import Link
 from outboxkit_postgres.log import OutboxTables
 from outboxkit_postgres.names import Names
@@ -24,6 +26,12 @@ _DEAF_SECONDS = 0.05
 
 _SOON_SECONDS, _EXPECTED_SECONDS = 0.01, 1.0
 """How often, and for how long, it is looked at when a transaction of the user's own is about to be committed."""
+
+
+class _Tables(NamedTuple):
+    outbox: OutboxTables
+    inbox: InboxTables
+    leases: LeaseTable
 
 
 class PostgresTables:
@@ -41,7 +49,7 @@ class PostgresTables:
         self._database = database
         self._prefix = prefix
         self._schema = schema
-        self._tables: tuple[OutboxTables, InboxTables] | None = None
+        self._tables: _Tables | None = None
         self._doorbell: Doorbell | None = None
         self._grown = anyio.Event()
         self._read_up: tuple[Position, int] = (ORIGIN, 0)
@@ -70,7 +78,7 @@ class PostgresTables:
         except BaseException:
             await self._database.aclose()
             raise
-        self._tables = OutboxTables(names, source), InboxTables(names)
+        self._tables = _Tables(OutboxTables(names, source), InboxTables(names), LeaseTable(names))
         self._read_up = ORIGIN, 0
         self._doorbell = Doorbell(self._database, names.channel, self._has_grown)
         self._doorbell.start()
@@ -102,9 +110,9 @@ class PostgresTables:
     @asynccontextmanager
     async def transaction(self) -> AsyncGenerator[PostgresTransaction, None]:
         """See `outboxkit.store.Store.transaction`."""
-        outbox, inbox = self._opened()
+        tables = self._opened()
         async with self._database.unit() as unit:
-            transaction = PostgresTransaction(unit, self._database, outbox, inbox, self._commit_seen)
+            transaction = PostgresTransaction(unit, self._database, tables.outbox, tables.inbox, self._commit_seen)
             try:
                 async with self.translated():
                     await unit.begin()
@@ -151,13 +159,13 @@ class PostgresTables:
                 return entries
 
     async def _read(self, after: Position, limit: int, max_bytes: int) -> Sequence[LogEntry]:
-        outbox, _ = self._opened()
+        outbox = self._opened().outbox
         async with self.translated(), self._database.work() as link:
             return await outbox.read(link, after, limit, max_bytes)
 
     async def _tick_after(self, tick: int) -> int | None:
         """Return the tick that follows one, made if there are rows for it; None when there are none."""
-        outbox, _ = self._opened()
+        outbox = self._opened().outbox
         async with self.translated(), self._database.link() as link:
             last = await outbox.make_tick(link, tick)
             if last <= tick:
@@ -166,7 +174,7 @@ class PostgresTables:
 
     async def find(self, stream: Stream, position: Position) -> bytes | None:
         """See `outboxkit.store.Store.find`."""
-        outbox, _ = self._opened()
+        outbox = self._opened().outbox
         async with self.translated(), self._database.link() as link:
             return await outbox.find(link, stream, position)
 
@@ -181,13 +189,13 @@ class PostgresTables:
 
     async def progress(self) -> Progress:
         """See `outboxkit.store.Store.progress`."""
-        outbox, _ = self._opened()
+        outbox = self._opened().outbox
         async with self.translated(), self._database.link() as link:
             return await outbox.progress(link)
 
     async def save_progress(self, progress: Progress) -> None:
         """See `outboxkit.store.Store.save_progress`."""
-        outbox, _ = self._opened()
+        outbox = self._opened().outbox
         async with self.translated(), self._database.link() as link:
             await outbox.save_progress(link, progress)
 
@@ -195,27 +203,41 @@ class PostgresTables:
         """See `outboxkit.store.Store.rebase`."""
         if not divergences:
             return 0
-        outbox, _ = self._opened()
+        outbox = self._opened().outbox
         async with self.translated(), self._database.work() as link:
             return await outbox.rebase(link, divergences)
+
+    # leases
+
+    async def lease(self, name: str, holder: str, seconds: float) -> int | None:
+        """See `outboxkit.store.Store.lease`."""
+        leases = self._opened().leases
+        async with self.translated(), self._database.link() as link:
+            return await leases.lease(link, name, holder, seconds)
+
+    async def release(self, name: str, holder: str) -> None:
+        """See `outboxkit.store.Store.release`."""
+        leases = self._opened().leases
+        async with self.translated(), self._database.link() as link:
+            await leases.release(link, name, holder)
 
     # the inbox
 
     async def subscribe(self, group: str, stream: Stream, floor: Position = ORIGIN) -> tuple[Subscription, Position]:
         """See `outboxkit.store.Store.subscribe`."""
-        _, inbox = self._opened()
+        inbox = self._opened().inbox
         async with self.translated(), self._database.link() as link:
             return await inbox.subscribe(link, group, stream, floor)
 
     async def floor_of(self, group: str, stream: Stream) -> Floor | None:
         """See `outboxkit.store.Store.floor_of`."""
-        _, inbox = self._opened()
+        inbox = self._opened().inbox
         async with self.translated(), self._database.link() as link:
             return await inbox.floor_of(link, group, stream)
 
     async def floors(self, group: str) -> Mapping[Stream, Floor]:
         """See `outboxkit.store.Store.floors`."""
-        _, inbox = self._opened()
+        inbox = self._opened().inbox
         async with self.translated():
             async with self._database.link() as link:
                 floors, behind = await inbox.floors(link, group)
@@ -227,16 +249,16 @@ class PostgresTables:
 
     async def retries(self, group: str, limit: int) -> tuple[Sequence[Retry], float | None]:
         """See `outboxkit.store.Store.retries`."""
-        _, inbox = self._opened()
+        inbox = self._opened().inbox
         async with self.translated(), self._database.link() as link:
             return await inbox.retries(link, group, limit)
 
     @property
     def outbox(self) -> OutboxTables:
         """The statements on the outbox."""
-        return self._opened()[0]
+        return self._opened().outbox
 
-    def _opened(self) -> tuple[OutboxTables, InboxTables]:
+    def _opened(self) -> _Tables:
         if self._tables is None:
             raise StoreError(f"{self._database.name} is not open: use the app inside `async with app:`")
         return self._tables

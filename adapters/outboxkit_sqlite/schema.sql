@@ -35,6 +35,14 @@ CREATE TABLE {prefix}stream (
     PRIMARY KEY (topic, partition)
 ) STRICT, WITHOUT ROWID;
 
+-- Whose turn it is at something that one process at a time should do.
+CREATE TABLE {prefix}lease (
+    name TEXT PRIMARY KEY,
+    holder TEXT NOT NULL,
+    term INTEGER NOT NULL,
+    until REAL NOT NULL -- seconds since 1970
+) STRICT, WITHOUT ROWID;
+
 -- Up to where a group has settled everything of a stream.
 CREATE TABLE {prefix}floor (
     id INTEGER PRIMARY KEY,

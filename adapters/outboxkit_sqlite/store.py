@@ -35,6 +35,7 @@ from outboxkit_sqlite.connection import (
     primary_code,
 )
 from outboxkit_sqlite.inbox import InboxTables
+from outboxkit_sqlite.leases import LeaseTable
 from outboxkit_sqlite.log import OutboxTables
 from outboxkit_sqlite.transaction import SQLiteTransaction, roll_back
 
@@ -77,6 +78,7 @@ class SQLiteStore:
         self._seen_version = -1
         self._outbox = OutboxTables(self.prefix)
         self._inbox = InboxTables(self.prefix)
+        self._leases = LeaseTable(self.prefix)
 
     def __repr__(self) -> str:
         return f"SQLiteStore({str(self.path)!r})"
@@ -195,6 +197,16 @@ class SQLiteStore:
     async def rebase(self, divergences: Mapping[Stream, tuple[Position, Position]]) -> int:
         """See `outboxkit.store.Store.rebase`."""
         return await self._write(lambda connection: self._outbox.rebase(connection, divergences)) if divergences else 0
+
+    # leases
+
+    async def lease(self, name: str, holder: str, seconds: float) -> int | None:
+        """See `outboxkit.store.Store.lease`."""
+        return await self._write(lambda connection: self._leases.lease(connection, name, holder, seconds))
+
+    async def release(self, name: str, holder: str) -> None:
+        """See `outboxkit.store.Store.release`."""
+        await self._write(lambda connection: self._leases.release(connection, name, holder))
 
     # the inbox
 

@@ -1,0 +1,49 @@
+"""A turn at something that one process at a time should do.
+
+It saves effort and is never needed for correctness: a process that was stopped for a while may still believe that it has its
+turn, beside the one that took over.
+"""
+
+import anyio
+
+from outboxkit.store import Store
+
+
+class Lease:
+    """One holder's claim to a lease in the store; it runs out by the database's clock.
+
+    Args:
+        store: where it is kept.
+        name: what it is about.
+        holder: who claims it. A process that comes back under the same name has it again at once.
+        seconds: how long it lasts without being renewed: how soon others take over after a crash.
+    """
+
+    def __init__(self, store: Store, name: str, holder: str, seconds: float) -> None:
+        self._store = store
+        self._name = name
+        self._holder = holder
+        self._seconds = seconds
+        self._renew_at = 0.0
+        self._held = False
+
+    async def acquire(self) -> None:
+        """Wait until it is ours."""
+        while not await self._claim():  # noqa: ASYNC110 - others hold it, in other processes
+            await anyio.sleep(min(1.0, self._seconds / 5))
+
+    async def keep(self) -> bool:
+        """Whether it is still ours; renewed when a third of its time is over."""
+        return self._held and (anyio.current_time() < self._renew_at or await self._claim())
+
+    async def release(self) -> None:
+        """Let the next one have it at once."""
+        held, self._held = self._held, False
+        if held:
+            await self._store.release(self._name, self._holder)
+
+    async def _claim(self) -> bool:
+        self._renew_at = anyio.current_time() + self._seconds / 3
+        self._held = False  # until we know better
+        self._held = await self._store.lease(self._name, self._holder, self._seconds) is not None
+        return self._held
