@@ -89,7 +89,7 @@ async def test_the_role_that_may_do_little_can_do_its_work(postgres_url: str, re
 
 def test_every_option_is_named() -> None:
     named = re.findall(r"^\| `(\w+)` \|", PAGE, re.MULTILINE)
-    assert sorted(named) == sorted(address._OPTIONS)
+    assert sorted(named) == sorted(address.OPTIONS)
 
 
 @pytest.mark.parametrize("language", ["python", "sql"])

@@ -8,7 +8,7 @@ from outboxkit.errors import ConfigurationError
 from outboxkit_postgres.names import checked_prefix, checked_schema
 
 _ISOLATION = ("read committed", "repeatable read", "serializable")
-_OPTIONS = ("prefix", "schema", "isolation", "max_connections", "connect_seconds", "acquire_seconds")
+OPTIONS = ("prefix", "schema", "isolation", "max_connections", "connect_seconds", "acquire_seconds")
 
 
 class Address(NamedTuple):
@@ -43,7 +43,7 @@ def parse_url(url: str) -> Address:
     if parts.fragment or "/" in parts.path.lstrip("/"):
         raise ConfigurationError(f"{name}: write postgresql://user:password@host:5432/database, with %23 for a # in any part")
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
-    ours = {option: options.pop(option) for option in _OPTIONS if option in options}
+    ours = {option: options.pop(option) for option in OPTIONS if option in options}
     isolation = ours["isolation"].lower().replace("_", " ") if "isolation" in ours else None
     if isolation is not None and isolation not in _ISOLATION:
         raise ConfigurationError(f"{name}: isolation is one of {', '.join(level.replace(' ', '_') for level in _ISOLATION)}")
