@@ -130,9 +130,9 @@ class Services:
         self._environment = {
             **os.environ,
             "PYTHONUNBUFFERED": "1",
-            "SUBSCRIPTIONS_DATABASE": str(self.subscriptions_database),
+            "SUBSCRIPTIONS_DATABASE": f"sqlite:///{self.subscriptions_database}",
             "SUBSCRIPTIONS_BROKER": broker,
-            "NEWSLETTER_DATABASE": str(self.newsletter_database),
+            "NEWSLETTER_DATABASE": f"sqlite:///{self.newsletter_database}",
             "NEWSLETTER_BROKER": broker,
         }
 
