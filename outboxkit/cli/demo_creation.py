@@ -1,7 +1,7 @@
 """Databases on somebody's Postgres server: created for one run of the demo, and dropped after it, however that ends.
 
-A process of its own (``python -m outboxkit.cli.demo_creation``) drops them. It reads from a pipe held by the demo, and goes to work
-when the pipe closes: also when the demo was killed.
+A process of its own (``python -m outboxkit.cli.demo_creation``) drops them. It reads from a pipe held by the demo, and goes to
+work when the pipe closes: also when the demo was killed.
 """
 
 import asyncio
