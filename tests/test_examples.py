@@ -211,7 +211,7 @@ def test_other_methods_and_paths_are_refused(newsletter: Newsletter) -> None:
 
 
 def test_a_locked_database_is_unavailable_and_nothing_is_half_done(tmp_path: Path) -> None:
-    services = Newsletter(tmp_path / "newsletter", SUBSCRIPTIONS_DATABASE="subscriptions.db?busy_seconds=0.1")
+    services = Newsletter(tmp_path / "newsletter", SUBSCRIPTIONS_DATABASE="sqlite:///subscriptions.db?busy_seconds=0.1")
     services.start_subscriptions()
     try:
         with closing(sqlite3.connect(services.folder / "subscriptions.db", isolation_level=None)) as connection:

@@ -41,6 +41,7 @@ def test_the_wheel_holds_the_packages_and_nothing_else(wheel: zipfile.ZipFile) -
         "outboxkit/py.typed",
         "outboxkit/cli/__init__.py",
         "outboxkit/cli/newsletter/newsletter.py",
+        "outboxkit/cli/newsletter/storage.py",
         "outboxkit/cli/newsletter/subscriptions.py",
         "outboxkit/testing/contract_store.py",
         "outboxkit_sqlite/py.typed",

@@ -88,8 +88,9 @@ class AsyncpgUnit(AsyncpgLink):
     @property
     def lost(self) -> bool:
         """Whether the connection is gone."""
-        closed: bool = self.raw.is_closed()
-        return closed
+        # A pool takes a connection back by itself when it closes, and what the pool gave out then refuses even to say so.
+        raw = getattr(self.raw, "_con", self.raw)
+        return raw is None or bool(raw.is_closed())
 
     async def begin(self) -> None:
         """Begin it."""
@@ -108,13 +109,14 @@ class AsyncpgUnit(AsyncpgLink):
 
     async def rollback(self) -> None:
         """Undo it; a connection on which that does not work is cut, upon which the server undoes it."""
-        if self.raw.is_closed():
+        if self.lost:
             return
         try:
             with anyio.fail_after(_ROLLBACK_SECONDS):
                 await self._transaction.rollback()
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
-            self.raw.terminate()
+            if not self.lost:
+                self.raw.terminate()
 
     def end(self) -> None:
         """Refuse the user any further use."""

@@ -171,8 +171,8 @@ def unwrapped(raw: Any) -> Any:
 async def _returned(pool: Any, raw: Any) -> None:
     try:
         await pool.release(raw, timeout=_CLOSE_SECONDS)
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
-        return  # the pool has cut it, and will make another
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
+        return  # the pool has cut it, or had it back before us as it was lost, and will make another
 
 
 async def _ended(raw: Any) -> None:

@@ -1,6 +1,6 @@
 """Takes sign-ups over HTTP, and publishes each one together with its row.
 
-Set ``SUBSCRIPTIONS_DATABASE`` (a file), ``SUBSCRIPTIONS_BROKER`` (a URL) and ``SUBSCRIPTIONS_PORT`` to change where.
+Set ``SUBSCRIPTIONS_DATABASE`` and ``SUBSCRIPTIONS_BROKER`` (URLs) and ``SUBSCRIPTIONS_PORT`` to change where.
 """
 
 import os
@@ -16,17 +16,18 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
+from storage import execute_on
 
 from outboxkit import App, StoreError, UnitOfWork
 
 MAX_EMAIL, MAX_NAME, MAX_BODY_BYTES = 254, 200, 16 * 1024
 SCHEMA = "CREATE TABLE IF NOT EXISTS subscribers (email TEXT PRIMARY KEY, name TEXT NOT NULL)"
+ADD = "INSERT INTO subscribers (email, name) VALUES ($1, $2) ON CONFLICT DO NOTHING RETURNING email"
 
-outbox = App(
-    "subscriptions",
-    store=f"sqlite:///{os.environ.get('SUBSCRIPTIONS_DATABASE', 'subscriptions.db')}",
-    broker=os.environ.get("SUBSCRIPTIONS_BROKER", "sqlite:///broker.db"),
-)
+DATABASE = os.environ.get("SUBSCRIPTIONS_DATABASE", "sqlite:///subscriptions.db")
+
+execute = execute_on(DATABASE)
+outbox = App("subscriptions", store=DATABASE, broker=os.environ.get("SUBSCRIPTIONS_BROKER", "sqlite:///broker.db"))
 
 
 class SignUp(msgspec.Struct):
@@ -46,10 +47,15 @@ class SignUp(msgspec.Struct):
             raise ValueError("control characters and lone surrogates are not text")
 
 
+class SignedUpAlreadyError(Exception):
+    """There is a subscriber with this address."""
+
+
 @outbox.publishes(SubscriberCreated)
 async def sign_up(uow: UnitOfWork, email: str, name: str) -> SubscriberCreated:
     """Add a subscriber and announce it: both, or neither."""
-    await uow.connection.execute("INSERT INTO subscribers (email, name) VALUES (?, ?)", (email, name))
+    if not await execute(uow, ADD, email, name):
+        raise SignedUpAlreadyError
     return SubscriberCreated(email, name)
 
 
@@ -61,7 +67,7 @@ async def post_subscriber(request: Request) -> JSONResponse:
         return JSONResponse({"error": str(error)}, 422)
     try:
         await sign_up(email=wanted.email, name=wanted.name)
-    except sqlite3.IntegrityError:
+    except SignedUpAlreadyError:
         return JSONResponse({"error": f"{wanted.email} is signed up already"}, 409)
     except (StoreError, sqlite3.OperationalError):
         return JSONResponse({"error": "the database is away: try again later"}, 503)
@@ -84,7 +90,7 @@ async def lifespan(_: Starlette) -> AsyncGenerator[None, None]:
     await outbox.migrate()
     async with outbox:
         async with outbox.unit_of_work() as uow:
-            await uow.connection.execute(SCHEMA)
+            await execute(uow, SCHEMA)
         yield
 
 

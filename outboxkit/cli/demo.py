@@ -1,4 +1,4 @@
-"""``demo``: two services over HTTP, a broker, and SIGKILLs; then the client's record against both databases."""
+"""``demo``: two services over HTTP, a broker, and kills; then the client's record against both databases."""
 
 import json
 import random
@@ -23,7 +23,14 @@ from outboxkit.cli.signals import STOP, stop_signals
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Who signs up: a CSV file of email,name.",
 )
-@click.option("--kills", type=click.IntRange(0, 1000), default=6, show_default=True, help="How many SIGKILLs.")
+@click.option("--kills", type=click.IntRange(0, 1000), default=6, show_default=True, help="How many kills.")
+@click.option(
+    "--store",
+    default="sqlite",
+    show_default=True,
+    help="'sqlite', 'postgres' to start one for the demo, which is killed too, or postgresql://user@host/database of a server "
+    "where databases may be created; those of the demo are dropped at the end.",
+)
 @click.option(
     "--broker",
     default="embedded",
@@ -34,32 +41,46 @@ from outboxkit.cli.signals import STOP, stop_signals
     "--dir",
     "folder",
     type=click.Path(file_okay=False, path_type=Path),
-    help="An empty folder for databases and logs, which are kept.",
+    help="An empty folder for SQLite databases and logs, which are kept.",
 )
 @click.option("--seed", type=int, help="Draw the same kills as the run that showed this seed.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def demo(
-    count: int, signups: Path | None, kills: int, broker: str, folder: Path | None, seed: int | None, as_json: bool
+    count: int,
+    signups: Path | None,
+    kills: int,
+    store: str,
+    broker: str,
+    folder: Path | None,
+    seed: int | None,
+    as_json: bool,
 ) -> None:
     """See that kill -9 loses, invents and duplicates nothing.
 
     Two services run as processes with a database each: one takes sign-ups over HTTP, the other keeps a newsletter's list. A
-    client signs people up while both are killed and started again; then its record is compared with both databases.
+    client signs people up while both are killed and started again, and a Postgres of the demo's own with them; then its record
+    is compared with both databases.
     """
     # Here, as the other commands should not wait for it.
-    from outboxkit.cli.demo_broker import broker_url, check_choice
+    from outboxkit.cli import demo_broker, demo_store
     from outboxkit.cli.demo_run import run
     from outboxkit.cli.demo_signups import people, people_in
 
-    check_choice(broker)
+    demo_broker.check_choice(broker)
+    demo_store.check_choice(store)
     try:
         wanted = people(count) if signups is None else people_in(signups)
     except (OSError, ValueError) as error:
         raise click.BadParameter(str(error), param_hint="--signups") from error
     seed = secrets.randbits(32) if seed is None else seed
-    with _ended_by_signals(), _workplace(folder) as place, broker_url(broker, place) as url:
-        report = run(place, url, wanted, kills, random.Random(seed))  # noqa: S311 - chance, no secret
-        click.echo(json.dumps(report.numbers()) if as_json else f"{report.table()}\n\n(--seed {seed})")
+    with (
+        _ended_by_signals(),
+        _workplace(folder) as place,
+        demo_broker.broker_url(broker, place) as url,
+        demo_store.databases(store, place) as databases,
+    ):
+        report = run(place, databases, url, wanted, kills, random.Random(seed))  # noqa: S311 - chance, no secret
+        click.echo(json.dumps(report.summary()) if as_json else f"{report.table()}\n\n(--seed {seed})")
         if not report.is_clean:
             raise Failure("\n".join(report.complaints()))
 

@@ -1,13 +1,11 @@
 """What the demo found: the client's record against both databases, read when all is quiet."""
 
-import sqlite3
 from collections import Counter
 from collections.abc import Collection
-from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 
 from outboxkit.cli.demo_client import Record
+from outboxkit.cli.demo_databases import Databases
 
 _SHOWN = 5
 
@@ -17,15 +15,17 @@ class Report:
     """The comparison.
 
     Args:
+        store: the kind of database.
         signed_up: how many addresses were accepted.
         targets: rows of the newsletter.
         lost: addresses that were accepted and have no subscriber row, or no target, or had lost theirs on the way.
         invented: addresses in a database that were never accepted.
         duplicated: for each address that has several targets, those beyond the first.
-        kills: how often a service was killed.
+        kills: how often something was killed.
         refused: addresses that the service called invalid and the client did not; that is for them to settle.
     """
 
+    store: str
     signed_up: int
     targets: int
     lost: Collection[str]
@@ -39,8 +39,11 @@ class Report:
         """Whether nothing was lost, invented or duplicated."""
         return not (self.lost or self.invented or self.duplicated)
 
-    def numbers(self) -> dict[str, int]:
-        """The numbers alone."""
+    def summary(self) -> dict[str, str | int]:
+        """What was run, and the numbers."""
+        return {"store": self.store, **self._numbers()}
+
+    def _numbers(self) -> dict[str, int]:
         return {
             "signed_up": self.signed_up,
             "targets": self.targets,
@@ -53,7 +56,7 @@ class Report:
     def table(self) -> str:
         """The numbers, for people."""
         labels = {"signed_up": "signed up", "kills": "kills survived"}
-        numbers = self.numbers() | ({"refused": len(self.refused)} if self.refused else {})
+        numbers = self._numbers() | ({"refused": len(self.refused)} if self.refused else {})
         return "\n".join(f"{labels.get(name, name):<15}{number:>9,}" for name, number in numbers.items())
 
     def complaints(self) -> list[str]:
@@ -62,14 +65,15 @@ class Report:
         return [f"{name}: {_some(emails)}" for name, emails in found.items() if emails]
 
 
-def compare(record: Record, subscriptions: Path, newsletter: Path, kills: int) -> Report:
+def compare(record: Record, databases: Databases, kills: int) -> Report:
     """Compare what the client was told with what the two databases hold."""
-    subscribers = _emails(subscriptions, "subscribers")
-    targets = _emails(newsletter, "targets")
+    subscribers = databases.subscriptions.emails("subscribers")
+    targets = databases.newsletter.emails("targets")
     accepted = record.accepted
     # Created twice: between the two, the first row was gone.
     lost = (accepted - subscribers.keys()) | (accepted - targets.keys()) | {e for e, n in record.created.items() if n > 1}
     return Report(
+        store=databases.store,
         signed_up=len(accepted),
         targets=targets.total(),
         lost=lost,
@@ -78,11 +82,6 @@ def compare(record: Record, subscriptions: Path, newsletter: Path, kills: int) -
         kills=kills,
         refused=record.refused,
     )
-
-
-def _emails(database: Path, table: str) -> Counter[str]:
-    with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as connection:
-        return Counter(email for (email,) in connection.execute(f"SELECT email FROM {table}"))
 
 
 def _some(emails: Collection[str]) -> str:

@@ -4,19 +4,20 @@ Nothing that is started here outlives the program, however that ends: all are in
 pipe held by this process, and kills its group when the pipe closes.
 """
 
+import math
 import os
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from outboxkit.cli.demo_databases import Databases
 from outboxkit.cli.failures import Failure
 
 STOP_SECONDS = 20.0
@@ -48,9 +49,11 @@ class Service:
         self._listener = listener
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
+        self._started_at = 0.0
 
     def start(self) -> None:
         """Start it; does not wait until it is ready."""
+        self._started_at = time.monotonic()
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(  # noqa: S603 - the words are ours
                 self._words,
@@ -72,12 +75,15 @@ class Service:
                 self.kills += 1
                 self.start()
 
-    def check(self) -> None:
-        """Raise `Failure` if it ended by itself."""
+    def check(self, away_until: float) -> None:
+        """Raise `Failure` if it ended by itself, unless its database was away: then start it again, as any supervisor would."""
         with self._lock:
             code = self._process.poll() if self._process is not None else None
+            if code is not None and self._started_at <= away_until:
+                return self.start()
         if code is not None:
             raise self._failure(f"ended by itself, with exit code {code}")
+        return None
 
     def terminate(self) -> None:
         """SIGTERM it."""
@@ -116,23 +122,23 @@ class Service:
 
 
 class Services:
-    """Both services, in a folder of theirs; leaving the block kills what still runs.
+    """Both services, with their logs in a folder; leaving the block kills what still runs.
 
     Args:
-        folder: where their databases and logs are.
+        folder: where their logs are.
+        databases: what each keeps its rows in.
         broker: the URL of what they share.
     """
 
-    def __init__(self, folder: Path, broker: str) -> None:
-        self.newsletter_database = folder / "newsletter.db"
-        self.subscriptions_database = folder / "subscriptions.db"
+    def __init__(self, folder: Path, databases: Databases, broker: str) -> None:
         self._folder = folder
+        self._server = databases.server
         self._environment = {
             **os.environ,
             "PYTHONUNBUFFERED": "1",
-            "SUBSCRIPTIONS_DATABASE": str(self.subscriptions_database),
+            "SUBSCRIPTIONS_DATABASE": databases.subscriptions.url,
             "SUBSCRIPTIONS_BROKER": broker,
-            "NEWSLETTER_DATABASE": str(self.newsletter_database),
+            "NEWSLETTER_DATABASE": databases.newsletter.url,
             "NEWSLETTER_BROKER": broker,
         }
 
@@ -166,9 +172,13 @@ class Services:
         self.newsletter.start()
 
     def check(self) -> None:
-        """Raise `Failure` if one of them ended by itself."""
-        self.subscriptions.check()
-        self.newsletter.check()
+        """Raise `Failure` if one of them ended for no good reason, or the server their databases are on."""
+        away_until = -math.inf
+        if self._server is not None:
+            self._server.check()
+            away_until = self._server.away_until
+        self.subscriptions.check(away_until)
+        self.newsletter.check(away_until)
 
     def stop(self) -> None:
         """Stop both, as one would: with SIGTERM."""
@@ -179,8 +189,8 @@ class Services:
 
     @property
     def kills(self) -> int:
-        """How often they were killed."""
-        return self.subscriptions.kills + self.newsletter.kills
+        """How often they were killed, and what their databases are on."""
+        return self.subscriptions.kills + self.newsletter.kills + (self._server.kills if self._server is not None else 0)
 
     def _service(self, name: str, module: str, *words: str) -> Service:
         listener = self._listener if name == "subscriptions" else None
@@ -195,10 +205,3 @@ def sources() -> Path:
         if (folder / "subscriptions.py").is_file():
             return folder
     raise Failure("the example `newsletter` is missing from this installation: install outboxkit again")
-
-
-def targets_in(database: Path) -> int:
-    """Count the newsletter's targets while it is running."""
-    with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True, timeout=10.0)) as connection:
-        count: int = connection.execute("SELECT count(*) FROM targets").fetchone()[0]
-        return count
