@@ -24,8 +24,9 @@ class Database(ABC):
     log_order: str
     """The outbox's column in whose order rows were written."""
 
+    @abstractmethod
     def create(self) -> None:
-        """Make room for the service's tables, where opening does not."""
+        """Make room for the service's tables."""
 
     @abstractmethod
     def ask(self, query: str, *values: object) -> list[Any]:
@@ -49,6 +50,9 @@ class SQLiteDatabase(Database):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.url = f"sqlite:///{path}"
+
+    def create(self) -> None:
+        """Whoever opens the file makes it."""
 
     def ask(self, query: str, *values: object) -> list[Any]:
         connection = sqlite3.connect(self.path, timeout=10)
