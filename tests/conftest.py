@@ -7,6 +7,7 @@ pytest.register_assert_rewrite("outboxkit.testing")
 
 from tests.servers import (  # noqa: E402  it imports what is to be rewritten
     pgbouncer_binary,
+    place,
     postgres_binaries,
     postgres_server,
     postgres_server_url,
@@ -18,6 +19,7 @@ from tests.servers import (  # noqa: E402  it imports what is to be rewritten
 
 __all__ = [
     "pgbouncer_binary",
+    "place",
     "postgres_binaries",
     "postgres_server",
     "postgres_server_url",

@@ -19,6 +19,7 @@ import redis
 
 from outboxkit.testing.postgres_server import PostgresServer, find_postgres
 from outboxkit.testing.redis_server import RedisServer, find_redis
+from tests.databases import Place
 from tests.pgbouncer import find_pgbouncer
 
 
@@ -70,6 +71,15 @@ async def postgres_url(postgres_server_url: str) -> AsyncIterator[str]:
     url = await new_database(postgres_server_url)
     yield url
     await drop_database(url, postgres_server_url)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """Where services have their databases, of each kind."""
+    if request.param == "sqlite":
+        return tmp_path
+    url: str = request.getfixturevalue("postgres_url")
+    return url
 
 
 @pytest.fixture(scope="session")

@@ -1,15 +1,14 @@
 """Two small services for the tests of promises: one that publishes, one that consumes, each with its own database."""
 
 import collections
-import sqlite3
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from outboxkit import App, ConsumerSettings, Observer, RelaySettings, RetryPolicy, Settings, UnitOfWork, event
 from outboxkit.message import Position, Stream
+from tests.databases import Place, database_at
 
 QUICK = Settings(
     partitions={"numbers": 4},
@@ -70,66 +69,49 @@ class Failing(Observer):
         return fail
 
 
-class Database:
-    """A service's SQLite file, read from outside."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.url = f"sqlite:///{path}"
-
-    def ask(self, query: str, *values: object) -> list[Any]:
-        connection = sqlite3.connect(self.path, timeout=10)
-        try:
-            with connection:
-                return connection.execute(query, values).fetchall()
-        finally:
-            connection.close()
-
-    def column(self, query: str) -> list[Any]:
-        return [row[0] for row in self.ask(query)]
-
-
 class Publisher:
     """Draws numbers: a business row and an event each."""
 
-    def __init__(self, folder: Path, broker: Any, *, settings: Settings = QUICK) -> None:
-        self.database = Database(folder / "publisher.db")
+    def __init__(self, place: Place, broker: Any, *, settings: Settings = QUICK) -> None:
+        self.database = database_at(place, "publisher")
         self.observer = Recording()
         self.app = App("drawing", store=self.database.url, broker=broker, settings=settings, observer=self.observer)
 
         @self.app.publishes(Drawn)
         async def draw(uow: UnitOfWork, number: int) -> Drawn:
-            await uow.connection.execute("INSERT INTO drawn VALUES (?)", (number,))
+            await self.database.insert(uow.connection, "drawn (number)", number)
             return Drawn(number)
 
         self.draw = draw
 
     async def migrate(self) -> "Publisher":
+        self.database.create()
         await self.app.migrate()
         self.database.ask("CREATE TABLE IF NOT EXISTS drawn (number INTEGER PRIMARY KEY)")
         return self
 
     def log(self) -> list[bytes]:
-        return self.database.column("SELECT envelope FROM outboxkit_outbox ORDER BY position")
+        return self.database.column(f"SELECT envelope FROM outboxkit_outbox ORDER BY {self.database.log_order}")
 
 
 class Reader:
     """Notes numbers; nothing but the inbox keeps it from noting one twice."""
 
-    def __init__(self, folder: Path, broker: Any, *, settings: Settings = QUICK, name: str = "reader") -> None:
-        self.database = Database(folder / "reader.db")
+    def __init__(self, place: Place, broker: Any, *, settings: Settings = QUICK, name: str = "reader") -> None:
+        self.database = database_at(place, "reader")
         self.observer = Recording()
         self.app = App("noting", store=self.database.url, broker=broker, settings=settings, observer=self.observer, reader=name)
 
         @self.app.consumes(Drawn)
         async def note(drawn: Drawn, uow: UnitOfWork) -> None:
-            await uow.connection.execute("INSERT INTO noted (number) VALUES (?)", (drawn.number,))
+            await self.database.insert(uow.connection, "noted (number)", drawn.number)
 
         self.note = note
 
     async def migrate(self) -> "Reader":
+        self.database.create()
         await self.app.migrate()
-        self.database.ask("CREATE TABLE IF NOT EXISTS noted (id INTEGER PRIMARY KEY, number INTEGER NOT NULL)")
+        self.database.ask(f"CREATE TABLE IF NOT EXISTS noted (id {self.database.serial}, number INTEGER NOT NULL)")
         return self
 
     def noted(self) -> list[int]:

@@ -18,7 +18,8 @@ from outboxkit.errors import BrokerUnavailableError, StreamConflictError
 from outboxkit.message import ORIGIN, LogEntry, Position, Stream
 from outboxkit.testing import MemoryBroker
 from outboxkit_sqlite import SQLiteStore
-from tests.services import QUICK, Database, Drawn, Failing, Publisher, Reader, Recording
+from tests.databases import SQLiteDatabase
+from tests.services import QUICK, Drawn, Failing, Publisher, Reader, Recording
 from tests.waiting import until
 
 
@@ -33,7 +34,7 @@ class Service:
 
     def __init__(self, folder: Path, broker: Any = None, settings: Settings = QUICK) -> None:
         self.broker = broker or MemoryBroker()
-        self.database = Database(folder / "service.db")
+        self.database = SQLiteDatabase(folder / "service.db")
         self.observer = Recording()
         self.app = App("service", store=self.database.url, broker=self.broker, settings=settings, observer=self.observer)
 
@@ -665,7 +666,7 @@ async def test_a_database_that_is_locked_is_waited_for_and_burns_no_attempt(tmp_
     async with publisher.app, reader.app:
         await publisher.draw(1)
         await until(lambda: reader.noted() == [1])
-        somebody = sqlite3.connect(reader.database.path, isolation_level=None)
+        somebody = sqlite3.connect(tmp_path / "reader.db", isolation_level=None)
         somebody.execute("BEGIN IMMEDIATE")
         for number in range(2, 10):
             await publisher.draw(number)

@@ -21,7 +21,8 @@ from outboxkit.message import ORIGIN, OutboxRow, Position, Stream, new_id
 from outboxkit.testing import MemoryBroker
 from outboxkit.testing.rows import log_of, new_rows, publish
 from outboxkit_sqlite import SQLiteStore
-from tests.services import QUICK, Database, Publisher, Reader
+from tests.databases import SQLiteDatabase
+from tests.services import QUICK, Publisher, Reader
 from tests.waiting import until
 
 needs_permissions = pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
@@ -335,7 +336,7 @@ async def test_a_row_inserted_from_outside_is_relayed_and_consumed(tmp_path: Pat
     async with publisher.app, reader.app:
         await publisher.draw(1)
         row = {**GOOD, "id": id, "key": "2", "partition": partition("2", 4), "envelope": json.dumps(envelope).encode()}
-        insert_row(publisher.database.path, row)
+        insert_row(tmp_path / "publisher.db", row)
         await publisher.draw(3)
         await until(lambda: len(reader.noted()) == 3)
     assert sorted(reader.noted()) == [1, 3, 42]
@@ -376,7 +377,7 @@ async def test_a_row_with_junk_is_dead_and_holds_nobody_up(tmp_path: Path, envel
     broker = MemoryBroker()
     publisher, reader = await Publisher(tmp_path, broker).migrate(), await Reader(tmp_path, broker).migrate()
     async with publisher.app, reader.app:
-        insert_row(publisher.database.path, {**GOOD, "partition": partition("1", 4), "envelope": envelope})
+        insert_row(tmp_path / "publisher.db", {**GOOD, "partition": partition("1", 4), "envelope": envelope})
         await publisher.draw(1)
         await until(lambda: reader.noted() == [1])
     assert reader.observer.count["dead"] == 1
@@ -390,7 +391,7 @@ async def test_a_handler_that_fails_over_a_message_with_an_odd_header_is_retried
     reader.database.ask("CREATE TRIGGER no BEFORE INSERT ON noted WHEN NEW.number = 42 BEGIN SELECT raise(ABORT, 'no'); END")
     envelope = HEAD + b'"data":{"number":42},"x":' + b"9" * 5_000 + b"}"
     async with publisher.app, reader.app:
-        insert_row(publisher.database.path, {**GOOD, "partition": partition("1", 4), "envelope": envelope})
+        insert_row(tmp_path / "publisher.db", {**GOOD, "partition": partition("1", 4), "envelope": envelope})
         await publisher.draw(1)
         await until(lambda: reader.noted() == [1])
         await until(lambda: reader.observer.count["dead"] == 1)
@@ -418,4 +419,4 @@ async def test_an_app_may_be_moved_to_another_working_directory_after_it_was_mad
     await app.migrate()
     async with app.running(relay=False, consume=False), app.unit_of_work():
         pass
-    assert Database(tmp_path / "shop.db").column("SELECT source FROM outboxkit_schema") == ["shop"]
+    assert SQLiteDatabase(tmp_path / "shop.db").column("SELECT source FROM outboxkit_schema") == ["shop"]

@@ -9,30 +9,42 @@ from pathlib import Path
 
 import pytest
 
-from tests.guarantees.victim import PLACES
+from tests.databases import Place
+from tests.guarantees.victim import POINTS, RARE
 from tests.services import Publisher, Reader
 from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(params=["redis", "embedded"])
-def broker_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A real broker of each kind."""
-    if request.param == "redis":
-        url: str = request.getfixturevalue("redis_url")
-        return url
-    return f"sqlite:///{tmp_path}/broker.db"
+KINDS = ("sqlite-redis", "sqlite-embedded", "postgres-redis")
+
+
+@pytest.fixture
+def servers(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Place, str]:
+    """Where the databases are, and a broker of some kind."""
+    database, broker = request.param.split("-")
+    place = tmp_path if database == "sqlite" else request.getfixturevalue("postgres_url")
+    return place, request.getfixturevalue("redis_url") if broker == "redis" else f"sqlite:///{tmp_path}/broker.db"
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("place", PLACES)
-async def test_a_kill_loses_invents_and_doubles_nothing(tmp_path: Path, broker_url: str, place: str, when: str) -> None:
-    rng = random.Random(f"{place} {when}")
-    publisher, reader = await Publisher(tmp_path, broker_url).migrate(), await Reader(tmp_path, broker_url).migrate()
+@pytest.mark.parametrize(
+    ("servers", "point"),
+    # There are no ticks on SQLite.
+    [(kind, point) for kind in KINDS for point in POINTS if point != "make_tick" or kind.startswith("postgres")],
+    indirect=["servers"],
+)
+async def test_a_kill_loses_invents_and_doubles_nothing(
+    tmp_path: Path, servers: tuple[Place, str], point: str, when: str
+) -> None:
+    place, broker_url = servers
+    rng = random.Random(f"{point} {when}")
+    publisher, reader = await Publisher(place, broker_url).migrate(), await Reader(place, broker_url).migrate()
     for life in range(2):
-        nth = rng.randrange(1, 4 if place in ("subscribe", "announce", "save_progress") else 12)
-        arguments = [str(tmp_path), broker_url, place, when, str(nth), str(life * 1000)]
+        nth = rng.randrange(1, 4 if point in RARE else 12)
+        database = "" if place is tmp_path else str(place)
+        arguments = [str(tmp_path), database, broker_url, point, when, str(nth), str(life * 1000)]
         victim = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "tests.guarantees.victim", *arguments, cwd=ROOT, env=_environment()
         )

@@ -1,12 +1,12 @@
 """A broker that is killed under load and comes back, with its data or without: everything arrives once, each key in order."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import anyio
 import pytest
 
 from outboxkit.testing.redis_server import RedisServer
+from tests.databases import Place
 from tests.services import Publisher, Reader
 from tests.waiting import until
 
@@ -19,9 +19,9 @@ async def at_least(count: int, ask: Callable[[], int]) -> None:
 
 
 @pytest.mark.parametrize("persistent", [True, False])
-async def test_a_broker_killed_under_load_costs_nothing(tmp_path: Path, redis_binary: str, persistent: bool) -> None:
+async def test_a_broker_killed_under_load_costs_nothing(place: Place, redis_binary: str, persistent: bool) -> None:
     with RedisServer(redis_binary, persistent=persistent) as server:
-        publisher, reader = await Publisher(tmp_path, server.url).migrate(), await Reader(tmp_path, server.url).migrate()
+        publisher, reader = await Publisher(place, server.url).migrate(), await Reader(place, server.url).migrate()
 
         async def draw_all() -> None:
             for number in range(NUMBERS):
@@ -32,12 +32,13 @@ async def test_a_broker_killed_under_load_costs_nothing(tmp_path: Path, redis_bi
             async with anyio.create_task_group() as drawing:
                 drawing.start_soon(draw_all)
                 for outage in range(1, OUTAGES + 1):
-                    await at_least(NUMBERS * outage // (OUTAGES + 2), lambda: len(reader.noted()))
+                    await at_least(NUMBERS * outage // (OUTAGES + 2), lambda: reader.observer.count["settled"])
                     server.kill()
                     await at_least(len(publisher.observer.troubles) + 1, lambda: len(publisher.observer.troubles))
                     await anyio.to_thread.run_sync(server.restart)
-            noted = await until(reader.noted, lambda noted: len(noted) >= NUMBERS, seconds=30.0)
+            await until(lambda: reader.observer.count["settled"], lambda settled: settled >= NUMBERS, seconds=30.0)
             await until(lambda: reader.database.ask("SELECT * FROM outboxkit_inbox"), lambda rows: not rows)
+    noted = reader.noted()
     assert sorted(noted) == list(range(NUMBERS))
     for key in range(10):
         of_key = [number for number in noted if number % 10 == key]

@@ -18,6 +18,7 @@ from outboxkit.rebase import divergences, rebase
 from outboxkit.testing import MemoryBroker
 from outboxkit.testing.redis_server import RedisServer
 from outboxkit_redis import RedisBroker
+from tests.databases import Place
 from tests.servers import empty_redis
 from tests.services import Failing, Publisher, Reader
 from tests.waiting import until
@@ -51,8 +52,8 @@ async def draw_and_relay(publisher: Publisher, numbers: range, url: str) -> None
     await until(lambda: relayed(url, publisher))
 
 
-async def test_a_rolled_back_event_is_never_relayed(tmp_path: Path, redis_url: str) -> None:
-    publisher = await Publisher(tmp_path, redis_url).migrate()
+async def test_a_rolled_back_event_is_never_relayed(place: Place, redis_url: str) -> None:
+    publisher = await Publisher(place, redis_url).migrate()
     async with publisher.app:
         await publisher.draw(1)
         with pytest.raises(LookupError):
@@ -67,9 +68,9 @@ async def test_a_rolled_back_event_is_never_relayed(tmp_path: Path, redis_url: s
 
 
 async def test_a_broker_that_loses_everything_gets_it_again_and_the_loss_is_reported_once(
-    tmp_path: Path, redis_url: str, caplog: pytest.LogCaptureFixture
+    place: Place, redis_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    publisher, reader = await Publisher(tmp_path, redis_url).migrate(), await Reader(tmp_path, redis_url).migrate()
+    publisher, reader = await Publisher(place, redis_url).migrate(), await Reader(place, redis_url).migrate()
     async with publisher.app, reader.app:
         for number in range(50):
             await publisher.draw(number)
@@ -95,8 +96,8 @@ async def test_an_observer_that_fails_stops_nothing(tmp_path: Path, redis_url: s
     assert len(publisher.log()) == 40
 
 
-async def test_a_loss_is_found_with_no_traffic(tmp_path: Path, redis_url: str) -> None:
-    publisher = await Publisher(tmp_path, redis_url).migrate()
+async def test_a_loss_is_found_with_no_traffic(place: Place, redis_url: str) -> None:
+    publisher = await Publisher(place, redis_url).migrate()
     async with publisher.app:
         await publisher.draw(1)
         await until(lambda: relayed(redis_url, publisher))
@@ -105,19 +106,19 @@ async def test_a_loss_is_found_with_no_traffic(tmp_path: Path, redis_url: str) -
     assert len(publisher.observer.losses) == 1
 
 
-async def test_a_loss_while_the_relay_was_down_is_found_at_its_start(tmp_path: Path, redis_url: str) -> None:
-    publisher = await Publisher(tmp_path, redis_url).migrate()
+async def test_a_loss_while_the_relay_was_down_is_found_at_its_start(place: Place, redis_url: str) -> None:
+    publisher = await Publisher(place, redis_url).migrate()
     async with publisher.app:
         await draw_and_relay(publisher, range(20), redis_url)
     empty_redis(redis_url)
-    again = Publisher(tmp_path, redis_url)
+    again = Publisher(place, redis_url)
     async with again.app:
         await until(lambda: relayed(redis_url, again))
     assert len(again.observer.losses) == 1
 
 
-async def test_a_partial_loss_is_repaired_and_the_other_streams_are_left_alone(tmp_path: Path, redis_url: str) -> None:
-    publisher = await Publisher(tmp_path, redis_url).migrate()
+async def test_a_partial_loss_is_repaired_and_the_other_streams_are_left_alone(place: Place, redis_url: str) -> None:
+    publisher = await Publisher(place, redis_url).migrate()
     client = raw_client(redis_url)
     async with publisher.app:
         await draw_and_relay(publisher, range(40), redis_url)
@@ -136,9 +137,9 @@ async def broker_holds(broker: MemoryBroker, publisher: Publisher) -> bool:
     return sorted(held) == sorted(publisher.log())
 
 
-async def test_two_relays_on_one_outbox_bring_each_event_once(tmp_path: Path, redis_url: str) -> None:
-    publisher = await Publisher(tmp_path, redis_url).migrate()
-    twins = [Publisher(tmp_path, redis_url) for _ in range(2)]
+async def test_two_relays_on_one_outbox_bring_each_event_once(place: Place, redis_url: str) -> None:
+    publisher = await Publisher(place, redis_url).migrate()
+    twins = [Publisher(place, redis_url) for _ in range(2)]
     async with publisher.app, twins[0].app, twins[1].app:
         async with anyio.create_task_group() as drawing:
             for start in range(4):
@@ -162,12 +163,12 @@ async def test_a_restored_database_is_refused_and_flows_again_after_a_rebase(tmp
             await publisher.draw(number)
         await until(lambda: len(reader.noted()) == 40)
     backup = tmp_path / "backup.db"
-    shutil.copy(publisher.database.path, backup)  # closed, so its write-ahead log is in it
+    shutil.copy(tmp_path / "publisher.db", backup)  # closed, so its write-ahead log is in it
     async with publisher.app, reader.app:
         for number in range(40, 80):
             await publisher.draw(number)
         await until(lambda: len(reader.noted()) == 80)
-    shutil.copy(backup, publisher.database.path)
+    shutil.copy(backup, tmp_path / "publisher.db")
 
     restored = Publisher(tmp_path, redis_url)
     before = await entries(redis_url)
@@ -257,7 +258,7 @@ async def test_a_broker_that_is_away_at_start_is_waited_for_and_nothing_is_lost(
             await until(lambda: relayed(server.url, publisher))
 
 
-async def test_a_lost_reply_skips_ahead(tmp_path: Path) -> None:
+async def test_a_lost_reply_skips_ahead(place: Place) -> None:
     class Forgetful(MemoryBroker):
         """Does what it is asked, and one time in two does not say so."""
 
@@ -271,7 +272,7 @@ async def test_a_lost_reply_skips_ahead(tmp_path: Path) -> None:
             return answer
 
     broker = Forgetful()
-    publisher = await Publisher(tmp_path, broker).migrate()
+    publisher = await Publisher(place, broker).migrate()
     async with publisher.app:
         for number in range(10):
             await publisher.draw(number)

@@ -1,9 +1,10 @@
 """A process to kill: both services in one, with a SIGKILL waiting at one call of one method.
 
-    python victim.py FOLDER BROKER_URL PLACE before|after NTH FIRST_NUMBER
+    python victim.py FOLDER DATABASE BROKER_URL POINT before|after NTH FIRST_NUMBER
 
-It draws numbers and writes each one whose commit it was told of to FOLDER/known, synced. It is killed right before the NTH
-call of PLACE, or right after it took effect and before anyone heard of that. Exits with 3 when the place never came.
+It draws numbers and writes each one whose commit it was told of to FOLDER/known, synced. DATABASE is the URL of a Postgres,
+or nothing for files in FOLDER. It is killed right before the NTH call of POINT, or right after it took effect and before
+anyone heard of that. Exits with 3 when the point never came.
 """
 
 import asyncio
@@ -14,29 +15,35 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from outboxkit_postgres import PostgresStore
+from outboxkit_postgres.log import OutboxTables
+from outboxkit_postgres.transaction import PostgresTransaction
 from outboxkit_redis import RedisBroker
 from outboxkit_sqlite import SQLiteBroker, SQLiteStore
 from outboxkit_sqlite.transaction import SQLiteTransaction
 from tests.services import Publisher, Reader
 
-PLACES: dict[str, tuple[Any, ...]] = {
-    "receive": (SQLiteTransaction,),
-    "settle": (SQLiteTransaction,),
-    "commit": (SQLiteTransaction,),
-    "save_progress": (SQLiteStore,),
+POINTS: dict[str, tuple[Any, ...]] = {
+    "receive": (SQLiteTransaction, PostgresTransaction),
+    "settle": (SQLiteTransaction, PostgresTransaction),
+    "commit": (SQLiteTransaction, PostgresTransaction),
+    "save_progress": (SQLiteStore, PostgresStore),
+    "make_tick": (OutboxTables,),
     "subscribe": (RedisBroker, SQLiteBroker),
     "announce": (RedisBroker, SQLiteBroker),
     "append": (RedisBroker, SQLiteBroker),
     "read": (RedisBroker, SQLiteBroker),
     "ack": (RedisBroker, SQLiteBroker),
 }
+RARE = ("subscribe", "announce", "save_progress")
+"""Points that a short life comes by a few times only."""
 
 
-def arm(place: str, when: str, nth: int) -> None:
+def arm(point: str, when: str, nth: int) -> None:
     """Put the kill where it was asked for."""
     calls = 0
-    for cls in PLACES[place]:
-        method = getattr(cls, place)
+    for cls in POINTS[point]:
+        method = getattr(cls, point)
 
         def wrapped(method: Any) -> Any:
             @functools.wraps(method)
@@ -48,18 +55,18 @@ def arm(place: str, when: str, nth: int) -> None:
                     os.kill(os.getpid(), signal.SIGKILL)
                 result = await method(*args, **kwargs)
                 # A read that brought nothing changed nothing: wait for one that did.
-                if doomed and (place != "read" or result):
+                if doomed and (point != "read" or result):
                     os.kill(os.getpid(), signal.SIGKILL)
                 return result
 
             return call
 
-        setattr(cls, place, wrapped(method))
+        setattr(cls, point, wrapped(method))
 
 
-async def live(folder: Path, url: str, first: int) -> None:
+async def live(folder: Path, database: str, url: str, first: int) -> None:
     """Draw numbers until killed, or until there is no hope of it."""
-    publisher, reader = Publisher(folder, url), Reader(folder, url)
+    publisher, reader = Publisher(database or folder, url), Reader(database or folder, url)
     known = os.open(folder / "known", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     async with publisher.app, reader.app:
         for number in range(first, first + 400):
@@ -69,7 +76,7 @@ async def live(folder: Path, url: str, first: int) -> None:
 
 
 if __name__ == "__main__":
-    folder, url, place, when, nth, first = sys.argv[1:]
-    arm(place, when, int(nth))
-    asyncio.run(live(Path(folder), url, int(first)))
+    folder, database, url, point, when, nth, first = sys.argv[1:]
+    arm(point, when, int(nth))
+    asyncio.run(live(Path(folder), database, url, int(first)))
     sys.exit(3)
