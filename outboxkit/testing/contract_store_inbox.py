@@ -2,14 +2,9 @@
 
 import anyio
 
-from outboxkit.message import ORIGIN, Delivery, Position, Stream, digest, new_id
+from outboxkit.message import ORIGIN, Delivery, Position, digest
 from outboxkit.store import Floor, Outcome, Retry, Store, Subscription
-from outboxkit.testing.rows import deliveries, settled
-
-
-def new_stream() -> Stream:
-    """Return a stream that no group has read."""
-    return Stream("topic", 0, f"source-{new_id()}")
+from outboxkit.testing.rows import deliveries, new_stream, settled
 
 
 def floor_at(major: int, hole: int | None = None) -> Floor:
