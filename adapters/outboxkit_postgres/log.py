@@ -171,9 +171,11 @@ class OutboxTables:
         Raises:
             StoreError: transaction ids went back, so that nobody can tell new rows from old ones.
         """
-        raced = True
-        while raced:  # another relay was faster, and what it made is seen only now
+        while True:
             tick, raced, went_back = (await link.fetch(self._make_tick, last))[0]
+            if not raced:
+                break
+            # Another relay was faster, and what it made is seen only by the next look.
         if went_back:
             raise StoreError(
                 f"the transaction ids of this server are below those in the outbox of {self._source!r}: it was restored from a "

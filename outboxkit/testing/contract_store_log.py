@@ -6,7 +6,7 @@ import anyio
 import anyio.lowlevel
 
 from outboxkit.cancellation import alongside
-from outboxkit.message import ORIGIN, Position, Stream
+from outboxkit.message import LAST, ORIGIN, Position, Stream
 from outboxkit.store import Progress, Store
 from outboxkit.testing.rows import EVERYTHING, SOURCE, envelopes, log_of, new_rows, publish
 
@@ -120,3 +120,61 @@ class StoreLogContract:
         await store.save_progress(Progress(Position(7, 1), {one: Position(7, 1), two: Position(3, 0)}))
         await store.save_progress(Progress(Position(9, 0), {one: Position(9, 0)}))
         assert await peer.progress() == Progress(Position(9, 0), {one: Position(9, 0), two: Position(3, 0)})
+
+    async def test_progress_saved_by_two_relays_at_once_is_one_of_theirs_for_each_stream(
+        self, store: Store, peer: Store
+    ) -> None:
+        streams = [Stream("topic", number, SOURCE) for number in range(8)]
+
+        async def relay(side: Store, minor: int) -> None:
+            for major in range(1, 21):
+                order = streams if minor else list(reversed(streams))
+                await side.save_progress(Progress(Position(major, minor), {one: Position(major, minor) for one in order}))
+
+        async with anyio.create_task_group() as relaying:
+            relaying.start_soon(relay, store, 0)
+            relaying.start_soon(relay, peer, 1)
+        saved = await peer.progress()
+        ends = {Position(20, 0), Position(20, 1)}
+        assert saved.cursor in ends
+        assert saved.last.keys() == set(streams)
+        assert set(saved.last.values()) <= ends
+
+    async def test_what_something_else_wrote_to_the_broker_is_found_nowhere(self, store: Store) -> None:
+        """Any two numbers a broker may hold as a position, also those that no database could keep."""
+        await publish(store, new_rows())
+        (entry,) = await log_of(store)
+        for major, minor in (
+            (0, 0),
+            (1, 2**63),
+            (2**64 - 1, 2**64 - 1),
+            entry.position._replace(minor=entry.position.minor + 1),
+        ):
+            assert await store.find(entry.stream, Position(major, minor)) is None
+        assert await store.find(entry.stream, entry.position) == entry.envelope
+
+    async def test_nothing_is_read_behind_the_end_and_the_end_still_grows(self, store: Store) -> None:
+        await publish(store, new_rows())
+        (entry,) = await log_of(store)
+        for beyond in (Position(entry.position.major + 1000, 0), LAST):
+            assert list(await store.read(beyond, 10, EVERYTHING)) == []
+        (row,) = await publish(store, new_rows())
+        assert envelopes(await log_of(store, entry.position)) == [row.envelope]
+
+    async def test_two_who_wait_are_both_woken(self, store: Store) -> None:
+        await log_of(store)
+        woken: list[int] = []
+
+        async def wait(number: int) -> None:
+            await store.wait(DEADLINE_SECONDS * 2)
+            woken.append(number)
+
+        with anyio.fail_after(DEADLINE_SECONDS):
+            async with anyio.create_task_group() as waiting:
+                waiting.start_soon(wait, 1)
+                await anyio.wait_all_tasks_blocked()
+                await log_of(store)  # one who reads meanwhile wakes nobody, and makes nobody miss anything
+                waiting.start_soon(wait, 2)
+                await anyio.wait_all_tasks_blocked()
+                await publish(store, new_rows())
+        assert sorted(woken) == [1, 2]

@@ -1,8 +1,11 @@
 """A store's contract on rebasing: what diverged moves, everything else stays."""
 
+import anyio
+import anyio.lowlevel
+
 from outboxkit.message import ORIGIN, Position, Stream
 from outboxkit.store import Store
-from outboxkit.testing.rows import SOURCE, log_of, new_rows, publish
+from outboxkit.testing.rows import EVERYTHING, SOURCE, envelopes, log_of, new_rows, publish
 
 
 class StoreRebaseContract:
@@ -32,3 +35,39 @@ class StoreRebaseContract:
         assert await store.rebase({stream: (ORIGIN, Position(500, 0))}) == 0
         await publish(store, new_rows())
         assert (await log_of(store))[0].position > Position(500, 0)
+
+    async def test_a_rebase_among_writers_and_a_relay_loses_nothing(self, store: Store, peer: Store) -> None:
+        """Some rows were read, others only committed, and more come while it runs."""
+        fine, diverged = Stream("topic", 0, SOURCE), Stream("topic", 1, SOURCE)
+        order: dict[Stream, list[bytes]] = {fine: [], diverged: []}
+        seen = list(await peer.read(ORIGIN, 1, EVERYTHING))
+        moved = 0
+
+        async def write(side: Store, stream: Stream) -> None:
+            for _ in range(20):
+                order[stream] += envelopes(await publish(side, new_rows(2, partition=stream.partition)))
+
+        async def relay() -> None:
+            while True:
+                seen.extend(await peer.read(seen[-1].position if seen else ORIGIN, 7, EVERYTHING))
+                await anyio.lowlevel.checkpoint()
+
+        await write(store, diverged)
+        await log_of(store)
+        await publish(store, new_rows(0))
+        order[diverged] += envelopes(await publish(store, new_rows(3, partition=1)))  # of no tick yet, on Postgres
+        broker_last = Position(5000, 3)
+        async with anyio.create_task_group() as relaying:
+            relaying.start_soon(relay)
+            async with anyio.create_task_group() as working:
+                working.start_soon(write, peer, fine)
+                working.start_soon(write, store, diverged)
+                moved = await store.rebase({diverged: (ORIGIN, broker_last)})
+            relaying.cancel_scope.cancel()
+        assert moved >= 43
+        log = await log_of(store)
+        for stream, written in order.items():
+            assert [entry.envelope for entry in log if entry.stream == stream] == written
+        assert min(entry.position for entry in log if entry.stream == diverged) > broker_last
+        untouched = [entry for entry in [*seen, *await log_of(peer, seen[-1].position)] if entry.stream == fine]
+        assert untouched == [entry for entry in log if entry.stream == fine], "read meanwhile: each once, at its one position"

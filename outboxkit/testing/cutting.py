@@ -74,7 +74,11 @@ class _Stepping:
         if task is None:
             return
         self.was_cut = True
-        if self._cut.answered and isinstance(waited_for, asyncio.Future):
-            waited_for.add_done_callback(lambda _: task.cancel())  # called before the task hears of it
+        if self._cut.answered and waited_for is not None:  # a future; None means another turn of the loop
+            waited_for.add_done_callback(partial(_cancel, task))  # called before the task hears of it
         else:
             task.cancel()
+
+
+def _cancel(task: asyncio.Task[Any], _: object) -> None:
+    task.cancel()
