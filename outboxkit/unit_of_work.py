@@ -111,17 +111,22 @@ class UnitOfWork:
         if not self._open:
             raise NoUnitOfWorkError("this unit of work has ended: nothing can join it")
         # Savepoints nest; two calls that ran at the same time inside one unit of work would undo each other's.
-        async with self._joining, self._transaction.savepoint():
-            inner = self._inside(self.connection, declared, cause)
-            self._inner += 1
-            try:
-                with inner.current():
-                    yield inner
-                rows = inner.end()
-            finally:
-                self._inner -= 1
-                inner.close()
-            self._rows += rows
+        rows: list[OutboxRow] = []
+        try:
+            async with self._joining, self._transaction.savepoint():
+                inner = self._inside(self.connection, declared, cause)
+                self._inner += 1
+                try:
+                    with inner.current():
+                        yield inner
+                    rows = inner.end()
+                finally:
+                    self._inner -= 1
+                    inner.close()
+                self._rows += rows
+        except Exception:  # the savepoint was not kept; a cancellation that comes while it is released leaves it and its events
+            self._rows = [row for row in self._rows if row not in rows]
+            raise
 
     @contextmanager
     def joined_on_thread(

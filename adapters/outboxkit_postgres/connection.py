@@ -53,18 +53,30 @@ class WorkLink(AsyncpgLink):
 
 
 class AsyncpgSavepoint:
-    """See `outboxkit_postgres.database.Savepoint`."""
+    """See `outboxkit_postgres.database.Savepoint`.
 
-    def __init__(self, transaction: Any) -> None:
-        self._transaction = transaction
+    Not asyncpg's nested transaction: that cannot be undone any more once releasing it has failed or was cancelled.
+    """
+
+    def __init__(self, raw: Any, number: int) -> None:
+        self._raw = raw
+        # A name of its own: one whose making was cancelled may be there all the same.
+        self._name = f"outboxkit_{number}"
+
+    async def set(self) -> None:
+        """Set it."""
+        await self._execute(f"SAVEPOINT {self._name}")
 
     async def release(self) -> None:
         """Keep what came after it."""
-        await self._transaction.commit()
+        await self._execute(f"RELEASE SAVEPOINT {self._name}")
 
     async def undo(self) -> None:
         """Undo what came after it."""
-        await self._transaction.rollback()
+        await self._execute(f"ROLLBACK TO SAVEPOINT {self._name}; RELEASE SAVEPOINT {self._name}")
+
+    async def _execute(self, statement: str) -> None:
+        await self._raw.execute(statement, timeout=STATEMENT_SECONDS)
 
 
 class AsyncpgUnit(AsyncpgLink):
@@ -73,6 +85,9 @@ class AsyncpgUnit(AsyncpgLink):
     def __init__(self, raw: Any, isolation: str) -> None:
         super().__init__(raw)
         self._transaction = raw.transaction(isolation=isolation.replace(" ", "_"))
+        self._savepoints = 0
+        self._refused = False
+        """Whether the server answered the commit with an error, and so has ended the transaction."""
         self.connection = UnitConnection(raw)
 
     @property
@@ -98,18 +113,23 @@ class AsyncpgUnit(AsyncpgLink):
 
     async def savepoint(self) -> AsyncpgSavepoint:
         """Set a savepoint."""
-        inner = self.raw.transaction()
-        await inner.start()
-        return AsyncpgSavepoint(inner)
+        self._savepoints += 1
+        savepoint = AsyncpgSavepoint(self.raw, self._savepoints)
+        await savepoint.set()
+        return savepoint
 
     async def commit(self) -> None:
         """Commit it."""
-        with anyio.fail_after(STATEMENT_SECONDS):
-            await self._transaction.commit()
+        try:
+            with anyio.fail_after(STATEMENT_SECONDS):
+                await self._transaction.commit()
+        except asyncpg.PostgresError:
+            self._refused = True
+            raise
 
     async def rollback(self) -> None:
         """Undo it; a connection on which that does not work is cut, upon which the server undoes it."""
-        if self.lost:
+        if self._refused or self.lost:
             return
         try:
             with anyio.fail_after(_ROLLBACK_SECONDS):

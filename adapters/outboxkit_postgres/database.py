@@ -104,5 +104,8 @@ class Database(Protocol):
         ...
 
     async def listen(self, channel: str, heard: Callable[[], None]) -> AbstractAsyncContextManager[Link] | None:
-        """Return a connection of its own that calls `heard` at each signal, to be entered; None where that cannot work."""
+        """Return a connection of its own that calls `heard` at each signal, to be entered; None where that cannot work.
+
+        Best, its block ends by itself when the connection is lost.
+        """
         ...

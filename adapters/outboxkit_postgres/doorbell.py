@@ -16,6 +16,8 @@ from outboxkit_postgres.database import Database
 
 _DEBOUNCE_SECONDS = 0.005
 _AGAIN_SECONDS = 1.0
+_ALIVE_SECONDS = 10.0
+"""How often a silent connection is asked whether anybody is still at the other end."""
 
 
 class Doorbell:
@@ -59,7 +61,11 @@ class Doorbell:
             self.can_hear = listening is not None
             self._heard()  # something may have come before
             while True:
-                await self._pressed.wait()
+                with anyio.move_on_after(_ALIVE_SECONDS):
+                    await self._pressed.wait()
+                if not self._pressed.is_set():
+                    await link.fetch("SELECT 1")
+                    continue
                 self._pressed.clear()
                 await link.fetch("SELECT pg_notify($1, '')", self._channel)
                 await anyio.sleep(_DEBOUNCE_SECONDS)

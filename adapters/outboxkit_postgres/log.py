@@ -45,21 +45,23 @@ class OutboxTables:
                 UNION ALL SELECT x FROM pg_snapshot_xip(pg_current_snapshot()) x, last WHERE x > last.seen::text::xid8
             ), gap AS MATERIALIZED (
                 SELECT xid AS low, lead(xid, 1, pg_snapshot_xmax(pg_current_snapshot())) OVER (ORDER BY xid) AS high FROM edge
-            ), made AS (
-                INSERT INTO {tick} (tick, snapshot, high)
-                SELECT last.tick + 1, pg_current_snapshot(), s.last_value
-                FROM last, {sequence} s, set_config('synchronous_commit', CASE current_setting('synchronous_commit')
-                    WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, true)
-                WHERE last.tick = $1 AND (
+            ), due AS MATERIALIZED (
+                SELECT FROM last WHERE tick = $1 AND (
                     EXISTS (SELECT FROM pg_snapshot_xip(last.snapshot) x, LATERAL (
                         SELECT FROM {outbox} o WHERE o.xid = x ORDER BY o.seq LIMIT 1) found
                         WHERE pg_visible_in_snapshot(x, pg_current_snapshot()))
                     OR EXISTS (SELECT FROM gap, LATERAL (
                         SELECT FROM {outbox} o WHERE o.xid > gap.low AND o.xid < gap.high ORDER BY o.xid LIMIT 1) found))
+            ), made AS (
+                INSERT INTO {tick} (tick, snapshot, high)
+                SELECT last.tick + 1, pg_current_snapshot(), s.last_value
+                FROM due, last, {sequence} s, set_config('synchronous_commit', CASE current_setting('synchronous_commit')
+                    WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, true)
                 ON CONFLICT DO NOTHING
                 RETURNING tick
             )
-            SELECT coalesce((SELECT tick FROM made), tick), pg_snapshot_xmax(snapshot) > pg_snapshot_xmax(pg_current_snapshot())
+            SELECT coalesce((SELECT tick FROM made), tick), EXISTS (SELECT FROM due) AND NOT EXISTS (SELECT FROM made),
+                pg_snapshot_xmax(snapshot) > pg_snapshot_xmax(pg_current_snapshot())
             FROM last
         """
         # Each part of a tick is a range of an index. Without statistics, as after the first bulk load, the planner would rather
@@ -169,7 +171,11 @@ class OutboxTables:
         Raises:
             StoreError: transaction ids went back, so that nobody can tell new rows from old ones.
         """
-        tick, went_back = (await link.fetch(self._make_tick, last))[0]
+        while True:
+            tick, raced, went_back = (await link.fetch(self._make_tick, last))[0]
+            if not raced:
+                break
+            # Another relay was faster, and what it made is seen only by the next look.
         if went_back:
             raise StoreError(
                 f"the transaction ids of this server are below those in the outbox of {self._source!r}: it was restored from a "

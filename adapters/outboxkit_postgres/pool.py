@@ -1,5 +1,6 @@
 """A pool of asyncpg's connections to one database."""
 
+import weakref
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, NoReturn
@@ -16,6 +17,8 @@ from outboxkit_postgres.link import Link
 
 _CLOSE_SECONDS = 5.0
 _OLDEST = 130000
+_RESET = "RESET SESSION AUTHORIZATION; DISCARD TEMP;"
+"""What RESET ALL leaves: a role that was set, and temporary tables, which would stand before others of their name."""
 
 
 class AsyncpgPool:
@@ -27,7 +30,7 @@ class AsyncpgPool:
         self._pooled = False
         """Whether a pooler stands between, so that no session state lasts and nothing can be listened to."""
         self._isolation = address.isolation or "read committed"
-        self._lent: set[Any] = set()
+        self._lent: weakref.WeakSet[Any] = weakref.WeakSet()
         """Connections that users had, whose settings are not known any more."""
 
     @property
@@ -136,7 +139,7 @@ class AsyncpgPool:
             yield WorkLink(raw)
 
     async def listen(self, channel: str, heard: Callable[[], None]) -> AbstractAsyncContextManager[Link] | None:
-        """Return a connection that calls `heard` at each signal, and once when it is lost."""
+        """Return a connection that calls `heard` at each signal, and once when it is lost, which ends the block too."""
         if self._pooled:
             return None
 
@@ -147,9 +150,15 @@ class AsyncpgPool:
                 def signalled(*_: Any) -> None:
                     heard()
 
-                await raw.add_listener(channel, signalled)
-                raw.add_termination_listener(signalled)
-                yield AsyncpgLink(raw)
+                def lost(_: Any) -> None:
+                    heard()
+                    block.cancel()
+
+                with anyio.CancelScope() as block:
+                    raw.add_termination_listener(lost)
+                    await raw.add_listener(channel, signalled)
+                    yield AsyncpgLink(raw)
+                raw.remove_termination_listener(lost)
 
         return listening()
 
@@ -157,7 +166,7 @@ class AsyncpgPool:
         """Undo what a user may have set for the session; our own statements set nothing."""
         if raw in self._lent:
             self._lent.discard(raw)
-            await raw.execute(raw.get_reset_query())
+            await raw.execute(f"{raw.get_reset_query()}\n{_RESET}")
 
     def _failed(self, error: Exception) -> NoReturn:
         raise meaning(error, self.name) from error

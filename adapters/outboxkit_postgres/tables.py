@@ -143,7 +143,8 @@ class PostgresTables:
 
     async def read(self, after: Position, limit: int, max_bytes: int) -> Sequence[LogEntry]:
         """See `outboxkit.store.Store.read`."""
-        self._grown = anyio.Event()  # before the read, so that no later commit goes unnoticed
+        if self._grown.is_set():  # before the read, so that no later commit goes unnoticed
+            self._grown = anyio.Event()
         known, tick = self._read_up
         if known != after:
             tick = after.major

@@ -19,7 +19,7 @@ from outboxkit.errors import (
 from outboxkit.message import Delivery, OutboxRow
 from outboxkit.retry import Backoff
 from outboxkit.store import Floor, Outcome, Retry, Subscription, ThreadTransaction
-from outboxkit_postgres.database import Database, Unit
+from outboxkit_postgres.database import Database, Savepoint, Unit
 from outboxkit_postgres.failures import is_conflict, meaning, means_connection_lost, sqlstate
 from outboxkit_postgres.inbox import InboxTables
 from outboxkit_postgres.log import OutboxTables
@@ -72,15 +72,27 @@ class PostgresTransaction:
             savepoint = await self._unit.savepoint()
         try:
             yield
-            with self._translated():
-                await savepoint.release()
         except BaseException as error:
-            if self._ending:
-                raise
-            self._give_up_on(error)
+            if not self._ending:
+                await self._undo(savepoint, error)
+            raise
+        try:
+            with self._translated():
+                await uninterrupted(savepoint.release())  # cancelled, it is released all the same
+        except Exception as error:
+            await self._undo(savepoint, error)
+            raise
+
+    async def _undo(self, savepoint: Savepoint, cause: BaseException) -> None:
+        self._give_up_on(cause)
+        try:
             with self._translated():
                 await uninterrupted(savepoint.undo())
-            raise
+        except OutboxkitError:
+            self.broken = True  # what the block did is still in it
+            if isinstance(cause, Exception):
+                raise
+            # Else the cancellation goes on, which whoever asked for it waits for.
 
     async def run(self, function: Callable[[ThreadTransaction], T]) -> T:  # noqa: ARG002 - there is no thread to run it on
         """See `outboxkit.store.Transaction.run`."""

@@ -114,7 +114,7 @@ class SQLiteTransaction:
             if not self._ending:
                 await uninterrupted(self._library(lambda connection: _undo(connection, name)))
             raise
-        await self._library(lambda connection: _release(connection, name))
+        await uninterrupted(self._library(lambda connection: _release(connection, name)))
 
     async def run(self, function: Callable[[ThreadScope], T]) -> T:
         """See `outboxkit.store.Transaction.run`."""

@@ -5,11 +5,21 @@ from outboxkit.store import Store
 from outboxkit.testing.contract_store_inbox import StoreInboxContract
 from outboxkit.testing.contract_store_lease import StoreLeaseContract
 from outboxkit.testing.contract_store_log import StoreLogContract
+from outboxkit.testing.contract_store_rebase import StoreRebaseContract
+from outboxkit.testing.contract_store_transactions import StoreTransactionsContract
+from outboxkit.testing.contract_store_writers import StoreWritersContract
 from outboxkit.testing.rows import SOURCE, log_of, new_rows, publish
 from outboxkit.testing.streams import raised
 
 
-class StoreContract(StoreLogContract, StoreInboxContract, StoreLeaseContract):
+class StoreContract(
+    StoreLogContract,
+    StoreWritersContract,
+    StoreTransactionsContract,
+    StoreRebaseContract,
+    StoreLeaseContract,
+    StoreInboxContract,
+):
     """Everything `outboxkit.store.Store` promises, each promise as a test named for it.
 
     Subclass it in a test module, with two pytest fixtures and one method, and let pytest run its ``async def`` tests (with

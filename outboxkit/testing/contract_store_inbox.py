@@ -2,14 +2,9 @@
 
 import anyio
 
-from outboxkit.message import ORIGIN, Delivery, Position, Stream, digest, new_id
+from outboxkit.message import ORIGIN, Delivery, Position, digest
 from outboxkit.store import Floor, Outcome, Retry, Store, Subscription
-from outboxkit.testing.rows import deliveries, settled
-
-
-def new_stream() -> Stream:
-    """Return a stream that no group has read."""
-    return Stream("topic", 0, f"source-{new_id()}")
+from outboxkit.testing.rows import deliveries, new_stream, settled
 
 
 def floor_at(major: int, hole: int | None = None) -> Floor:
@@ -162,3 +157,73 @@ class StoreInboxContract:
             await transaction.receive(subscription, [outcome.delivery for outcome in outcomes])
             await transaction.settle(subscription, outcomes)
             await transaction.commit()
+
+    async def test_a_redelivery_that_races_with_a_moving_floor_has_its_effect_once(self, store: Store, peer: Store) -> None:
+        """The rows below a floor are deleted: who read where it stood, and inserts after that, would run again."""
+        stream = new_stream()
+        subscription, _ = await store.subscribe("group", stream)
+        effects: list[int] = []
+        for first in range(1, 121, 3):
+            chain = deliveries(stream, [first, first + 1, first + 2], before=first - 1)
+            # Out of order, so that the last to come lets the floor move over all of them at once.
+            runs = [(store, chain[1:]), (peer, chain[:1]), (store, chain[1:]), (peer, chain), (store, chain[:1]), (peer, chain)]
+            async with anyio.create_task_group() as racing:
+                for side, run in runs:
+                    racing.start_soon(self._consume, side, subscription, run, effects)
+        assert sorted(effects) == list(range(1, 121))
+        assert await store.floors("group") == {stream: floor_at(120)}
+        assert await settle(peer, subscription, deliveries(stream, list(range(1, 121)))) == []
+
+    @staticmethod
+    async def _consume(side: Store, subscription: Subscription, run: list[Delivery], effects: list[int]) -> None:
+        got = await settle(side, subscription, run)
+        effects.extend(got)
+        await side.floors("group")
+
+    async def test_a_waiting_message_is_taken_by_one_of_two_at_once(self, store: Store, peer: Store) -> None:
+        stream = new_stream()
+        subscription, _ = await store.subscribe("group", stream)
+        chain = deliveries(stream, list(range(1, 21)))
+        await self._fail(store, subscription, *(Outcome(delivery, "retry", 1, 0.0, "boom") for delivery in chain))
+        taken: list[Delivery] = []
+
+        async def retry_all(side: Store) -> None:
+            for retry in (await side.retries("group", 100))[0]:
+                async with side.transaction() as transaction:
+                    if await transaction.take(retry):
+                        await transaction.settle(subscription, [Outcome(retry.delivery, "settled", 2)])
+                        await transaction.commit()
+                        taken.append(retry.delivery)
+
+        async with anyio.create_task_group() as racing:
+            for side in (store, peer, store, peer):
+                racing.start_soon(retry_all, side)
+        assert sorted(taken) == chain
+        assert await store.retries("group", 100) == ([], None)
+
+    async def test_a_retry_that_is_not_due_is_not_taken(self, store: Store) -> None:
+        stream = new_stream()
+        subscription, _ = await store.subscribe("group", stream)
+        (delivery,) = deliveries(stream, [1])
+        await self._fail(store, subscription, Outcome(delivery, "retry", 1, 60.0, "boom"))
+        async with store.transaction() as transaction:
+            assert not await transaction.take(Retry(subscription, delivery, 1))
+
+    async def test_an_error_in_any_script_is_kept(self, store: Store) -> None:
+        stream = new_stream()
+        subscription, _ = await store.subscribe("group", stream)
+        (delivery,) = deliveries(stream, [1])
+        await self._fail(store, subscription, Outcome(delivery, "retry", 1, 0.0, "ungültig: 無効 \U0001f4a5 \\ ' \" \r\n\t"))
+        assert [retry.delivery for retry in (await store.retries("group", 10))[0]] == [delivery]
+
+    async def test_a_floor_may_be_made_by_many_at_once(self, store: Store, peer: Store) -> None:
+        stream = new_stream()
+        made: list[tuple[Subscription, Position]] = []
+
+        async def subscribe(side: Store, floor: Position) -> None:
+            made.append(await side.subscribe("group", stream, floor))
+
+        async with anyio.create_task_group() as racing:
+            for number in range(6):
+                racing.start_soon(subscribe, (store, peer)[number % 2], Position(number, 0))
+        assert len(set(made)) == 1, "all got the one that was first"

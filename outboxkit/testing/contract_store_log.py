@@ -1,16 +1,14 @@
-"""The log's part of a store's contract: L1 to L5, transactions, progress, rebasing."""
+"""The log's part of a store's contract: L1 to L5, waiting, the relay's progress."""
 
-import asyncio
 import random
 
 import anyio
 import anyio.lowlevel
 
-from outboxkit.cancellation import alongside, uninterrupted
-from outboxkit.errors import NoUnitOfWorkError
-from outboxkit.message import ORIGIN, Position, Stream
+from outboxkit.cancellation import alongside
+from outboxkit.message import LAST, ORIGIN, Position, Stream
 from outboxkit.store import Progress, Store
-from outboxkit.testing.rows import EVERYTHING, SOURCE, deliveries, envelopes, log_of, new_rows, publish
+from outboxkit.testing.rows import EVERYTHING, SOURCE, envelopes, log_of, new_rows, publish
 
 DEADLINE_SECONDS = 10.0
 
@@ -123,93 +121,60 @@ class StoreLogContract:
         await store.save_progress(Progress(Position(9, 0), {one: Position(9, 0)}))
         assert await peer.progress() == Progress(Position(9, 0), {one: Position(9, 0), two: Position(3, 0)})
 
-    async def test_a_rebase_moves_what_diverged_above_the_broker_and_keeps_its_order(self, store: Store) -> None:
-        fine, diverged = Stream("topic", 0, SOURCE), Stream("topic", 1, SOURCE)
-        await publish(store, new_rows(2, partition=1))
-        agreed = (await log_of(store))[-1].position
-        await publish(store, [*new_rows(2, partition=1), *new_rows(1, partition=0), *new_rows(1, partition=1)])
-        before = await log_of(store)
-        broker_last = Position(before[-1].position.major + 1000, 5)
-        assert await store.rebase({diverged: (agreed, broker_last)}) == 3
-        await publish(store, new_rows(1, partition=0))
-        after = await log_of(store)
-        assert [entry.envelope for entry in after if entry.stream == diverged] == [
-            entry.envelope for entry in before if entry.stream == diverged
-        ]
-        assert next(entry for entry in after if entry.stream == fine) in before
-        moved = [entry.position for entry in after if entry.stream == diverged][2:]
-        assert min(moved) > broker_last
-        assert after[-1].position > broker_last, "new rows follow"
-        assert (await store.progress()).last[diverged] == broker_last
+    async def test_progress_saved_by_two_relays_at_once_is_one_of_theirs_for_each_stream(
+        self, store: Store, peer: Store
+    ) -> None:
+        streams = [Stream("topic", number, SOURCE) for number in range(8)]
 
-    async def test_a_rebase_without_rows_to_move_lifts_what_comes(self, store: Store) -> None:
-        stream = Stream("topic", 0, SOURCE)
-        assert await store.rebase({stream: (ORIGIN, Position(500, 0))}) == 0
+        async def relay(side: Store, minor: int) -> None:
+            for major in range(1, 21):
+                order = streams if minor else list(reversed(streams))
+                await side.save_progress(Progress(Position(major, minor), {one: Position(major, minor) for one in order}))
+
+        async with anyio.create_task_group() as relaying:
+            relaying.start_soon(relay, store, 0)
+            relaying.start_soon(relay, peer, 1)
+        saved = await peer.progress()
+        ends = {Position(20, 0), Position(20, 1)}
+        assert saved.cursor in ends
+        assert saved.last.keys() == set(streams)
+        assert set(saved.last.values()) <= ends
+
+    async def test_what_something_else_wrote_to_the_broker_is_found_nowhere(self, store: Store) -> None:
+        """Any two numbers a broker may hold as a position, also those that no database could keep."""
         await publish(store, new_rows())
-        assert (await log_of(store))[0].position > Position(500, 0)
+        (entry,) = await log_of(store)
+        for major, minor in (
+            (0, 0),
+            (1, 2**63),
+            (2**64 - 1, 2**64 - 1),
+            entry.position._replace(minor=entry.position.minor + 1),
+        ):
+            assert await store.find(entry.stream, Position(major, minor)) is None
+        assert await store.find(entry.stream, entry.position) == entry.envelope
 
-    # transactions
+    async def test_nothing_is_read_behind_the_end_and_the_end_still_grows(self, store: Store) -> None:
+        await publish(store, new_rows())
+        (entry,) = await log_of(store)
+        for beyond in (Position(entry.position.major + 1000, 0), LAST):
+            assert list(await store.read(beyond, 10, EVERYTHING)) == []
+        (row,) = await publish(store, new_rows())
+        assert envelopes(await log_of(store, entry.position)) == [row.envelope]
 
-    async def test_a_savepoint_undoes_its_block_only(self, store: Store) -> None:
-        stream = Stream("topic", 0, "elsewhere")
-        subscription, _ = await store.subscribe("group", stream)
-        first, second, third = deliveries(stream, [1, 2, 3])
-        async with store.transaction() as transaction:
-            await transaction.receive(subscription, [first])
-            try:
-                async with transaction.savepoint():
-                    await transaction.receive(subscription, [second])
-                    raise LookupError
-            except LookupError:
-                pass
-            async with transaction.savepoint():
-                await transaction.receive(subscription, [third])
-            await transaction.commit()
-        async with store.transaction() as transaction:
-            assert await transaction.receive(subscription, [first, second, third]) == [second]
+    async def test_two_who_wait_are_both_woken(self, store: Store) -> None:
+        await log_of(store)
+        woken: list[int] = []
 
-    async def test_a_connection_is_useless_after_its_transaction(self, store: Store) -> None:
-        async with store.transaction() as transaction:
-            connection = transaction.connection
-            await transaction.commit()
-        refused = None
-        try:
-            connection.execute("SELECT 1")
-        except NoUnitOfWorkError as error:
-            refused = str(error)
-        assert refused, "a task that outlived its unit of work could write into another one"
-        assert "ended" in refused
+        async def wait(number: int) -> None:
+            await store.wait(DEADLINE_SECONDS * 2)
+            woken.append(number)
 
-    async def test_a_cancelled_caller_leaves_no_transaction_open(self, store: Store, peer: Store) -> None:
-        """Cancelled by asyncio and by anyio, at whatever await it is in; the next writer never waits for it."""
-        rng = random.Random(3)  # noqa: S311 - a test that can be repeated
-        tried: list[bytes] = []
-        certain: list[bytes] = []
-
-        async def unit() -> None:
-            rows = new_rows()
-            tried.extend(envelopes(rows))
-            async with store.transaction() as transaction:
-                async with transaction.savepoint():
-                    await transaction.receive(subscription, deliveries(stream, [len(tried)]))
-                await uninterrupted(transaction.commit(rows))
-            certain.extend(envelopes(rows))
-
-        stream = Stream("topic", 0, "elsewhere")
-        subscription, _ = await store.subscribe("group", stream)
-        for _ in range(60):
-            task = asyncio.ensure_future(unit())
-            with anyio.move_on_after(rng.random() * 0.004):
-                await asyncio.wait([task])
-            task.cancel()
-            await asyncio.wait([task])
-            with anyio.move_on_after(rng.random() * 0.004):
-                await unit()
-            with anyio.fail_after(DEADLINE_SECONDS):
-                rows = envelopes(await publish(peer, new_rows()))
-            tried += rows
-            certain += rows
-        log = envelopes(await log_of(store))
-        assert len(set(log)) == len(log)
-        assert set(certain) <= set(log) <= set(tried)
-        assert len(certain) < len(tried), "some were cut off"
+        with anyio.fail_after(DEADLINE_SECONDS):
+            async with anyio.create_task_group() as waiting:
+                waiting.start_soon(wait, 1)
+                await anyio.wait_all_tasks_blocked()
+                await log_of(store)  # one who reads meanwhile wakes nobody, and makes nobody miss anything
+                waiting.start_soon(wait, 2)
+                await anyio.wait_all_tasks_blocked()
+                await publish(store, new_rows())
+        assert sorted(woken) == [1, 2]

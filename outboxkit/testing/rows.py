@@ -36,6 +36,11 @@ def envelopes(items: Iterable[OutboxRow | LogEntry | Delivery]) -> list[bytes]:
     return [item.envelope for item in items]
 
 
+def new_stream() -> Stream:
+    """Return a stream that no group has read."""
+    return Stream("topic", 0, f"source-{new_id()}")
+
+
 def deliveries(stream: Stream, majors: Sequence[int], *, before: int = 0) -> list[Delivery]:
     """Return a chain of deliveries at these positions; the first one's `prev` is `before`."""
     chain = zip([before, *majors], majors, strict=False)
