@@ -1,6 +1,5 @@
 """asyncpg's connections: one transaction at a time on each, and who may end it."""
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,18 +7,10 @@ import anyio
 import asyncpg
 
 from outboxkit.errors import ConfigurationError, NoUnitOfWorkError, TransactionError
-from outboxkit_postgres.link import Row
-
-STATEMENT_SECONDS = 60.0
-"""A statement of ours that takes longer will not end: the connection is taken for lost."""
+from outboxkit_postgres.control import refuse_control
+from outboxkit_postgres.link import STATEMENT_SECONDS, Row
 
 _ROLLBACK_SECONDS = 5.0
-
-_CONTROL = re.compile(
-    r"(?:\s|;|--[^\n]*(?:\n|$)|/\*.*?\*/)*"
-    r"(?:begin|start\s+transaction|commit|end|abort|prepare\s+transaction|rollback(?!\s+(?:(?:work|transaction)\s+)?to\b))\b",
-    re.IGNORECASE | re.DOTALL,
-)
 _OWNED = {
     "close": "the connection belongs to the store, which closes it with the app",
     "terminate": "the connection belongs to the store, which closes it with the app",
@@ -111,6 +102,9 @@ class AsyncpgUnit(AsyncpgLink):
         """Begin it."""
         await self._transaction.start()
 
+    async def flush(self) -> None:
+        """Nothing is held back."""
+
     async def savepoint(self) -> AsyncpgSavepoint:
         """Set a savepoint."""
         self._savepoints += 1
@@ -161,9 +155,7 @@ class UnitConnection:
             return found
 
         def call(*values: Any, **options: Any) -> Any:
-            statement = values[0] if values else options.get("query")
-            if isinstance(statement, str) and _CONTROL.match(statement):
-                raise TransactionError("the unit of work begins, commits and rolls back: leave out BEGIN, COMMIT and ROLLBACK")
+            refuse_control(values[0] if values else options.get("query"))
             return getattr(self._open(), name)(*values, **options)
 
         return call

@@ -49,6 +49,10 @@ class Unit(Link, Protocol):
         """Begin it."""
         ...
 
+    async def flush(self) -> None:
+        """Send what a layer of the user's own still holds back; raises as that does."""
+        ...
+
     async def savepoint(self) -> Savepoint:
         """Set a savepoint."""
         ...

@@ -41,9 +41,9 @@ class InboxTables:
             WHERE (d.major, d.minor) > (floor.major, floor.minor)
             ON CONFLICT DO NOTHING RETURNING major, minor
         """
-        self._lock = f"SELECT FROM {floor} WHERE id = $1 FOR NO KEY UPDATE"
+        self._lock = f"SELECT 1 FROM {floor} WHERE id = $1 FOR NO KEY UPDATE"
         one = "floor_id = $1 AND major = $2 AND minor = $3"
-        self._take = f"SELECT FROM {inbox} WHERE {one} AND state = 'retry' AND attempt = $4 AND due_at <= clock_timestamp()"
+        self._take = f"SELECT 1 FROM {inbox} WHERE {one} AND state = 'retry' AND attempt = $4 AND due_at <= clock_timestamp()"
         these = "i.floor_id = $1 AND (i.major, i.minor) IN (SELECT * FROM unnest($2::bigint[], $3::bigint[]))"
         self._forget = f"DELETE FROM {inbox} i WHERE {these}"
         self._done = f"""

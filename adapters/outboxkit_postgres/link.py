@@ -5,6 +5,9 @@ from typing import Any, Protocol
 
 Row = Sequence[Any]
 
+STATEMENT_SECONDS = 60.0
+"""A statement of ours that takes longer will not end: the connection is taken for lost."""
+
 
 class Link(Protocol):
     """One connection to the database."""

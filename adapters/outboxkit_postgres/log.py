@@ -112,7 +112,7 @@ class OutboxTables:
         )
         self._find = f"SELECT o.envelope {in_tick} AND t.tick = $1 AND o.seq = $2 AND o.topic = $3 AND o.partition = $4"
         self._status = "SELECT pg_xact_status($1::text::xid8)"
-        self._committed = f"SELECT FROM {outbox} WHERE xid = $1::text::xid8 AND id = $2::uuid"
+        self._committed = f"SELECT 1 FROM {outbox} WHERE xid = $1::text::xid8 AND id = $2::uuid"
         self._cursor = f"SELECT major, minor FROM {names.table('cursor')}"
         self._streams = f"SELECT topic, partition, major, minor FROM {names.table('stream')}"
         self._save = f"""

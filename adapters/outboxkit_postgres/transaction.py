@@ -32,7 +32,7 @@ _LOOK_SECONDS = 30.0
 _ENDED = "the transaction was ended inside the unit of work: nothing more of it is kept, its events neither"
 _FAILED = (
     "a statement failed and its error was swallowed, upon which Postgres keeps nothing of the transaction: let the error out, "
-    "or put what may fail into `async with connection.transaction():`"
+    "or put what may fail into a savepoint (asyncpg's `connection.transaction()`, SQLAlchemy's `session.begin_nested()`)"
 )
 
 
@@ -68,10 +68,12 @@ class PostgresTransaction:
     async def savepoint(self) -> AsyncGenerator[None, None]:
         """See `outboxkit.store.Transaction.savepoint`."""
         self._require_open()
+        await self._flush()
         with self._translated():
             savepoint = await self._unit.savepoint()
         try:
             yield
+            await self._flush()
         except BaseException as error:
             if not self._ending:
                 await self._undo(savepoint, error)
@@ -119,6 +121,7 @@ class PostgresTransaction:
     async def commit(self, rows: Sequence[OutboxRow] = ()) -> None:
         """See `outboxkit.store.Transaction.commit`."""
         self._require_open()
+        await self._flush()
         self._end()
         xid = await self._write(rows)
         try:
@@ -133,6 +136,14 @@ class PostgresTransaction:
                 raise TransactionLostError(f"the database refused the commit: {error}") from error
         self.finished = True
         self._committed()
+
+    async def _flush(self) -> None:
+        """Have the user's own layer send what it holds back, so that its errors are raised here and as they are."""
+        try:
+            await self._unit.flush()
+        except Exception as error:
+            self._give_up_on(error)
+            raise
 
     async def _write(self, rows: Sequence[OutboxRow]) -> int | None:
         """Write the outbox rows; returns the transaction's id, None when it has written nothing at all."""

@@ -1,0 +1,171 @@
+"""The user's engine as the Postgres store's way to its database."""
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, NoReturn
+
+from sqlalchemy import Engine, exc
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
+
+from outboxkit.cancellation import uninterrupted
+from outboxkit.errors import ConfigurationError, StoreError, StoreUnavailableError
+from outboxkit_postgres.failures import meaning
+from outboxkit_postgres.link import Link
+from outboxkit_sqlalchemy.connection import UnitConnection
+from outboxkit_sqlalchemy.statement import EngineLink, WorkLink
+from outboxkit_sqlalchemy.unit import SessionUnit, close, cut, session_unit
+
+_OLDEST = 130000
+_UNLIMITED = 10
+
+
+class PostgresUnit(SessionUnit, EngineLink):
+    """See `outboxkit_postgres.database.Unit`."""
+
+    def __init__(self, connection: UnitConnection, session: AsyncSession, driver: Any) -> None:
+        SessionUnit.__init__(self, connection, session)
+        self._driver = driver
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether a transaction is open, or will be with the first statement."""
+        if self.lost:
+            return False
+        if not self.connection.used:
+            return True
+        if self.connection.dialect.driver == "asyncpg":
+            return bool(self._driver.is_in_transaction())
+        return bool(self._driver.info.transaction_status)  # 0 is idle
+
+    @property
+    def lost(self) -> bool:
+        """Whether the connection is gone."""
+        return self.connection.invalidated or _is_closed(self._driver)
+
+
+class EngineDatabase:
+    """See `outboxkit_postgres.database.Database`."""
+
+    def __init__(self, engine: AsyncEngine, sessions: async_sessionmaker[AsyncSession]) -> None:
+        self._engine = engine
+        self._sessions = sessions
+        self._books = engine.execution_options(isolation_level="READ COMMITTED")
+        self._spare: AsyncEngine | None = None
+        """The same with a pool of its own, that no user can exhaust."""
+        self._can_listen = False
+
+    @property
+    def name(self) -> str:
+        """The database for messages."""
+        return self._engine.url.set(password=None, query={}).render_as_string()
+
+    @property
+    def concurrency(self) -> int:
+        """Half of the pool: the rest is for publishers and the relay."""
+        size: Callable[[], int] = getattr(self._engine.pool, "size", lambda: 0)
+        return max(1, (size() or _UNLIMITED) // 2)
+
+    async def open(self) -> None:
+        """Look at the server; connections are the engine's to make."""
+        below = self._engine.sync_engine
+        spare = AsyncEngine(Engine(below.pool.recreate(), below.dialect, below.url))
+        self._spare = spare.execution_options(isolation_level="READ COMMITTED")
+        async with self._borrowed(self._engine) as connection:
+            raw = await connection.get_raw_connection()
+            if getattr(raw.dbapi_connection, "autocommit", False):
+                raise ConfigurationError(
+                    f"{self.name}: this engine commits each statement by itself (isolation_level='AUTOCOMMIT'), so nothing "
+                    "would be committed together: make one without that"
+                )
+            driver: Any = raw.driver_connection
+            version, pid = (
+                await EngineLink(connection).fetch("SELECT current_setting('server_version_num')::int, pg_backend_pid()")
+            )[0]
+            if version < _OLDEST:
+                raise StoreError(f"{self.name}: this is Postgres {version // 10000}, and 13 or newer is needed")
+            # A pooler between gives out process ids of its own, and what is listened to there is not heard.
+            self._can_listen = connection.dialect.driver == "asyncpg" and driver.get_server_pid() == pid
+
+    async def aclose(self) -> None:
+        """Close the connections that are ours; the engine is the user's."""
+        spare, self._spare = self._spare, None
+        if spare is not None:
+            await uninterrupted(spare.dispose())
+
+    @asynccontextmanager
+    async def _borrowed(self, engine: AsyncEngine | None) -> AsyncGenerator[AsyncConnection, None]:
+        if engine is None or self._spare is None:
+            self._not_open()
+        connection = AsyncConnection(engine)
+        try:
+            await connection.start()
+        except Exception as error:  # as the driver raises it
+            self._failed(error)
+        try:
+            yield connection
+        finally:
+            await uninterrupted(close(connection))
+
+    @asynccontextmanager
+    async def link(self) -> AsyncGenerator[Link, None]:
+        """Borrow a connection for single statements."""
+        async with self._borrowed(self._books) as connection:
+            yield WorkLink(connection)
+
+    @asynccontextmanager
+    async def work(self) -> AsyncGenerator[Link, None]:
+        """Borrow a connection with a transaction."""
+        async with self._borrowed(self._books) as connection, connection.begin():
+            yield EngineLink(connection)
+
+    @asynccontextmanager
+    async def unit(self) -> AsyncGenerator[PostgresUnit, None]:
+        """Borrow a connection for a unit of work."""
+        if self._spare is None:
+            self._not_open()
+        async with session_unit(self._engine, self._sessions, PostgresUnit, self._failed) as unit:
+            yield unit
+
+    @asynccontextmanager
+    async def fresh_link(self) -> AsyncGenerator[Link, None]:
+        """Make a connection of its own."""
+        async with self._borrowed(self._spare) as connection:
+            yield WorkLink(connection)
+
+    async def listen(self, channel: str, heard: Callable[[], None]) -> AbstractAsyncContextManager[Link] | None:
+        """Return a connection that calls `heard` at each signal, and once when it is lost."""
+        if not self._can_listen:
+            return None
+
+        @asynccontextmanager
+        async def listening() -> AsyncGenerator[Link, None]:
+            async with self._borrowed(self._spare) as connection:
+                driver: Any = (await connection.get_raw_connection()).driver_connection
+
+                def signalled(*_: Any) -> None:
+                    heard()
+
+                await driver.add_listener(channel, signalled)
+                driver.add_termination_listener(signalled)
+                try:
+                    yield WorkLink(connection)
+                finally:  # whoever had it next would hear too
+                    await uninterrupted(cut(connection))
+
+        return listening()
+
+    def _not_open(self) -> NoReturn:
+        raise StoreError(f"{self.name} is not open: use the app inside `async with app:`")
+
+    def _failed(self, error: Exception) -> NoReturn:
+        if isinstance(error, exc.TimeoutError):
+            raise StoreUnavailableError(
+                f"{self.name}: no connection of the engine came free in time: look for sessions and units of work that are left "
+                "open while waiting for something else, or give the engine a larger pool_size"
+            ) from error
+        raise meaning(error, self.name) from error
+
+
+def _is_closed(driver: Any) -> bool:
+    closed = driver.is_closed() if hasattr(driver, "is_closed") else driver.closed
+    return bool(closed)

@@ -1,0 +1,1 @@
+"""A store on an engine of the user's own, whichever of the two databases it is for."""

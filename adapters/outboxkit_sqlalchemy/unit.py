@@ -1,0 +1,168 @@
+"""One session on one connection of the user's engine, and the transaction that both are in."""
+
+import logging
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, NoReturn, TypeVar
+
+import anyio
+from sqlalchemy import Connection, event
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, AsyncSessionTransaction, async_sessionmaker
+
+from outboxkit.cancellation import uninterrupted
+from outboxkit_postgres.link import STATEMENT_SECONDS
+from outboxkit_sqlalchemy.connection import UnitConnection
+from outboxkit_sqlalchemy.session import UnitSession, unit_session
+
+T = TypeVar("T")
+
+_ROLLBACK_SECONDS = 5.0
+
+_logger = logging.getLogger("outboxkit.sqlalchemy")
+
+
+class SessionUnit:
+    """A session and its connection: what both databases' units of work are made of."""
+
+    def __init__(self, connection: UnitConnection, session: AsyncSession) -> None:
+        self.connection = connection
+        self.session = session
+        self.releasing: str | None = None
+        """The savepoint that was released last."""
+        self._below: Connection = connection.guard()
+        event.listen(self._below, "release_savepoint", self._before_release)
+
+    async def begin(self) -> None:
+        """Begin the transaction; SQLAlchemy tells the server with the first statement."""
+        await self.session.connection()
+
+    async def flush(self) -> None:
+        """Send what the session holds back."""
+        await self.session.flush()
+
+    async def savepoint(self) -> "SessionSavepoint":
+        """Set a savepoint."""
+        nested = self.session.begin_nested()
+        await nested.start()
+        return SessionSavepoint(self, nested)
+
+    async def commit(self) -> None:
+        """Commit, through the session, so that the user's own listeners of it are told."""
+        self.connection.may_commit()
+        self._session.phase = "committing"
+        try:
+            with anyio.fail_after(STATEMENT_SECONDS):
+                await self._with_user_methods(lambda session: session.commit())
+        except Exception:
+            # SQLAlchemy lets go of a transaction when its COMMIT was answered; what raised later is a listener.
+            if self.connection.invalidated or self._below.get_transaction() is not None:
+                raise
+            _logger.exception("a listener to the session's commit raised; the unit of work is committed")
+        finally:
+            self._session.phase = "over"
+
+    async def rollback(self) -> None:
+        """Undo it; a connection on which that does not work is cut."""
+        try:
+            with anyio.fail_after(_ROLLBACK_SECONDS):
+                await self._with_user_methods(lambda session: session.rollback())
+        except Exception:  # whatever the driver or a listener raises
+            await cut(self.connection)
+
+    def end(self) -> None:
+        """Refuse the user any further use."""
+        self.connection.end()
+        self._session.phase = "over"
+
+    async def close(self) -> None:
+        """Let go of the session's objects, and of the connection."""
+        self.end()
+        try:
+            with anyio.fail_after(_ROLLBACK_SECONDS):
+                await self._with_user_methods(lambda session: session.close())
+        except Exception:  # a task that outlived the unit of work is using it
+            await cut(self.connection)
+        await close(self.connection)
+
+    @property
+    def _session(self) -> UnitSession:
+        session = self.session.sync_session
+        assert isinstance(session, UnitSession)
+        return session
+
+    async def _with_user_methods(self, call: Callable[[Any], T]) -> T:
+        """Call a method of the user's class of session that `UnitSession` refuses."""
+        return await self.session.run_sync(lambda _: call(super(UnitSession, self._session)))
+
+    def _before_release(self, _connection: Connection, name: str, _context: object) -> None:
+        self.releasing = name
+
+
+class SessionSavepoint:
+    """A savepoint that the session knows of, so that its objects go back with the rows."""
+
+    def __init__(self, unit: SessionUnit, nested: AsyncSessionTransaction) -> None:
+        self._unit = unit
+        self._nested = nested
+
+    async def release(self) -> None:
+        """Keep what came after it."""
+        self._unit.releasing = None
+        await self._nested.commit()
+        self._unit.releasing = None
+
+    async def undo(self) -> None:
+        """Undo what came after it."""
+        await self._nested.rollback()
+        name, self._unit.releasing = self._unit.releasing, None
+        if name is not None and not self._unit.connection.invalidated:
+            # SQLAlchemy takes a savepoint whose release was refused for gone, but the server still has it.
+            for statement in (f"ROLLBACK TO SAVEPOINT {name}", f"RELEASE SAVEPOINT {name}"):
+                await self._unit.connection.exec_driver_sql(statement)
+
+
+U = TypeVar("U", bound=SessionUnit)
+
+
+@asynccontextmanager
+async def session_unit(
+    engine: AsyncEngine,
+    sessions: async_sessionmaker[AsyncSession],
+    kind: Callable[[UnitConnection, AsyncSession, Any], U],
+    failed: Callable[[Exception], NoReturn],
+) -> AsyncGenerator[U, None]:
+    """Borrow a connection of the engine for a unit of work.
+
+    Args:
+        engine: the user's.
+        sessions: makes the user's sessions.
+        kind: makes the unit, given the connection, the session and the driver's own connection.
+        failed: raises what it means when no connection could be had.
+    """
+    connection = UnitConnection(engine)
+    try:
+        await connection.start()
+    except Exception as error:  # as the driver raises it
+        failed(error)
+    unit: U | None = None
+    try:
+        driver = (await AsyncConnection.get_raw_connection(connection)).driver_connection
+        unit = kind(connection, unit_session(sessions, connection), driver)
+        yield unit
+    finally:
+        await uninterrupted(unit.close() if unit else close(connection))
+
+
+async def close(connection: AsyncConnection) -> None:
+    """Return a connection to its pool, in a bounded time."""
+    with anyio.move_on_after(_ROLLBACK_SECONDS):
+        await AsyncConnection.close(connection)
+
+
+async def cut(connection: AsyncConnection) -> None:
+    """Close a connection instead of returning it to its pool, in a bounded time."""
+    with anyio.move_on_after(_ROLLBACK_SECONDS):
+        try:
+            await AsyncConnection.invalidate(connection)
+        except Exception:  # it is closed, or cannot be: the pool makes another
+            _logger.debug("cutting a connection failed", exc_info=True)
