@@ -10,6 +10,7 @@ from outboxkit.testing import StoreContract
 from outboxkit.testing.rows import SOURCE
 from outboxkit_sqlalchemy.postgres import EnginePostgresStore
 
+
 class PostgresOnAnEngine(StoreContract):
     driver = ""
 
@@ -46,8 +47,10 @@ class PostgresOnAnEngine(StoreContract):
         self.made += 1
         return self._on(f"t{self.made}_")
 
+
 class TestAsyncpg(PostgresOnAnEngine):
     driver = "asyncpg"
+
 
 class TestPsycopg(PostgresOnAnEngine):
     driver = "psycopg"
