@@ -239,10 +239,11 @@ class App(Router):
         return groups
 
     def _consumers(self, observer: Observer) -> Sequence[Consumer]:
-        return [self._consumer(group, handlers, observer) for group, handlers in self.groups().items()]
+        slots = anyio.Semaphore(self.store.concurrency)
+        return [self._consumer(group, handlers, observer, slots) for group, handlers in self.groups().items()]
 
-    def _consumer(self, group: str, handlers: Mapping[str, Handler], observer: Observer) -> Consumer:
-        settler = Settler(group, handlers, self.store, self._encoder, self.settings.retry, observer)
+    def _consumer(self, group: str, handlers: Mapping[str, Handler], observer: Observer, slots: anyio.Semaphore) -> Consumer:
+        settler = Settler(group, handlers, self.store, self._encoder, self.settings.retry, observer, slots)
         topics = sorted({handler.event.topic for handler in handlers.values()})
         return Consumer(settler, topics, self.reader, self.store, self.broker, self.settings.consumer, observer)
 

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Literal, NamedTuple
 
+import anyio
+
 from outboxkit.attempts import Work, run_segment, segments
 from outboxkit.cancellation import uninterrupted
 from outboxkit.conflicts import again_on_conflict
@@ -54,6 +56,7 @@ class Settler:
         encoder: Encoder,
         retry: RetryPolicy,
         observer: Observer,
+        slots: anyio.Semaphore,
     ) -> None:
         self.group = group
         self._handlers = handlers
@@ -61,6 +64,8 @@ class Settler:
         self._encoder = encoder
         self._retry = retry
         self._observer = observer
+        self._slots = slots
+        """Shared by all groups of the app: transactions that may be open at once, so that some connections stay free."""
 
     async def settle(self, subscription: Subscription, run: Sequence[Delivery], seconds: float) -> int:
         """Settle deliveries of one stream in one transaction.
@@ -73,7 +78,8 @@ class Settler:
         Returns:
             How many of the deliveries, from the first, now have an outcome, and may be acked.
         """
-        return await again_on_conflict(partial(self._settle, subscription, run, seconds))
+        async with self._slots:
+            return await again_on_conflict(partial(self._settle, subscription, run, seconds))
 
     async def _settle(self, subscription: Subscription, run: Sequence[Delivery], seconds: float) -> int:
         try:
@@ -93,7 +99,8 @@ class Settler:
 
     async def retry(self, retry: Retry) -> None:
         """Run a waiting message again, in a transaction of its own; nothing happens when another process was faster."""
-        await again_on_conflict(partial(self._try_again, retry))
+        async with self._slots:
+            await again_on_conflict(partial(self._try_again, retry))
 
     async def _try_again(self, retry: Retry) -> None:
         try:

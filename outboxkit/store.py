@@ -165,7 +165,7 @@ class Store(Protocol):
 
     @property
     def concurrency(self) -> int:
-        """How many transactions a consumer may keep open side by side; 1 where there is one writer at a time."""
+        """How many transactions consumers may keep open side by side; 1 where there is one writer at a time."""
         ...
 
     @property

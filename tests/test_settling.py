@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import anyio
+
 from outboxkit import App, UnitOfWork
 from outboxkit.events import Encoder
 from outboxkit.message import Delivery, Position, Stream
@@ -36,7 +38,15 @@ async def test_however_little_time_there_is_the_first_message_is_settled(tmp_pat
     await app.migrate()
     async with app.running(relay=False, consume=False):
         subscription, _ = await app.store.subscribe("settling", STREAM)
-        settler = Settler("settling", app.groups()["settling"], app.store, Encoder(app.name, QUICK), QUICK.retry, Observer())
+        settler = Settler(
+            "settling",
+            app.groups()["settling"],
+            app.store,
+            Encoder(app.name, QUICK),
+            QUICK.retry,
+            Observer(),
+            anyio.Semaphore(1),
+        )
         assert await settler.settle(subscription, run, -1.0) == 2
         assert handled == [1]
         assert await settler.settle(subscription, run[2:], -1.0) == 2
