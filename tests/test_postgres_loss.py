@@ -1,6 +1,5 @@
 """A Postgres connection that is lost in the middle of a unit of work is an error of ours, wherever it is met."""
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import asyncpg
@@ -13,10 +12,10 @@ from tests.waiting import until
 
 
 @pytest.fixture
-async def app(postgres_url: str) -> AsyncIterator[App]:
+async def app(postgres_url: str) -> App:
     app = App("testing", store=postgres_url, broker=MemoryBroker())
     await app.migrate()
-    yield app
+    return app
 
 
 async def cut(postgres_url: str, connection: Any) -> None:
