@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from outboxkit.cli import commands
+from outboxkit.cli.demo_link import database_url
 from outboxkit.cli.demo_store import databases
 from outboxkit.testing.postgres_server import PostgresServer
 from tests.demos import CLEAN, demo, processes_in, running_demo, until
@@ -108,13 +109,31 @@ def test_without_asyncpg_the_demo_says_how_to_get_it(tmp_path: Path, store: str)
     assert list(tmp_path.iterdir()) == []
 
 
+def test_without_asyncpg_the_demo_runs_on_sqlite(tmp_path: Path) -> None:
+    words = (sys.executable, "-c", WITHOUT_ASYNCPG, "demo", "--count", "20", "--kills", "0")
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    assert subprocess.run(words, env=environment, capture_output=True, timeout=60, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("server", "database"),
+    [
+        ("postgresql://me:secret@host:5432/postgres", "postgresql://me:secret@host:5432/new"),
+        ("postgres://host", "postgres://host/new"),
+        ("postgresql:///postgres?host=/run/postgresql", "postgresql:///new?host=/run/postgresql"),
+    ],
+)
+def test_the_databases_are_on_the_server_that_was_named(server: str, database: str) -> None:
+    assert database_url(server, "new") == database
+
+
 def test_a_postgres_that_does_not_answer_is_exit_code_1_and_its_password_is_not_shown(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     code, said = refused("--store", "postgresql://somebody:hunter2@127.0.0.1:1/postgres")
     assert code == 1
-    assert said.splitlines()[-1].startswith("Error: postgresql://somebody@127.0.0.1:1/postgres: ")
+    assert said.startswith("Error: postgresql://somebody@127.0.0.1:1/postgres: ")
     assert "hunter2" not in said
     assert list(tmp_path.iterdir()) == []
 
@@ -135,6 +154,7 @@ def test_a_role_that_may_not_create_databases_is_told_so(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     code, said = refused("--store", lowly_url)
     assert code == 1
+    assert said.startswith(f"Error: {lowly_url.replace(':hunter2', '')}: ")
     assert "permission denied to create database" in said
     assert "CREATEDB" in said
     assert "hunter2" not in said
