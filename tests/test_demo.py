@@ -1,17 +1,13 @@
 """``outboxkit demo``: that it runs, that it can fail, and that it leaves nothing behind."""
 
 import json
-import os
 import random
 import shutil
 import signal
 import sqlite3
-import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
-from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, cast
@@ -23,32 +19,19 @@ from click.testing import CliRunner, Result
 from outboxkit.cli import commands, demo_run, demo_services
 from outboxkit.cli.demo_broker import broker_url
 from outboxkit.cli.demo_client import Record
-from outboxkit.cli.demo_kills import drawn_plan
+from outboxkit.cli.demo_databases import Databases
+from outboxkit.cli.demo_kills import Plan, drawn_plan
 from outboxkit.cli.demo_report import Report, compare
 from outboxkit.cli.demo_signups import people, people_in, requests
-
-DEMO = (sys.executable, "-m", "outboxkit.cli", "demo")
-CLEAN = {"lost": 0, "invented": 0, "duplicated": 0}
-
-
-def demo(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "TMPDIR": str(folder)}
-    return subprocess.run((*DEMO, *words), env=environment, capture_output=True, text=True, timeout=120, check=False)
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
+from outboxkit.cli.demo_sqlite import sqlite_databases
+from tests.demos import CLEAN, demo, processes_in, running_demo, until
 
 # runs
 
 
 def test_demo_survives_its_kills(tmp_path: Path) -> None:
     answer = demo(tmp_path, "--count", "200", "--kills", "4", "--json")
-    assert json.loads(answer.stdout) == {"signed_up": 200, "targets": 200, **CLEAN, "kills": 4}
+    assert json.loads(answer.stdout) == {"store": "sqlite", "signed_up": 200, "targets": 200, **CLEAN, "kills": 4}
     assert answer.returncode == 0
     assert answer.stdout.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
@@ -56,7 +39,7 @@ def test_demo_survives_its_kills(tmp_path: Path) -> None:
 
 def test_demo_survives_its_kills_on_a_redis_of_its_own(tmp_path: Path, redis_binary: str) -> None:
     answer = demo(tmp_path, "--count", "200", "--kills", "4", "--json", "--broker", "redis")
-    assert json.loads(answer.stdout) == {"signed_up": 200, "targets": 200, **CLEAN, "kills": 4}
+    assert json.loads(answer.stdout) == {"store": "sqlite", "signed_up": 200, "targets": 200, **CLEAN, "kills": 4}
     assert answer.returncode == 0
 
 
@@ -77,15 +60,14 @@ def test_demo_signs_up_who_is_in_a_file_and_keeps_its_folder(tmp_path: Path) -> 
 
 
 @pytest.fixture
-def databases(tmp_path: Path) -> tuple[Path, Path]:
+def databases(tmp_path: Path) -> Databases:
     """What both databases hold after three sign-ups."""
     emails = [("a@x",), ("b@x",), ("c@x",)]
-    paths = tmp_path / "subscriptions.db", tmp_path / "newsletter.db"
-    for path, table in zip(paths, ("subscribers", "targets"), strict=True):
-        change(path, f"CREATE TABLE {table} (email TEXT)")
-        with closing(sqlite3.connect(path)) as connection, connection:
+    for service, table in (("subscriptions", "subscribers"), ("newsletter", "targets")):
+        change(tmp_path / f"{service}.db", f"CREATE TABLE {table} (email TEXT)")
+        with closing(sqlite3.connect(tmp_path / f"{service}.db")) as connection, connection:
             connection.executemany(f"INSERT INTO {table} VALUES (?)", emails)
-    return paths
+    return sqlite_databases(tmp_path)
 
 
 @pytest.fixture
@@ -108,15 +90,15 @@ def exit_code(report: Report, monkeypatch: pytest.MonkeyPatch) -> int:
 
     monkeypatch.setattr(demo_run, "run", run)
     answer = CliRunner().invoke(commands, ["demo", "--json"])
-    assert json.loads(answer.stdout) == report.numbers()
+    assert json.loads(answer.stdout) == report.summary()
     return answer.exit_code
 
 
 def test_a_record_that_fits_both_databases_is_exit_code_0(
-    databases: tuple[Path, Path], record: Record, monkeypatch: pytest.MonkeyPatch
+    databases: Databases, record: Record, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    report = compare(record, *databases, kills=6)
-    assert report.numbers() == {"signed_up": 3, "targets": 3, **CLEAN, "kills": 6}
+    report = compare(record, databases, kills=6)
+    assert report.summary() == {"store": "sqlite", "signed_up": 3, "targets": 3, **CLEAN, "kills": 6}
     assert list(report.refused) == ["d@x"]
     assert exit_code(report, monkeypatch) == 0
 
@@ -133,7 +115,7 @@ def test_a_record_that_fits_both_databases_is_exit_code_0(
     ],
 )
 def test_one_wrong_row_is_counted_and_is_exit_code_1(
-    databases: tuple[Path, Path],
+    databases: Databases,
     record: Record,
     database: str,
     statement: str,
@@ -142,15 +124,15 @@ def test_one_wrong_row_is_counted_and_is_exit_code_1(
     tmp_path: Path,
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # the folder of a run that failed is kept
-    change(next(path for path in databases if path.stem == database), statement)
-    report = compare(record, *databases, kills=6)
-    assert {name: report.numbers()[name] for name in CLEAN} == {**CLEAN, wrong: 1}
+    change(tmp_path / f"{database}.db", statement)
+    report = compare(record, databases, kills=6)
+    assert {name: report.summary()[name] for name in CLEAN} == {**CLEAN, wrong: 1}
     assert exit_code(report, monkeypatch) == 1
 
 
-def test_a_sign_up_that_is_accepted_twice_was_lost_in_between(databases: tuple[Path, Path], record: Record) -> None:
+def test_a_sign_up_that_is_accepted_twice_was_lost_in_between(databases: Databases, record: Record) -> None:
     record.add("a@x", 201)
-    assert list(compare(record, *databases, kills=0).lost) == ["a@x"]
+    assert list(compare(record, databases, kills=0).lost) == ["a@x"]
 
 
 def in_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, file: str, old: str, new: str) -> Result:
@@ -171,12 +153,19 @@ def test_demo_finds_a_newsletter_that_loses_one_and_repeats_another(monkeypatch:
         monkeypatch,
         tmp_path,
         "newsletter.py",
-        "    await uow.connection.execute(\n        ",
-        f"""
-    {sabotage}await uow.connection.execute(""",
+        "    await execute(uow, ADD",
+        f"    {sabotage}await execute(uow, ADD",
     )
     assert answer.exit_code == 1
-    assert json.loads(answer.stdout) == {"signed_up": 30, "targets": 30, "lost": 1, "invented": 0, "duplicated": 1, "kills": 0}
+    assert json.loads(answer.stdout) == {
+        "store": "sqlite",
+        "signed_up": 30,
+        "targets": 30,
+        "lost": 1,
+        "invented": 0,
+        "duplicated": 1,
+        "kills": 0,
+    }
     assert "lost: reader-000003@example.com" in answer.stderr
     assert "duplicated: reader-000005@example.com" in answer.stderr
     kept = answer.stderr.partition("are kept in ")[2].splitlines()[0]
@@ -288,42 +277,30 @@ def test_requests_are_everybody_once_some_twice_and_some_nonsense() -> None:
 @pytest.mark.parametrize("kills", [0, 1, 2, 3, 6, 20, 100])
 @pytest.mark.parametrize("count", [1, 50, 2000])
 @pytest.mark.parametrize("seed", range(5))
-def test_every_kill_is_brought_by_a_request_and_both_services_are_hit(kills: int, count: int, seed: int) -> None:
-    plan = drawn_plan(kills, count, random.Random(seed))
-    assert plan == drawn_plan(kills, count, random.Random(seed))
-    assert all(0 <= at < count for at in (*plan.subscriptions, *plan.newsletter))
-    assert len(plan.subscriptions) + len(plan.newsletter) == kills
-    assert abs(len(plan.subscriptions) - len(plan.newsletter)) <= 1
+@pytest.mark.parametrize(("with_server", "hit"), [(False, ["newsletter", "subscriptions"]), (True, list(Plan._fields))])
+def test_every_kill_is_brought_by_a_request_and_all_are_hit_as_often(
+    kills: int, count: int, seed: int, with_server: bool, hit: list[str]
+) -> None:
+    plan = drawn_plan(kills, count, random.Random(seed), with_server=with_server)
+    assert plan == drawn_plan(kills, count, random.Random(seed), with_server=with_server)
+    assert all(0 <= at < count for moments in plan for at in moments)
+    sizes = {name: len(moments) for name, moments in plan._asdict().items()}
+    assert sum(sizes.values()) == kills
+    assert sum(sizes[name] for name in hit) == kills
+    assert max(sizes[name] for name in hit) - min(sizes[name] for name in hit) <= 1
 
 
 # leaves nothing behind
 
 
-def processes_in(folder: Path) -> Sequence[int]:
-    """The processes that work in a folder, or below it."""
-    found: list[int] = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if (process / "cwd").readlink().is_relative_to(folder):
-                found.append(int(process.name))
-        except OSError:  # it has ended, or is not ours to look at
-            continue
-    return found
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
 def test_a_demo_that_is_stopped_leaves_no_process_behind(tmp_path: Path, number: int, code: int) -> None:
-    environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    with (tmp_path / "output").open("wb") as output:
-        process = subprocess.Popen((*DEMO, "--count", "100000", "--json"), env=environment, stdout=output, stderr=output)
-    try:
+    with running_demo(tmp_path, "--count", "100000", "--json") as process:
         until(lambda: len(processes_in(tmp_path)) >= 2)
         until(lambda: list(tmp_path.glob("*/broker.db")))
         process.send_signal(number)
         assert process.wait(20) == code
         until(lambda: processes_in(tmp_path) == [])
-    finally:
-        process.kill()
     assert number == signal.SIGKILL or not list(tmp_path.glob("outboxkit-demo-*"))
     assert "Traceback" not in (tmp_path / "output").read_text()

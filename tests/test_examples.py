@@ -18,6 +18,9 @@ from typing import Any
 import httpx
 import pytest
 
+from outboxkit.testing.postgres_server import PostgresServer
+from tests.servers import query_postgres
+
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 # quickstart
@@ -221,6 +224,27 @@ def test_a_locked_database_is_unavailable_and_nothing_is_half_done(tmp_path: Pat
         assert services.post(sign_up("ada@example.com", "Ada")).status_code == 201
     finally:
         services.kill()
+
+
+def test_both_services_run_on_postgres_and_wait_for_it_when_it_is_away(tmp_path: Path, postgres_binaries: Path) -> None:
+    with PostgresServer(postgres_binaries) as server:
+        for name in ("subscriptions", "newsletter"):
+            query_postgres(server.url(), f"CREATE DATABASE {name}")
+        urls = {f"{name.upper()}_DATABASE": server.url(name) for name in ("subscriptions", "newsletter")}
+        services = Newsletter(tmp_path / "newsletter", **urls)
+        try:
+            services.start_subscriptions()
+            services.start_newsletter()
+            assert services.post(sign_up("ada@example.com", "Ada")).status_code == 201
+            assert services.post(sign_up("ADA@example.com", "Ada")).status_code == 409
+            server.kill()
+            assert services.post(sign_up("grace@example.com", "Grace")).status_code == 503
+            server.start()
+            _until(lambda: services.post(sign_up("grace@example.com", "Grace")).status_code == 201)
+            names = "SELECT name FROM targets ORDER BY name"
+            _until(lambda: query_postgres(server.url("newsletter"), names) == [("Ada",), ("Grace",)])
+        finally:
+            services.kill()
 
 
 def test_both_services_stop_cleanly_and_go_on_where_they_were(tmp_path: Path) -> None:

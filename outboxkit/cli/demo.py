@@ -41,7 +41,7 @@ from outboxkit.cli.signals import STOP, stop_signals
     "--dir",
     "folder",
     type=click.Path(file_okay=False, path_type=Path),
-    help="An empty folder for SQLite databases and logs, which are kept.",
+    help="An empty folder for logs, and for databases that are files, which are kept.",
 )
 @click.option("--seed", type=int, help="Draw the same kills as the run that showed this seed.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -101,7 +101,7 @@ def _workplace(folder: Path | None) -> Generator[Path, None, None]:
     except Exception:
         if any(place.iterdir()):
             keep = True
-            click.echo(f"databases and logs are kept in {place}", err=True)
+            click.echo(f"logs, and databases that are files, are kept in {place}", err=True)
         raise
     finally:
         if not keep:

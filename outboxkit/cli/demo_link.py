@@ -30,6 +30,12 @@ async def connected(url: str) -> AsyncGenerator[Any, None]:
             connection.terminate()
 
 
+async def reach(url: str) -> None:
+    """Connect and do nothing. Raises what `connected` does."""
+    async with connected(url):
+        pass
+
+
 @contextmanager
 def translated(url: str) -> Generator[None, None, None]:
     """Raise what asyncpg's errors mean, without the password."""
@@ -39,13 +45,18 @@ def translated(url: str) -> Generator[None, None, None]:
         raise AccessDeniedError(
             f"{_shown(url)}: {error}: check user and password; the role has to be one that may create databases (CREATEDB)"
         ) from error
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
         reason = str(error) or type(error).__name__
         raise StoreUnavailableError(f"{_shown(url)}: {reason}: check that the server runs and the URL is right") from error
 
 
+def database_url(server_url: str, name: str) -> str:
+    """Return the URL of another database on the same server."""
+    parts = urlsplit(server_url)
+    return f"{parts.scheme}://{parts.netloc}/{name}{'?' * bool(parts.query)}{parts.query}"
+
+
 def _shown(url: str) -> str:
     parts = urlsplit(url)
-    user, at, _ = parts.netloc.rpartition("@")
-    host = parts.netloc.removeprefix(user + at)
-    return parts._replace(netloc=f"{user.partition(':')[0]}{at}{host}", query="").geturl()
+    account, at, host = parts.netloc.rpartition("@")
+    return f"{parts.scheme}://{account.partition(':')[0]}{at}{host}{parts.path}"

@@ -5,14 +5,13 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from typing import Any
-from urllib.parse import urlsplit
 
 import asyncpg
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from outboxkit.cli.demo_creation import create, dropped_at_the_end
 from outboxkit.cli.demo_databases import Databases, Server
-from outboxkit.cli.demo_link import ANSWER_SECONDS, translated
+from outboxkit.cli.demo_link import ANSWER_SECONDS, database_url, translated
 from outboxkit.errors import StoreUnavailableError
 
 
@@ -65,7 +64,7 @@ def postgres_databases(url: str, server: Server | None = None) -> Generator[Data
 
 @contextmanager
 def _database(portal: BlockingPortal, server_url: str, name: str) -> Generator[PostgresDatabase, None, None]:
-    url = urlsplit(server_url)._replace(path=f"/{name}").geturl()
+    url = database_url(server_url, name)
     with portal.wrap_async_context_manager(_pool(url)) as pool:
 
         async def rows(query: str) -> Sequence[Any]:

@@ -1,5 +1,6 @@
 """What the demo's services keep their rows in: files, a Postgres of its own, or one that is running."""
 
+import asyncio
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,6 +46,7 @@ def databases(choice: str, folder: Path) -> Generator[Databases, None, None]:
         yield sqlite_databases(folder)
         return
     # Here, as they import asyncpg.
+    from outboxkit.cli.demo_link import reach
     from outboxkit.cli.demo_postgres import postgres_databases
     from outboxkit.cli.demo_postgres_server import throw_away_postgres
 
@@ -52,5 +54,6 @@ def databases(choice: str, folder: Path) -> Generator[Databases, None, None]:
         with throw_away_postgres() as server, postgres_databases(server.url, server) as both:
             yield both
     else:
+        asyncio.run(reach(choice))  # before anything is prepared that would have to be undone
         with postgres_databases(choice) as both:
             yield both
