@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import anyio
-import asyncpg
 
 from outboxkit.errors import ConfigurationError, NoUnitOfWorkError, TransactionError
 from outboxkit_postgres.link import Row
@@ -71,8 +70,9 @@ class AsyncpgUnit(AsyncpgLink):
     """See `outboxkit_postgres.database.Unit`."""
 
     def __init__(self, raw: Any, isolation: str) -> None:
-        super().__init__(raw)
-        self._transaction = raw.transaction(isolation=isolation.replace(" ", "_"))
+        # Not the pool's proxy: that is taken away when the session ends, and then cannot even be asked whether it has.
+        super().__init__(unwrapped(raw))
+        self._transaction = self.raw.transaction(isolation=isolation.replace(" ", "_"))
         self.connection = UnitConnection(raw)
 
     @property
@@ -113,12 +113,17 @@ class AsyncpgUnit(AsyncpgLink):
         try:
             with anyio.fail_after(_ROLLBACK_SECONDS):
                 await self._transaction.rollback()
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        except Exception:  # also what asyncpg calls internal: a session that is just ending does not know its state
             self.raw.terminate()
 
     def end(self) -> None:
         """Refuse the user any further use."""
         self.connection.end()
+
+
+def unwrapped(raw: Any) -> Any:
+    """Return the connection inside a pool's proxy."""
+    return getattr(raw, "_con", raw)
 
 
 class UnitConnection:

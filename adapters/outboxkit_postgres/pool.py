@@ -10,7 +10,7 @@ import asyncpg
 from outboxkit.cancellation import uninterrupted
 from outboxkit.errors import StoreError, StoreUnavailableError
 from outboxkit_postgres.address import Address
-from outboxkit_postgres.connection import AsyncpgLink, AsyncpgUnit, WorkLink
+from outboxkit_postgres.connection import AsyncpgLink, AsyncpgUnit, WorkLink, unwrapped
 from outboxkit_postgres.failures import meaning
 from outboxkit_postgres.link import Link
 
@@ -161,11 +161,6 @@ class AsyncpgPool:
 
     def _failed(self, error: Exception) -> NoReturn:
         raise meaning(error, self.name) from error
-
-
-def unwrapped(raw: Any) -> Any:
-    """Return the connection inside a pool's proxy."""
-    return getattr(raw, "_con", raw)
 
 
 async def _returned(pool: Any, raw: Any) -> None:
