@@ -1,5 +1,6 @@
 """A pool of asyncpg's connections to one database."""
 
+import weakref
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, NoReturn
@@ -27,7 +28,7 @@ class AsyncpgPool:
         self._pooled = False
         """Whether a pooler stands between, so that no session state lasts and nothing can be listened to."""
         self._isolation = address.isolation or "read committed"
-        self._lent: set[Any] = set()
+        self._lent = weakref.WeakSet[Any]()
         """Connections that users had, whose settings are not known any more."""
 
     @property
@@ -166,14 +167,14 @@ class AsyncpgPool:
 async def _returned(pool: Any, raw: Any) -> None:
     try:
         await pool.release(raw, timeout=_CLOSE_SECONDS)
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
         return  # the pool has cut it, and will make another
 
 
 async def _ended(raw: Any) -> None:
     try:
         await raw.close(timeout=_CLOSE_SECONDS)
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
         raw.terminate()
 
 

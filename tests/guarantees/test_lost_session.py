@@ -1,5 +1,6 @@
 """A database session that ends in the middle of something: the whole transaction runs again, and it costs no attempt."""
 
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import asyncpg
@@ -11,51 +12,49 @@ from outboxkit.testing import MemoryBroker
 from tests.databases import PostgresDatabase
 from tests.guarantees.counting import Counting
 from tests.services import QUICK, Drawn
+from tests.tcp_proxy import TCPProxy
 from tests.waiting import until
 
-END_MINE = "SELECT pg_terminate_backend(pg_backend_pid())"
-
-
-async def end_from_outside(url: str, connection: Any) -> None:
-    """End a session that does nothing at the moment, and return when its end has been heard of."""
-    outside = await asyncpg.connect(url)
-    await outside.fetch("SELECT pg_terminate_backend($1)", await connection.fetchval("SELECT pg_backend_pid()"))
-    await outside.close()
-    await until(lambda: _is_closed(connection))
-
-
-def _is_closed(connection: Any) -> bool:
-    try:
-        closed: bool = connection.is_closed()
-    except asyncpg.InterfaceError:  # the pool has taken it back
-        return True
-    return closed
-
-
-async def _end(url: str, connection: Any, how: str) -> None:
-    if how == "from outside":
-        await end_from_outside(url, connection)
-    else:
-        await connection.fetch(END_MINE)
+HOWS = ("in a statement", "between statements", "between statements, heard of before the connection ends")
 
 
 class Service:
-    """Draws numbers and notes them, in one app."""
+    """Draws numbers and notes them, in one app; its sessions can be ended."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, proxy: TCPProxy, how: str) -> None:
+        self.how, self.url, self.proxy = how, url, proxy
+        proxy.lingering_seconds = 0.3 if "heard of" in how else 0.0
         self.database = PostgresDatabase(url, "service")
         self.observer = Counting()
-        self.app = App("service", store=self.database.url, broker=MemoryBroker(), settings=QUICK, observer=self.observer)
+        store = PostgresDatabase(proxy.url, "service").url
+        self.app = App("service", store=store, broker=MemoryBroker(), settings=QUICK, observer=self.observer)
 
     async def migrate(self) -> None:
         self.database.create()
         await self.app.migrate()
         self.database.ask("CREATE TABLE noted (number integer NOT NULL)")
 
+    async def end(self, connection: Any) -> None:
+        """End the session of a connection, and find out."""
+        pid = await connection.fetchval("SELECT pg_backend_pid()")
+        if self.how != "in a statement":
+            before = self.proxy.endings
+            self.database.ask("SELECT pg_terminate_backend($1)", pid)
+            await until(lambda: self.proxy.endings > before)
+        await connection.fetch("SELECT pg_terminate_backend($1)", pid)
 
-@pytest.mark.parametrize("how", ["in a statement", "from outside"])
-async def test_a_unit_of_work_whose_session_ends_committed_nothing_and_the_next_one_works(postgres_url: str, how: str) -> None:
-    service = Service(postgres_url)
+
+@pytest.fixture
+async def proxy(postgres_url: str) -> AsyncGenerator[TCPProxy, None]:
+    async with TCPProxy(postgres_url).running() as proxy:
+        yield proxy
+
+
+@pytest.mark.parametrize("how", HOWS)
+async def test_a_unit_of_work_whose_session_ends_committed_nothing_and_the_next_one_works(
+    postgres_url: str, proxy: TCPProxy, how: str
+) -> None:
+    service = Service(postgres_url, proxy, how)
     await service.migrate()
     async with service.app:
         for _ in range(3):
@@ -63,7 +62,7 @@ async def test_a_unit_of_work_whose_session_ends_committed_nothing_and_the_next_
                 async with service.app.unit_of_work(Drawn) as uow:
                     uow.publish(Drawn(1))
                     await service.database.insert(uow.connection, "noted (number)", 1)
-                    await _end(postgres_url, uow.connection, how)
+                    await service.end(uow.connection)
         async with service.app.unit_of_work(Drawn) as uow:
             uow.publish(Drawn(2))
             await service.database.insert(uow.connection, "noted (number)", 2)
@@ -72,11 +71,11 @@ async def test_a_unit_of_work_whose_session_ends_committed_nothing_and_the_next_
 
 
 @pytest.mark.parametrize("swallowed", [False, True])
-@pytest.mark.parametrize("how", ["in a statement", "from outside"])
+@pytest.mark.parametrize("how", HOWS)
 async def test_a_handler_whose_session_ends_runs_again_and_no_attempt_is_burnt(
-    postgres_url: str, how: str, swallowed: bool
+    postgres_url: str, proxy: TCPProxy, how: str, swallowed: bool
 ) -> None:
-    service = Service(postgres_url)
+    service = Service(postgres_url, proxy, how)
     await service.migrate()
     runs: list[int] = []
 
@@ -86,8 +85,8 @@ async def test_a_handler_whose_session_ends_runs_again_and_no_attempt_is_burnt(
         await service.database.insert(uow.connection, "noted (number)", drawn.number)
         if len(runs) in (1, 3, 4):
             try:
-                await _end(postgres_url, uow.connection, how)
-            except asyncpg.PostgresError:
+                await service.end(uow.connection)
+            except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
                 if not swallowed:
                     raise
 
