@@ -11,7 +11,8 @@ class TCPProxy:
     """Stands before a server, with TLS towards the client when given a context.
 
     While `losing` is not empty, a request that contains it is passed on but its reply is not: the connection is closed
-    instead, or kept open in silence when `silent`. `requests` counts them.
+    instead, or kept open in silence when `silent`. `requests` counts them. A connection that the server ends stays open towards
+    the client for `lingering_seconds`.
     """
 
     def __init__(self, url: str, tls: ssl.SSLContext | None = None) -> None:
@@ -19,6 +20,9 @@ class TCPProxy:
         self._tls = tls
         self.losing = b""
         self.silent = False
+        self.lingering_seconds = 0.0
+        self.endings = 0
+        """How many sessions a Postgres has said to be ending, as far as that was passed on."""
         self.requests = 0
         self.url = ""
 
@@ -37,7 +41,7 @@ class TCPProxy:
             connections.discard(task)
 
         server = await asyncio.start_server(connected, "127.0.0.1", 0, ssl=self._tls)
-        self.url = f"{'rediss' if self._tls else 'redis'}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        self.url = self._url(server.sockets[0].getsockname()[1])
         try:
             yield self
         finally:
@@ -45,6 +49,11 @@ class TCPProxy:
             for task in tuple(connections):
                 task.cancel()
             await asyncio.gather(*connections, return_exceptions=True)
+
+    def _url(self, port: int) -> str:
+        user, at, _ = self._target.netloc.rpartition("@")
+        scheme = self._target.scheme + ("s" if self._tls else "")
+        return self._target._replace(scheme=scheme, netloc=f"{user}{at}127.0.0.1:{port}").geturl()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         server_reader, server_writer = await asyncio.open_connection(self._target.hostname, self._target.port)
@@ -58,6 +67,9 @@ class TCPProxy:
                     break
                 writer.write(answer)
                 await writer.drain()
+                self.endings += b"terminating connection" in answer
+            if not lost.is_set():
+                await asyncio.sleep(self.lingering_seconds)
             writer.close()
 
         back = asyncio.create_task(answers())

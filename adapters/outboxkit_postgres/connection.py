@@ -74,8 +74,9 @@ class AsyncpgUnit(AsyncpgLink):
     """See `outboxkit_postgres.database.Unit`."""
 
     def __init__(self, raw: Any, isolation: str) -> None:
-        super().__init__(raw)
-        self._transaction = raw.transaction(isolation=isolation.replace(" ", "_"))
+        # Not the pool's proxy: that is taken away when the session ends, and then cannot even be asked whether it has.
+        super().__init__(unwrapped(raw))
+        self._transaction = self.raw.transaction(isolation=isolation.replace(" ", "_"))
         self._savepoints = 0
         self._refused = False
         """Whether the server answered the commit with an error, and so has ended the transaction."""
@@ -94,9 +95,8 @@ class AsyncpgUnit(AsyncpgLink):
     @property
     def lost(self) -> bool:
         """Whether the connection is gone."""
-        # A pool takes a connection back by itself when it closes, and what the pool gave out then refuses even to say so.
-        raw = getattr(self.raw, "_con", self.raw)
-        return raw is None or bool(raw.is_closed())
+        closed: bool = self.raw.is_closed()
+        return closed
 
     async def begin(self) -> None:
         """Begin it."""
@@ -128,13 +128,18 @@ class AsyncpgUnit(AsyncpgLink):
         try:
             with anyio.fail_after(_ROLLBACK_SECONDS):
                 await self._transaction.rollback()
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        except Exception:  # also what asyncpg calls internal: a session that is just ending does not know its state
             if not self.lost:
                 self.raw.terminate()
 
     def end(self) -> None:
         """Refuse the user any further use."""
         self.connection.end()
+
+
+def unwrapped(raw: Any) -> Any:
+    """Return the connection inside a pool's proxy."""
+    return getattr(raw, "_con", raw)
 
 
 class UnitConnection:

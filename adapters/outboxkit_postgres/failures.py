@@ -68,11 +68,22 @@ def meaning(error: BaseException, where: str) -> StoreError:
             return StoreError(f"{where}: {text}")
 
 
+def went_away(where: str) -> StoreUnavailableError:
+    """Return the error that says that a session ended in the middle of a transaction."""
+    return StoreUnavailableError(f"{where} went away before the commit: nothing was committed")
+
+
 def _is_broken_link(error: BaseException) -> bool:
-    # asyncpg and SQLAlchemy say a closed connection by errors that carry no code.
-    return isinstance(error, OSError | EOFError | TimeoutError) or (
-        type(error).__name__ in ("InterfaceError", "ConnectionDoesNotExistError", "OperationalError")
-        and ("clos" in str(error) or "connection" in str(error).lower())
+    # asyncpg and SQLAlchemy say a closed connection by errors that carry no code; asyncpg says InternalClientError when it has
+    # heard that the server ends the session, and not yet that the connection has ended.
+    name = type(error).__name__
+    return (
+        isinstance(error, OSError | EOFError | TimeoutError)
+        or name == "InternalClientError"
+        or (
+            name in ("InterfaceError", "ConnectionDoesNotExistError", "OperationalError")
+            and ("clos" in str(error) or "connection" in str(error).lower())
+        )
     )
 
 

@@ -11,7 +11,7 @@ import asyncpg
 from outboxkit.cancellation import uninterrupted
 from outboxkit.errors import StoreError, StoreUnavailableError
 from outboxkit_postgres.address import Address
-from outboxkit_postgres.connection import AsyncpgLink, AsyncpgUnit, WorkLink
+from outboxkit_postgres.connection import AsyncpgLink, AsyncpgUnit, WorkLink, unwrapped
 from outboxkit_postgres.failures import meaning
 from outboxkit_postgres.link import Link
 
@@ -172,11 +172,6 @@ class AsyncpgPool:
         raise meaning(error, self.name) from error
 
 
-def unwrapped(raw: Any) -> Any:
-    """Return the connection inside a pool's proxy."""
-    return getattr(raw, "_con", raw)
-
-
 async def _returned(pool: Any, raw: Any) -> None:
     try:
         await pool.release(raw, timeout=_CLOSE_SECONDS)
@@ -187,7 +182,7 @@ async def _returned(pool: Any, raw: Any) -> None:
 async def _ended(raw: Any) -> None:
     try:
         await raw.close(timeout=_CLOSE_SECONDS)
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
         raw.terminate()
 
 

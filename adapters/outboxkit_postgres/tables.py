@@ -13,7 +13,7 @@ from outboxkit.store import Floor, Progress, Retry, Subscription
 from outboxkit_postgres import schema
 from outboxkit_postgres.database import Database
 from outboxkit_postgres.doorbell import Doorbell
-from outboxkit_postgres.failures import is_conflict, meaning
+from outboxkit_postgres.failures import is_conflict, meaning, went_away
 from outboxkit_postgres.inbox import InboxTables
 from outboxkit_postgres.leases import LeaseTable
 from outboxkit_postgres.link import Link
@@ -119,8 +119,13 @@ class PostgresTables:
                 yield transaction
             except Exception as error:
                 # What the user's own statements met: the whole transaction is gone, and what that means has a name.
-                if not isinstance(error, OutboxkitError) and (is_conflict(error) or unit.lost):
+                if isinstance(error, OutboxkitError) or transaction.finished:
+                    raise
+                await uninterrupted(transaction.rollback())  # it shows whether the session is still there
+                if is_conflict(error):
                     raise meaning(error, self._database.name) from error
+                if unit.lost:
+                    raise went_away(self._database.name) from error
                 raise
             finally:
                 if not transaction.finished:

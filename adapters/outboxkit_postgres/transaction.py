@@ -12,7 +12,6 @@ from outboxkit.errors import (
     ConfigurationError,
     NoUnitOfWorkError,
     OutboxkitError,
-    StoreUnavailableError,
     TransactionError,
     TransactionLostError,
 )
@@ -20,7 +19,7 @@ from outboxkit.message import Delivery, OutboxRow
 from outboxkit.retry import Backoff
 from outboxkit.store import Floor, Outcome, Retry, Subscription, ThreadTransaction
 from outboxkit_postgres.database import Database, Savepoint, Unit
-from outboxkit_postgres.failures import is_conflict, meaning, means_connection_lost, sqlstate
+from outboxkit_postgres.failures import is_conflict, meaning, means_connection_lost, sqlstate, went_away
 from outboxkit_postgres.inbox import InboxTables
 from outboxkit_postgres.log import OutboxTables
 
@@ -148,7 +147,7 @@ class PostgresTransaction:
     async def _write(self, rows: Sequence[OutboxRow]) -> int | None:
         """Write the outbox rows; returns the transaction's id, None when it has written nothing at all."""
         if self._unit.lost:
-            raise StoreUnavailableError(f"{self._database.name} went away before the commit: nothing was committed")
+            raise went_away(self._database.name)
         if not self._unit.in_transaction:
             raise TransactionLostError(_ENDED)
         try:
@@ -178,7 +177,7 @@ class PostgresTransaction:
                 f"message {rows[0].id} in the outbox before publishing it again"
             ) from error
         if not committed:
-            raise StoreUnavailableError(f"{self._database.name} went away before the commit: nothing was committed") from error
+            raise went_away(self._database.name) from error
 
     async def _outcome(self, xid: int, id: str) -> bool:
         backoff, looks = Backoff(), 0
@@ -223,9 +222,12 @@ class PostgresTransaction:
 
     def _give_up_on(self, error: BaseException) -> None:
         """Raise what an error means after which the whole transaction has to be run again, whoever met it."""
-        if isinstance(error, Exception) and (is_conflict(error) or self._unit.lost):
+        if isinstance(error, Exception) and is_conflict(error):
             self.broken = True
             self._fail(error)
+        if isinstance(error, Exception) and self._unit.lost:
+            self.broken = True
+            raise went_away(self._database.name) from error
 
     def _fail(self, error: Exception) -> NoReturn:
         raise meaning(error, self._database.name) from error
