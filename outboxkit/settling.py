@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 from outboxkit.attempts import Work, run_segment, segments
 from outboxkit.cancellation import uninterrupted
 from outboxkit.conflicts import again_on_conflict
-from outboxkit.errors import EnvelopeError, TransactionLostError
+from outboxkit.errors import ConflictError, EnvelopeError, TransactionLostError
 from outboxkit.events import Encoder
 from outboxkit.message import Delivery, Envelope, Message, OutboxRow, Position
 from outboxkit.observe import Observer
@@ -73,7 +73,14 @@ class Settler:
         Returns:
             How many of the deliveries, from the first, now have an outcome, and may be acked.
         """
-        return await again_on_conflict(partial(self._settle, subscription, run, seconds))
+        try:
+            return await again_on_conflict(partial(self._settle, subscription, run, seconds))
+        except ConflictError as error:
+            if len(run) > 1:  # whoever it meets, it meets less of them alone
+                return await self.settle(subscription, run[:1], seconds)
+            # Always another was first, if there is another: it waits, like any message that fails, and others go on.
+            await again_on_conflict(partial(self._blame, subscription, run[0], error))
+            return 1
 
     async def _settle(self, subscription: Subscription, run: Sequence[Delivery], seconds: float) -> int:
         try:
@@ -93,7 +100,10 @@ class Settler:
 
     async def retry(self, retry: Retry) -> None:
         """Run a waiting message again, in a transaction of its own; nothing happens when another process was faster."""
-        await again_on_conflict(partial(self._try_again, retry))
+        try:
+            await again_on_conflict(partial(self._try_again, retry))
+        except ConflictError as error:
+            await again_on_conflict(partial(self._blame, retry.subscription, retry.delivery, error, retry))
 
     async def _try_again(self, retry: Retry) -> None:
         try:

@@ -84,6 +84,8 @@ class AsyncpgUnit(AsyncpgLink):
 
     def __init__(self, raw: Any, isolation: str) -> None:
         super().__init__(raw)
+        self._inner = unwrapped(raw)
+        """What can still be asked when the connection is gone, upon which the pool takes its own away from us."""
         self._transaction = raw.transaction(isolation=isolation.replace(" ", "_"))
         self._savepoints = 0
         self._refused = False
@@ -103,7 +105,7 @@ class AsyncpgUnit(AsyncpgLink):
     @property
     def lost(self) -> bool:
         """Whether the connection is gone."""
-        closed: bool = self.raw.is_closed()
+        closed: bool = self._inner.is_closed()
         return closed
 
     async def begin(self) -> None:
@@ -128,17 +130,22 @@ class AsyncpgUnit(AsyncpgLink):
 
     async def rollback(self) -> None:
         """Undo it; a connection on which that does not work is cut, upon which the server undoes it."""
-        if self._refused or self.raw.is_closed():
+        if self._refused or self.lost:
             return
         try:
             with anyio.fail_after(_ROLLBACK_SECONDS):
                 await self._transaction.rollback()
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
-            self.raw.terminate()
+        except Exception:  # whatever it is: nothing of the transaction may stay
+            self._inner.terminate()
 
     def end(self) -> None:
         """Refuse the user any further use."""
         self.connection.end()
+
+
+def unwrapped(raw: Any) -> Any:
+    """Return the connection inside a pool's proxy."""
+    return getattr(raw, "_con", raw)
 
 
 class UnitConnection:

@@ -68,11 +68,20 @@ def meaning(error: BaseException, where: str) -> StoreError:
             return StoreError(f"{where}: {text}")
 
 
+def is_confused(error: BaseException) -> bool:
+    """Whether asyncpg lost the thread of a connection: the server said goodbye at the moment a statement was begun."""
+    return type(error).__name__ == "InternalClientError"
+
+
 def _is_broken_link(error: BaseException) -> bool:
     # asyncpg and SQLAlchemy say a closed connection by errors that carry no code.
-    return isinstance(error, OSError | EOFError | TimeoutError) or (
-        type(error).__name__ in ("InterfaceError", "ConnectionDoesNotExistError", "OperationalError")
-        and ("clos" in str(error) or "connection" in str(error).lower())
+    return (
+        isinstance(error, OSError | EOFError | TimeoutError)
+        or is_confused(error)
+        or (
+            type(error).__name__ in ("InterfaceError", "ConnectionDoesNotExistError", "OperationalError")
+            and ("clos" in str(error) or "connection" in str(error).lower())
+        )
     )
 
 

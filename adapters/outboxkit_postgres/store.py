@@ -8,8 +8,8 @@ import asyncpg
 from outboxkit.errors import ConfigurationError, TransactionError
 from outboxkit.message import OutboxRow
 from outboxkit_postgres.address import parse_url
-from outboxkit_postgres.connection import AsyncpgLink
-from outboxkit_postgres.pool import AsyncpgPool, unwrapped
+from outboxkit_postgres.connection import AsyncpgLink, unwrapped
+from outboxkit_postgres.pool import AsyncpgPool
 from outboxkit_postgres.tables import PostgresTables
 
 

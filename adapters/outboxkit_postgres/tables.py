@@ -12,7 +12,7 @@ from outboxkit.store import Floor, Progress, Retry, Subscription
 from outboxkit_postgres import schema
 from outboxkit_postgres.database import Database
 from outboxkit_postgres.doorbell import Doorbell
-from outboxkit_postgres.failures import is_conflict, meaning
+from outboxkit_postgres.failures import is_conflict, is_confused, meaning
 from outboxkit_postgres.inbox import InboxTables
 from outboxkit_postgres.link import Link
 from outboxkit_postgres.log import OutboxTables
@@ -66,11 +66,13 @@ class PostgresTables:
             async with self.translated(), self._database.link() as link:
                 names = await self._names(link)
                 await schema.check(link, names, source, self._database.name)
-                await schema.save_partitions(link, names, partitions or {})
+                if partitions is not None:
+                    await schema.save_partitions(link, names, partitions)
+                (encoding,) = (await link.fetch("SELECT current_setting('server_encoding')"))[0]
         except BaseException:
             await self._database.aclose()
             raise
-        self._tables = OutboxTables(names, source), InboxTables(names)
+        self._tables = OutboxTables(names, source), InboxTables(names, plain_errors=encoding != "UTF8")
         self._read_up = ORIGIN, 0
         self._doorbell = Doorbell(self._database, names.channel, self._has_grown)
         self._doorbell.start()
@@ -111,7 +113,7 @@ class PostgresTables:
                 yield transaction
             except Exception as error:
                 # What the user's own statements met: the whole transaction is gone, and what that means has a name.
-                if not isinstance(error, OutboxkitError) and (is_conflict(error) or unit.lost):
+                if not isinstance(error, OutboxkitError) and (is_conflict(error) or is_confused(error) or unit.lost):
                     raise meaning(error, self._database.name) from error
                 raise
             finally:

@@ -20,7 +20,7 @@ from outboxkit.message import Delivery, OutboxRow
 from outboxkit.retry import Backoff
 from outboxkit.store import Floor, Outcome, Retry, Subscription, ThreadTransaction
 from outboxkit_postgres.database import Database, Savepoint, Unit
-from outboxkit_postgres.failures import is_conflict, meaning, means_connection_lost, sqlstate
+from outboxkit_postgres.failures import is_conflict, is_confused, meaning, means_connection_lost, sqlstate
 from outboxkit_postgres.inbox import InboxTables
 from outboxkit_postgres.log import OutboxTables
 
@@ -212,7 +212,7 @@ class PostgresTransaction:
 
     def _give_up_on(self, error: BaseException) -> None:
         """Raise what an error means after which the whole transaction has to be run again, whoever met it."""
-        if isinstance(error, Exception) and (is_conflict(error) or self._unit.lost):
+        if isinstance(error, Exception) and (is_conflict(error) or is_confused(error) or self._unit.lost):
             self.broken = True
             self._fail(error)
 
