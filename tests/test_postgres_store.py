@@ -297,5 +297,5 @@ async def test_connections_that_were_lost_are_not_remembered(postgres_url: str) 
                     await transaction.connection.execute("SELECT 1")
         await publish(store, new_rows())
         gc.collect()
-        pool: Any = store._database
+        pool: Any = vars(store)["_database"]
         assert len(pool._lent) <= 1
