@@ -54,14 +54,16 @@ class TCPProxy:
         lost = asyncio.Event()
 
         async def answers() -> None:
-            while answer := await server_reader.read(65536):
-                if lost.is_set() and self.silent:
-                    continue
-                if lost.is_set():
-                    break
-                writer.write(answer)
-                await writer.drain()
-            writer.close()
+            try:
+                while answer := await server_reader.read(65536):
+                    if lost.is_set() and self.silent:
+                        continue
+                    if lost.is_set():
+                        break
+                    writer.write(answer)
+                    await writer.drain()
+            finally:
+                writer.close()
 
         back = asyncio.create_task(answers())
         try:
