@@ -17,7 +17,7 @@ import anyio
 from outboxkit.attempts import Work, run_segment, segments
 from outboxkit.cancellation import uninterrupted
 from outboxkit.conflicts import again_on_conflict
-from outboxkit.errors import EnvelopeError, TransactionLostError
+from outboxkit.errors import ConflictError, EnvelopeError, TransactionLostError
 from outboxkit.events import Encoder
 from outboxkit.message import Delivery, Envelope, Message, OutboxRow, Position
 from outboxkit.observe import Observer
@@ -79,7 +79,17 @@ class Settler:
             How many of the deliveries, from the first, now have an outcome, and may be acked.
         """
         async with self._slots:
+            return await self._settle_or_defer(subscription, run, seconds)
+
+    async def _settle_or_defer(self, subscription: Subscription, run: Sequence[Delivery], seconds: float) -> int:
+        try:
             return await again_on_conflict(partial(self._settle, subscription, run, seconds))
+        except ConflictError as error:
+            if len(run) > 1:  # whoever it meets, it meets less of them alone
+                return await self._settle_or_defer(subscription, run[:1], seconds)
+            # Always another was first, if there is another: it waits, and others go on.
+            await again_on_conflict(partial(self._blame, subscription, run[0], error))
+            return 1
 
     async def _settle(self, subscription: Subscription, run: Sequence[Delivery], seconds: float) -> int:
         try:
@@ -100,7 +110,10 @@ class Settler:
     async def retry(self, retry: Retry) -> None:
         """Run a waiting message again, in a transaction of its own; nothing happens when another process was faster."""
         async with self._slots:
-            await again_on_conflict(partial(self._try_again, retry))
+            try:
+                await again_on_conflict(partial(self._try_again, retry))
+            except ConflictError as error:
+                await again_on_conflict(partial(self._blame, retry.subscription, retry.delivery, error, retry))
 
     async def _try_again(self, retry: Retry) -> None:
         try:
@@ -176,6 +189,9 @@ class Settler:
     def _outcome(self, work: Work, error: Exception | None, reports: list[Callable[[], None]]) -> Outcome:
         if error is None:
             return Outcome(work.delivery, "settled", work.message.attempt)
+        if isinstance(error, ConflictError):  # nobody's failure: it waits, and nothing is counted
+            reports.append(partial(self._observer.failed, self.group, work.message, error, _RETRY_SECONDS))
+            return Outcome(work.delivery, "retry", work.message.attempt - 1, _RETRY_SECONDS, _text(error))
         delay = (work.handler.retry or self._retry).delay(work.message.attempt, error)
         state: Literal["retry", "dead"] = "dead" if delay is None else "retry"
         reports.append(partial(self._observer.failed, self.group, work.message, error, delay))

@@ -37,6 +37,7 @@ class Recording(Observer):
         self.losses: list[Mapping[Stream, tuple[Position, Position]]] = []
         self.halts: dict[Stream, str] = {}
         self.troubles: list[str] = []
+        self.crashes: list[Exception] = []
         self.count: collections.Counter[str] = collections.Counter()
 
     def lost(self, streams: Mapping[Stream, tuple[Position, Position]]) -> None:
@@ -57,6 +58,10 @@ class Recording(Observer):
     def troubled(self, doing: str, error: Exception, failures: int, seconds: float) -> None:
         super().troubled(doing, error, failures, seconds)
         self.troubles.append(str(error))
+
+    def crashed(self, doing: str, error: Exception) -> None:
+        super().crashed(doing, error)
+        self.crashes.append(error)
 
 
 class Failing(Observer):

@@ -11,14 +11,17 @@ class TCPProxy:
     """Stands before a server, with TLS towards the client when given a context.
 
     While `losing` is not empty, a request that contains it is passed on but its reply is not: the connection is closed
-    instead, or kept open in silence when `silent`. `requests` counts them. A connection that the server ends stays open towards
-    the client for `lingering_seconds`.
+    instead, or kept open in silence when `silent`. `requests` counts them. While `dropping` is not empty, a request that
+    contains it is not even passed on. With `once`, both are emptied by the first such request. A connection that the server
+    ends stays open towards the client for `lingering_seconds`.
     """
 
     def __init__(self, url: str, tls: ssl.SSLContext | None = None) -> None:
         self._target = urlsplit(url)
         self._tls = tls
         self.losing = b""
+        self.dropping = b""
+        self.once = False
         self.silent = False
         self.lingering_seconds = 0.0
         self.endings = 0
@@ -60,27 +63,39 @@ class TCPProxy:
         lost = asyncio.Event()
 
         async def answers() -> None:
-            while answer := await server_reader.read(65536):
-                if lost.is_set() and self.silent:
-                    continue
-                if lost.is_set():
-                    break
-                writer.write(answer)
-                await writer.drain()
-                self.endings += b"terminating connection" in answer
-            if not lost.is_set():
-                await asyncio.sleep(self.lingering_seconds)
-            writer.close()
+            try:
+                while answer := await server_reader.read(65536):
+                    if lost.is_set() and self.silent:
+                        continue
+                    if lost.is_set():
+                        break
+                    writer.write(answer)
+                    await writer.drain()
+                    self.endings += b"terminating connection" in answer
+                if not lost.is_set():
+                    await asyncio.sleep(self.lingering_seconds)
+            finally:
+                writer.close()
 
         back = asyncio.create_task(answers())
         try:
             while request := await reader.read(65536):
+                if self.dropping and self.dropping in request:
+                    self.requests += 1
+                    self._count_down()
+                    break
                 if self.losing and self.losing in request:
                     self.requests += 1
                     lost.set()
+                    self._count_down()
                 server_writer.write(request)
                 await server_writer.drain()
         finally:
+            writer.close()
             server_writer.close()  # before waiting, which a cancellation may cut off
             back.cancel()
             await asyncio.gather(back, return_exceptions=True)
+
+    def _count_down(self) -> None:
+        if self.once:
+            self.losing = self.dropping = b""

@@ -33,15 +33,20 @@ def parse_url(url: str) -> Address:
     Raises:
         ConfigurationError: an option that makes no sense; the message never holds the password.
     """
+    name = _without_password(url)
     try:
         parts = urlsplit(url)
-        _ = parts.port
-    except ValueError as error:
-        raise ConfigurationError(f"the store's URL cannot be read: {error}") from None
-    name = _without_password(url)
+        hosts = parts.netloc.rpartition("@")[2].split(",")
+        readable = all(urlsplit(f"//{host}").port != 0 for host in hosts)
+    except ValueError:  # whose text may hold what the URL does
+        readable = False
+        parts = urlsplit("")
+    if not readable or parts.fragment or "/" in parts.path.lstrip("/"):
+        raise ConfigurationError(
+            f"{name} cannot be read: write postgresql://user:password@host:5432/database, with %23 for a #, %2F for a /, "
+            "%3F for a ? and %40 for an @ in any part"
+        )
     database = unquote(parts.path.lstrip("/"))
-    if parts.fragment or "/" in parts.path.lstrip("/"):
-        raise ConfigurationError(f"{name}: write postgresql://user:password@host:5432/database, with %23 for a # in any part")
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     ours = {option: options.pop(option) for option in OPTIONS if option in options}
     isolation = ours["isolation"].lower().replace("_", " ") if "isolation" in ours else None
@@ -78,6 +83,8 @@ def _number(name: str, options: dict[str, str], option: str, default: float, low
 def _without_password(url: str) -> str:
     """Return a URL as far as it may be shown: scheme, user, host and path."""
     scheme, _, rest = url.partition("://")
-    place = re.split(r"[?#]", rest, maxsplit=1)[0]
+    place, *others = re.split(r"[?#]", rest, maxsplit=1)
     user, at, host = place.rpartition("@")
+    if not at and ":" in place and any("@" in other for other in others):
+        return f"{scheme}://..."  # a password with a ? or # in it, perhaps
     return f"{scheme}://{user.partition(':')[0]}{at}{host}"

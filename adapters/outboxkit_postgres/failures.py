@@ -73,15 +73,18 @@ def went_away(where: str) -> StoreUnavailableError:
     return StoreUnavailableError(f"{where} went away before the commit: nothing was committed")
 
 
+def is_confused(error: BaseException) -> bool:
+    """Whether asyncpg lost the thread of a connection: the server said goodbye at the moment a statement was begun."""
+    return type(error).__name__ == "InternalClientError"
+
+
 def _is_broken_link(error: BaseException) -> bool:
-    # asyncpg and SQLAlchemy say a closed connection by errors that carry no code; asyncpg says InternalClientError when it has
-    # heard that the server ends the session, and not yet that the connection has ended.
-    name = type(error).__name__
+    # asyncpg and SQLAlchemy say a closed connection by errors that carry no code.
     return (
         isinstance(error, OSError | EOFError | TimeoutError)
-        or name == "InternalClientError"
+        or is_confused(error)
         or (
-            name in ("InterfaceError", "ConnectionDoesNotExistError", "OperationalError")
+            type(error).__name__ in ("InterfaceError", "ConnectionDoesNotExistError", "OperationalError")
             and ("clos" in str(error) or "connection" in str(error).lower())
         )
     )

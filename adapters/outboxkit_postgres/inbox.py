@@ -23,7 +23,9 @@ _WALK_LIMIT = 10_000
 class InboxTables:
     """The statements on the inbox; each method takes the connection it runs on."""
 
-    def __init__(self, names: Names) -> None:
+    def __init__(self, names: Names, *, plain_errors: bool = False) -> None:
+        self._plain_errors = plain_errors
+        """Whether the database's encoding has not every character, so that an error may hold some it could not keep."""
         floor, inbox = names.table("floor"), names.table("inbox")
         self._get_floor = (
             f'SELECT id, major, minor, digest FROM {floor} WHERE "group" = $1 AND topic = $2 AND partition = $3 AND source = $4'
@@ -139,7 +141,10 @@ class InboxTables:
                 await link.fetch(statement, subscription.id, majors, minors)
         for outcome in outcomes:
             if outcome.state in ("retry", "dead"):
-                values = (outcome.state, outcome.attempt, outcome.error or "", outcome.delivery.envelope, outcome.delay_seconds)
+                error = outcome.error or ""
+                if self._plain_errors:
+                    error = error.encode("ascii", "backslashreplace").decode()
+                values = (outcome.state, outcome.attempt, error, outcome.delivery.envelope, outcome.delay_seconds)
                 await link.fetch(self._fail, subscription.id, *outcome.delivery.position, *values)
         return _floor((await link.fetch(self._advance, subscription.id))[0])[1]
 

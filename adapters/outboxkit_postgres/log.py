@@ -111,7 +111,10 @@ class OutboxTables:
             "WHERE pg_visible_in_snapshot(o.xid, t.snapshot) AND NOT pg_visible_in_snapshot(o.xid, before.snapshot)"
         )
         self._find = f"SELECT o.envelope {in_tick} AND t.tick = $1 AND o.seq = $2 AND o.topic = $3 AND o.partition = $4"
-        self._status = "SELECT pg_xact_status($1::text::xid8)"
+        # A server that crashed may have forgotten the id, and will give it to another; asking for such a one is an error.
+        self._status = (
+            "SELECT CASE WHEN pg_current_xact_id() < $1::text::xid8 THEN 'aborted' ELSE pg_xact_status($1::text::xid8) END"
+        )
         self._committed = f"SELECT 1 FROM {outbox} WHERE xid = $1::text::xid8 AND id = $2::uuid"
         self._cursor = f"SELECT major, minor FROM {names.table('cursor')}"
         self._streams = f"SELECT topic, partition, major, minor FROM {names.table('stream')}"

@@ -9,10 +9,10 @@ import anyio
 import asyncpg
 
 from outboxkit.cancellation import uninterrupted
-from outboxkit.errors import StoreError, StoreUnavailableError
+from outboxkit.errors import ConfigurationError, StoreError, StoreUnavailableError
 from outboxkit_postgres.address import Address
 from outboxkit_postgres.connection import AsyncpgLink, AsyncpgUnit, WorkLink, unwrapped
-from outboxkit_postgres.failures import meaning
+from outboxkit_postgres.failures import meaning, sqlstate
 from outboxkit_postgres.link import Link
 
 _CLOSE_SECONDS = 5.0
@@ -100,6 +100,10 @@ class AsyncpgPool:
         try:
             raw = await pool.acquire(timeout=seconds)
         except TimeoutError as error:
+            if pool.get_size() - pool.get_idle_size() < self._address.max_connections:
+                raise StoreUnavailableError(
+                    f"{self.name} did not answer within {seconds:g} s: check that it can be reached"
+                ) from error
             raise StoreUnavailableError(
                 f"{self.name}: none of the {self._address.max_connections} connections came free within {seconds:g} s: look "
                 "for units of work that are left open while waiting for something else, or raise ?max_connections="
@@ -169,20 +173,22 @@ class AsyncpgPool:
             await raw.execute(f"{raw.get_reset_query()}\n{_RESET}")
 
     def _failed(self, error: Exception) -> NoReturn:
+        if isinstance(error, ValueError) or sqlstate(error) in ("42704", "22023"):
+            raise ConfigurationError(f"{self.name}: an option in its URL makes no sense: {error}") from error
         raise meaning(error, self.name) from error
 
 
 async def _returned(pool: Any, raw: Any) -> None:
     try:
         await pool.release(raw, timeout=_CLOSE_SECONDS)
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
+    except Exception:  # whatever a driver raises
         return  # the pool has cut it, or had it back before us as it was lost, and will make another
 
 
 async def _ended(raw: Any) -> None:
     try:
         await raw.close(timeout=_CLOSE_SECONDS)
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
+    except Exception:  # whatever a driver raises
         raw.terminate()
 
 

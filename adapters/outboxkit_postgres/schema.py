@@ -50,6 +50,8 @@ async def migrate(link: Link, names: Names, source: str, where: str) -> Sequence
     if found is not None:
         _check_found(found, names, source, where)
         return []
+    if not await link.fetch("SELECT FROM pg_namespace WHERE nspname = $1", names.schema):
+        await link.fetch(f'CREATE SCHEMA "{names.schema}"')
     for statement in statements(names):
         await link.fetch(statement)
     await link.fetch(f"INSERT INTO {names.table('schema')} VALUES (1, $1, $2)", VERSION, source)
@@ -61,6 +63,8 @@ async def save_partitions(link: Link, names: Names, partitions: Mapping[str, int
     topic = names.table("topic")
     known = dict(map(tuple, await link.fetch(f"SELECT topic, partitions FROM {topic}")))
     changed = sorted((name, count) for name, count in partitions.items() if known.get(name) != count)
+    if gone := sorted(known.keys() - partitions.keys()):
+        await link.fetch(f"DELETE FROM {topic} WHERE topic = ANY($1::text[])", gone)
     if changed:
         await link.fetch(
             f"INSERT INTO {topic} SELECT * FROM unnest($1::text[], $2::integer[]) "

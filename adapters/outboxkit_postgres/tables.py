@@ -74,11 +74,14 @@ class PostgresTables:
             async with self.translated(), self._database.link() as link:
                 names = await self._names(link)
                 await schema.check(link, names, source, self._database.name)
-                await schema.save_partitions(link, names, partitions or {})
+                if partitions is not None:
+                    await schema.save_partitions(link, names, partitions)
+                (encoding,) = (await link.fetch("SELECT current_setting('server_encoding')"))[0]
         except BaseException:
             await self._database.aclose()
             raise
-        self._tables = _Tables(OutboxTables(names, source), InboxTables(names), LeaseTable(names))
+        inbox = InboxTables(names, plain_errors=encoding != "UTF8")
+        self._tables = _Tables(OutboxTables(names, source), inbox, LeaseTable(names))
         self._read_up = ORIGIN, 0
         self._doorbell = Doorbell(self._database, names.channel, self._has_grown)
         self._doorbell.start()

@@ -19,7 +19,7 @@ from outboxkit.message import Delivery, OutboxRow
 from outboxkit.retry import Backoff
 from outboxkit.store import Floor, Outcome, Retry, Subscription, ThreadTransaction
 from outboxkit_postgres.database import Database, Savepoint, Unit
-from outboxkit_postgres.failures import is_conflict, meaning, means_connection_lost, sqlstate, went_away
+from outboxkit_postgres.failures import is_conflict, is_confused, meaning, means_connection_lost, sqlstate, went_away
 from outboxkit_postgres.inbox import InboxTables
 from outboxkit_postgres.log import OutboxTables
 
@@ -222,10 +222,12 @@ class PostgresTransaction:
 
     def _give_up_on(self, error: BaseException) -> None:
         """Raise what an error means after which the whole transaction has to be run again, whoever met it."""
-        if isinstance(error, Exception) and is_conflict(error):
+        if not isinstance(error, Exception):
+            return
+        if is_conflict(error):
             self.broken = True
             self._fail(error)
-        if isinstance(error, Exception) and self._unit.lost:
+        if is_confused(error) or self._unit.lost:
             self.broken = True
             raise went_away(self._database.name) from error
 

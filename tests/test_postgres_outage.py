@@ -1,0 +1,237 @@
+"""Postgres away, killed and back: what was read stays, what was committed is known, and errors have a type."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import anyio
+import pytest
+
+from outboxkit import App, UnitOfWork
+from outboxkit.errors import CommitUnknownError, StoreError, StoreUnavailableError
+from outboxkit.message import ORIGIN, LogEntry
+from outboxkit.store import Transaction
+from outboxkit.testing import MemoryBroker
+from outboxkit.testing.postgres_server import PostgresServer
+from outboxkit.testing.rows import EVERYTHING, envelopes, log_of, new_rows, publish
+from outboxkit_postgres import PostgresStore
+from tests.postgres import SOURCE, ask, connected, opened
+from tests.services import QUICK, Drawn, Recording
+from tests.tcp_proxy import TCPProxy
+from tests.waiting import until
+
+
+async def test_what_was_read_is_there_after_a_crash_although_its_writers_did_not_wait_for_the_disk(
+    postgres_binaries: Path,
+) -> None:
+    """L1: visible is not durable with synchronous_commit=off, and the writer's WAL is flushed late on purpose."""
+    options = ("-c", "wal_writer_delay=10s", "-c", "wal_writer_flush_after=100MB", "-c", "synchronous_commit=off")
+    with PostgresServer(postgres_binaries, durable=True, options=options) as server:
+        await PostgresStore(server.url()).migrate(SOURCE)
+        seen = list[LogEntry]()
+        lost = 0
+        for _ in range(4):
+            async with opened(server.url()) as store:
+                written = [envelope for _ in range(10) for envelope in envelopes(await publish(store, new_rows(2)))]
+                seen += await store.read(seen[-1].position if seen else ORIGIN, 7, EVERYTHING)
+                written += envelopes(await publish(store, new_rows(2)))
+                await asyncio.to_thread(server.restart)
+            async with opened(server.url()) as store:
+                log = list(await log_of(store))
+                lost += len(set(written) - set(envelopes(log)))
+                assert log[: len(seen)] == seen
+                assert len(set(envelopes(log))) == len(log)
+                seen = log
+        assert lost, "or this showed nothing: what nobody had read may be lost, with such a setting"
+
+
+# a commit whose reply is lost
+
+
+@asynccontextmanager
+async def proxied(url: str) -> AsyncGenerator[tuple[TCPProxy, PostgresStore], None]:
+    """A store that reaches its database by way of a proxy, which may cut at one COMMIT."""
+    await PostgresStore(url).migrate(SOURCE)
+    async with TCPProxy(url).running() as proxy:
+        proxy.once = True
+        place = urlsplit(url)
+        through = place._replace(netloc=f"{place.username}@127.0.0.1:{urlsplit(proxy.url).port}").geturl()
+        async with opened(through) as store:
+            yield proxy, store
+
+
+async def test_a_commit_that_never_arrived_is_told_as_none(postgres_url: str) -> None:
+    async with proxied(postgres_url) as (proxy, store):
+        for _ in range(3):
+            proxy.dropping = b"COMMIT;"
+            with pytest.raises(StoreUnavailableError, match="nothing was committed") as told:
+                await publish(store, new_rows())
+            assert not isinstance(told.value, CommitUnknownError)
+        rows = await publish(store, new_rows())
+        assert envelopes(await log_of(store)) == envelopes(rows)
+        assert proxy.requests == 3
+
+
+async def test_a_commit_whose_reply_was_lost_is_found_to_have_happened(postgres_url: str) -> None:
+    async with proxied(postgres_url) as (proxy, store):
+        written: list[bytes] = []
+        for count in (1, 2, 3):
+            proxy.losing = b"COMMIT;"
+            written += envelopes(await publish(store, new_rows(count)))
+        assert envelopes(await log_of(store)) == written
+        assert proxy.requests == 3
+
+
+async def test_a_lost_commit_without_an_event_is_told_as_unknown(postgres_url: str) -> None:
+    async with proxied(postgres_url) as (proxy, store):
+        await ask(postgres_url, "CREATE TABLE sale (number integer)")
+        proxy.losing = b"COMMIT;"
+        with pytest.raises(CommitUnknownError, match="look for what it wrote"):
+            async with store.transaction() as transaction:
+                await transaction.connection.execute("INSERT INTO sale VALUES (1)")
+                await transaction.commit()
+        proxy.losing = b"COMMIT;"
+        async with store.transaction() as transaction:
+            await transaction.connection.fetch("SELECT * FROM sale")
+            await transaction.commit()  # nothing was written: nothing can be lost
+
+
+@pytest.mark.parametrize("arrives", [True, False])
+async def test_a_commit_is_looked_for_as_long_as_the_server_is_away(postgres_binaries: Path, arrives: bool) -> None:
+    """Also when the server has forgotten the transaction's very number, which it never wrote down."""
+    with PostgresServer(postgres_binaries) as server:
+        async with proxied(server.url()) as (proxy, store):
+            await ask(server.url(), "CHECKPOINT")
+            rows = new_rows()
+            if arrives:
+                proxy.losing, proxy.silent = b"COMMIT;", True
+            else:
+                proxy.dropping = b"COMMIT;"
+            outcome: list[StoreError | None] = []
+
+            async def commit() -> None:
+                try:
+                    await publish(store, rows)
+                except StoreError as error:
+                    outcome.append(error)
+                else:
+                    outcome.append(None)
+
+            async with anyio.create_task_group() as committing:
+                committing.start_soon(commit)
+                await until(lambda: proxy.requests == 1)
+                if arrives:  # it is in the log before the server dies
+                    await until(lambda: ask(server.url(), "SELECT 1 FROM outboxkit_outbox"))
+                await asyncio.to_thread(server.kill)
+                with anyio.move_on_after(0.3):
+                    await until(lambda: outcome)
+                assert not outcome, "nobody can know yet"
+                await asyncio.to_thread(server.start)
+            log = envelopes(await log_of(store))
+            if arrives:
+                assert outcome == [None]
+                assert log == envelopes(rows)
+            else:
+                assert isinstance(outcome[0], StoreUnavailableError)
+                assert not isinstance(outcome[0], CommitUnknownError)
+                assert log == []
+
+
+async def test_a_number_that_the_server_forgot_is_of_a_transaction_that_did_not_happen(postgres_url: str) -> None:
+    async with opened(postgres_url) as store, connected(postgres_url) as outside:
+        await publish(store, new_rows())
+        (unborn,) = await outside.fetchrow("SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint + 1000")
+        async with vars(store)["_database"].link() as link:
+            assert await store.outbox.was_committed(link, unborn, new_rows()[0].id) is False
+
+
+# a connection that breaks inside a unit of work
+
+
+async def test_a_connection_lost_inside_a_unit_of_work_is_a_typed_error_wherever_it_shows(postgres_url: str) -> None:
+    async with opened(postgres_url) as store:
+
+        async def terminate(transaction: Transaction) -> None:
+            pid = await transaction.connection.fetchval("SELECT pg_backend_pid()")
+            await ask(postgres_url, "SELECT pg_terminate_backend($1)", pid)
+
+        for _ in range(5):
+            with pytest.raises(StoreUnavailableError):
+                async with store.transaction() as transaction:
+                    await terminate(transaction)
+                    await transaction.connection.execute("SELECT 1")
+            with pytest.raises(StoreUnavailableError):
+                async with store.transaction() as transaction:
+                    await terminate(transaction)
+                    await transaction.commit(new_rows())
+            with pytest.raises(StoreUnavailableError):
+                async with store.transaction() as transaction, transaction.savepoint():
+                    await terminate(transaction)
+        assert await publish(store, new_rows())
+        assert len(await log_of(store)) == 1
+
+
+# restarts under load
+
+
+@pytest.fixture
+async def crashing(postgres_binaries: Path) -> AsyncIterator[PostgresServer]:
+    with PostgresServer(postgres_binaries) as server:
+        yield server
+
+
+async def test_a_server_that_is_killed_again_and_again_loses_and_repeats_nothing(crashing: PostgresServer) -> None:
+    url = crashing.url()
+    app = App(SOURCE, store=f"{url}?acquire_seconds=2", broker=MemoryBroker(), settings=QUICK, observer=Recording())
+
+    @app.publishes(Drawn)
+    async def draw(uow: UnitOfWork, number: int) -> Drawn:
+        await uow.connection.execute("INSERT INTO drawn VALUES ($1)", number)
+        return Drawn(number)
+
+    @app.consumes(Drawn)
+    async def note(drawn: Drawn, uow: UnitOfWork) -> None:
+        await uow.connection.execute("INSERT INTO noted (number) VALUES ($1)", drawn.number)
+
+    await app.migrate()
+    await ask(url, "CREATE TABLE drawn (number integer PRIMARY KEY)")
+    await ask(url, "CREATE TABLE noted (id integer GENERATED ALWAYS AS IDENTITY, number integer NOT NULL)")
+    numbers = iter(range(1_000_000))
+    certain: set[int] = set()
+    unknown: set[int] = set()
+    failed = 0
+    stop = anyio.Event()
+
+    async def publisher() -> None:
+        nonlocal failed
+        while not stop.is_set():
+            number = next(numbers)
+            try:
+                await draw(number)
+            except CommitUnknownError:
+                unknown.add(number)
+            except StoreUnavailableError:
+                failed += 1
+                await anyio.sleep(0.01)
+            else:
+                certain.add(number)
+
+    async with app:
+        async with anyio.create_task_group() as publishing:
+            for _ in range(3):
+                publishing.start_soon(publisher)
+            for target in (40, 80, 120):
+                await until(lambda: len(certain), target.__le__)
+                await asyncio.to_thread(crashing.restart)
+            stop.set()
+        drawn = {number for (number,) in await ask(url, "SELECT number FROM drawn")}
+        assert certain <= drawn <= certain | unknown
+        await until(lambda: ask(url, "SELECT number FROM noted"), lambda noted: len(noted) >= len(drawn))
+        assert isinstance(app.observer, Recording)
+        noted = [number for (number,) in await ask(url, "SELECT number FROM noted")]
+        assert sorted(noted) == sorted(drawn)
+        assert app.observer.count["retry"] == app.observer.count["dead"] == 0, "no attempt was burnt"
+        assert not app.observer.crashes, "typed errors only"
+    assert failed, "publishers met it"
