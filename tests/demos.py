@@ -31,7 +31,7 @@ def running_demo(folder: Path, *words: str) -> Generator[subprocess.Popen[bytes]
 
 def until(condition: Callable[[], object]) -> None:
     """Wait until a condition holds."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -300,7 +300,7 @@ def test_a_demo_that_is_stopped_leaves_no_process_behind(tmp_path: Path, number:
         until(lambda: len(processes_in(tmp_path)) >= 2)
         until(lambda: list(tmp_path.glob("*/broker.db")))
         process.send_signal(number)
-        assert process.wait(20) == code
+        assert process.wait(60) == code
         until(lambda: processes_in(tmp_path) == [])
     assert number == signal.SIGKILL or not list(tmp_path.glob("outboxkit-demo-*"))
     assert "Traceback" not in (tmp_path / "output").read_text()

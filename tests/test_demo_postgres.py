@@ -172,7 +172,7 @@ def test_a_demo_that_is_stopped_leaves_no_server_behind(tmp_path: Path, number: 
         until(lambda: list(tmp_path.glob("outboxkit-postgres-*/data/postmaster.pid")))
         until(lambda: "starting up" in "".join(log.read_text() for log in tmp_path.glob("outboxkit-demo-*/*.log")))
         process.send_signal(number)
-        assert process.wait(20) == code
+        assert process.wait(60) == code
         until(lambda: processes_in(tmp_path) == [])
     until(lambda: not list(tmp_path.glob("outboxkit-postgres-*")))
     assert number == signal.SIGKILL or not list(tmp_path.glob("outboxkit-demo-*"))
@@ -185,6 +185,6 @@ def test_a_demo_that_is_stopped_leaves_no_database_behind(tmp_path: Path, postgr
         until(lambda: list(tmp_path.glob("outboxkit-demo-*/broker.db")))
         assert len(query_postgres(postgres_server_url, OURS)) == 2
         process.send_signal(number)
-        process.wait(20)
+        process.wait(60)
     until(lambda: query_postgres(postgres_server_url, OURS) == [])
     assert "could not drop" not in (tmp_path / "output").read_text()

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -75,11 +75,15 @@ class Service:
                 self.kills += 1
                 self.start()
 
-    def check(self, away_until: float) -> None:
-        """Raise `Failure` if it ended by itself, unless its database was away: then start it again, as any supervisor would."""
+    def check(self, away_until: Callable[[], float]) -> None:
+        """Raise `Failure` if it ended by itself; but start it again, as a supervisor would, if its database was away meanwhile.
+
+        Args:
+            away_until: says when its database last came back; asked when it has ended, as the database may go at any moment.
+        """
         with self._lock:
             code = self._process.poll() if self._process is not None else None
-            if code is not None and self._started_at <= away_until:
+            if code is not None and self._started_at <= away_until():
                 return self.start()
         if code is not None:
             raise self._failure(f"ended by itself, with exit code {code}")
@@ -173,12 +177,10 @@ class Services:
 
     def check(self) -> None:
         """Raise `Failure` if one of them ended for no good reason, or the server their databases are on."""
-        away_until = -math.inf
         if self._server is not None:
             self._server.check()
-            away_until = self._server.away_until
-        self.subscriptions.check(away_until)
-        self.newsletter.check(away_until)
+        self.subscriptions.check(self._away_until)
+        self.newsletter.check(self._away_until)
 
     def stop(self) -> None:
         """Stop both, as one would: with SIGTERM."""
@@ -191,6 +193,9 @@ class Services:
     def kills(self) -> int:
         """How often they were killed, and what their databases are on."""
         return self.subscriptions.kills + self.newsletter.kills + (self._server.kills if self._server is not None else 0)
+
+    def _away_until(self) -> float:
+        return -math.inf if self._server is None else self._server.away_until
 
     def _service(self, name: str, module: str, *words: str) -> Service:
         listener = self._listener if name == "subscriptions" else None
