@@ -11,8 +11,8 @@ class TCPProxy:
     """Stands before a server, with TLS towards the client when given a context.
 
     While `losing` is not empty, a request that contains it is passed on but its reply is not: the connection is closed
-    instead, or kept open in silence when `silent`. `requests` counts them. A connection that the server ends stays open towards
-    the client for `lingering_seconds`.
+    instead, or kept open in silence when `silent`; when `withholding`, it is not even passed on. `requests` counts them. A
+    connection that the server ends stays open towards the client for `lingering_seconds`.
     """
 
     def __init__(self, url: str, tls: ssl.SSLContext | None = None) -> None:
@@ -20,6 +20,7 @@ class TCPProxy:
         self._tls = tls
         self.losing = b""
         self.silent = False
+        self.withholding = False
         self.lingering_seconds = 0.0
         self.endings = 0
         """How many sessions a Postgres has said to be ending, as far as that was passed on."""
@@ -78,6 +79,9 @@ class TCPProxy:
                 if self.losing and self.losing in request:
                     self.requests += 1
                     lost.set()
+                    if self.withholding:
+                        writer.close()
+                        break
                 server_writer.write(request)
                 await server_writer.drain()
         finally:
