@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import ssl
 from collections.abc import AsyncGenerator
 from urllib.parse import urlsplit
@@ -11,8 +12,8 @@ class TCPProxy:
     """Stands before a server, with TLS towards the client when given a context.
 
     While `losing` is not empty, a request that contains it is passed on but its reply is not: the connection is closed
-    instead, or kept open in silence when `silent`; when `withholding`, it is not even passed on. `requests` counts them. A
-    connection that the server ends stays open towards the client for `lingering_seconds`.
+    instead, or kept open in silence when `silent`; when `withholding`, it is not even passed on. `requests` counts them, up
+    to `most`. A connection that the server ends stays open towards the client for `lingering_seconds`.
     """
 
     def __init__(self, url: str, tls: ssl.SSLContext | None = None) -> None:
@@ -25,6 +26,7 @@ class TCPProxy:
         self.endings = 0
         """How many sessions a Postgres has said to be ending, as far as that was passed on."""
         self.requests = 0
+        self.most = math.inf
         self.url = ""
 
     @contextlib.asynccontextmanager
@@ -76,7 +78,7 @@ class TCPProxy:
         back = asyncio.create_task(answers())
         try:
             while request := await reader.read(65536):
-                if self.losing and self.losing in request:
+                if self.losing and self.losing in request and self.requests < self.most:
                     self.requests += 1
                     lost.set()
                     if self.withholding:

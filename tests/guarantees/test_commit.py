@@ -19,8 +19,10 @@ from tests.waiting import until
 # A check that is put off to the commit makes it take its time.
 _SLOW = (
     "CREATE FUNCTION take_time() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.3); RETURN NULL; END $$",
-    "CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON noted DEFERRABLE INITIALLY DEFERRED "
-    "FOR EACH ROW EXECUTE FUNCTION take_time()",
+    """
+        CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON noted DEFERRABLE INITIALLY DEFERRED
+        FOR EACH ROW EXECUTE FUNCTION take_time()
+    """,
 )
 
 
@@ -96,8 +98,10 @@ async def test_a_stop_waits_for_the_commit_of_what_is_being_settled(postgres_url
 async def test_a_commit_whose_reply_is_lost_is_found_by_its_event(postgres_url: str, proxy: TCPProxy) -> None:
     service = await Service(postgres_url, through=proxy.url).migrate()
     async with service.app.running(relay=False):
-        proxy.losing = b"COMMIT;"
+        proxy.losing, proxy.most = b"COMMIT;", 1
         await service.note(1)
+        assert proxy.requests == 1
+        proxy.most = 2
         with pytest.raises(CommitUnknownError):
             await service.note(2, publish=False)
     assert proxy.requests == 2
@@ -107,10 +111,9 @@ async def test_a_commit_whose_reply_is_lost_is_found_by_its_event(postgres_url: 
 async def test_a_commit_that_never_arrived_is_told_as_failed(postgres_url: str, proxy: TCPProxy) -> None:
     service = await Service(postgres_url, through=proxy.url).migrate()
     async with service.app.running(relay=False):
-        proxy.losing, proxy.withholding = b"COMMIT;", True
+        proxy.losing, proxy.most, proxy.withholding = b"COMMIT;", 1, True
         with pytest.raises(StoreUnavailableError) as caught:
             await service.note(1)
-        proxy.losing = b""
         await service.note(2)
     assert not isinstance(caught.value, CommitUnknownError)
     assert proxy.requests == 1
