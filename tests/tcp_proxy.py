@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import ssl
 from collections.abc import AsyncGenerator
 from urllib.parse import urlsplit
@@ -11,23 +12,26 @@ class TCPProxy:
     """Stands before a server, with TLS towards the client when given a context.
 
     While `losing` is not empty, a request that contains it is passed on but its reply is not: the connection is closed
-    instead, or kept open in silence when `silent`. `requests` counts them. While `dropping` is not empty, a request that
-    contains it is not even passed on. With `once`, both are emptied by the first such request. A connection that the server
-    ends stays open towards the client for `lingering_seconds`.
+    instead, or kept open in silence when `silent`; when `withholding`, it is not even passed on. `requests` counts them, up
+    to `most`. A connection that the server ends stays open towards the client for `lingering_seconds`.
     """
 
     def __init__(self, url: str, tls: ssl.SSLContext | None = None) -> None:
         self._target = urlsplit(url)
         self._tls = tls
         self.losing = b""
-        self.dropping = b""
-        self.once = False
         self.silent = False
+        self.withholding = False
         self.lingering_seconds = 0.0
         self.endings = 0
         """How many sessions a Postgres has said to be ending, as far as that was passed on."""
         self.requests = 0
+        self.most = math.inf
         self.url = ""
+
+    def lose_next(self, what: bytes, *, passed_on: bool = True) -> None:
+        """Lose the reply to the next request that holds this, or the request itself, and to no other."""
+        self.losing, self.most, self.withholding = what, self.requests + 1, not passed_on
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncGenerator["TCPProxy", None]:
@@ -80,22 +84,15 @@ class TCPProxy:
         back = asyncio.create_task(answers())
         try:
             while request := await reader.read(65536):
-                if self.dropping and self.dropping in request:
-                    self.requests += 1
-                    self._count_down()
-                    break
-                if self.losing and self.losing in request:
+                if self.losing and self.losing in request and self.requests < self.most:
                     self.requests += 1
                     lost.set()
-                    self._count_down()
+                    if self.withholding:
+                        writer.close()
+                        break
                 server_writer.write(request)
                 await server_writer.drain()
         finally:
-            writer.close()
             server_writer.close()  # before waiting, which a cancellation may cut off
             back.cancel()
             await asyncio.gather(back, return_exceptions=True)
-
-    def _count_down(self) -> None:
-        if self.once:
-            self.losing = self.dropping = b""

@@ -55,7 +55,6 @@ async def proxied(url: str) -> AsyncGenerator[tuple[TCPProxy, PostgresStore], No
     """A store that reaches its database by way of a proxy, which may cut at one COMMIT."""
     await PostgresStore(url).migrate(SOURCE)
     async with TCPProxy(url).running() as proxy:
-        proxy.once = True
         place = urlsplit(url)
         through = place._replace(netloc=f"{place.username}@127.0.0.1:{urlsplit(proxy.url).port}").geturl()
         async with opened(through) as store:
@@ -65,7 +64,7 @@ async def proxied(url: str) -> AsyncGenerator[tuple[TCPProxy, PostgresStore], No
 async def test_a_commit_that_never_arrived_is_told_as_none(postgres_url: str) -> None:
     async with proxied(postgres_url) as (proxy, store):
         for _ in range(3):
-            proxy.dropping = b"COMMIT;"
+            proxy.lose_next(b"COMMIT;", passed_on=False)
             with pytest.raises(StoreUnavailableError, match="nothing was committed") as told:
                 await publish(store, new_rows())
             assert not isinstance(told.value, CommitUnknownError)
@@ -78,7 +77,7 @@ async def test_a_commit_whose_reply_was_lost_is_found_to_have_happened(postgres_
     async with proxied(postgres_url) as (proxy, store):
         written: list[bytes] = []
         for count in (1, 2, 3):
-            proxy.losing = b"COMMIT;"
+            proxy.lose_next(b"COMMIT;")
             written += envelopes(await publish(store, new_rows(count)))
         assert envelopes(await log_of(store)) == written
         assert proxy.requests == 3
@@ -87,12 +86,12 @@ async def test_a_commit_whose_reply_was_lost_is_found_to_have_happened(postgres_
 async def test_a_lost_commit_without_an_event_is_told_as_unknown(postgres_url: str) -> None:
     async with proxied(postgres_url) as (proxy, store):
         await ask(postgres_url, "CREATE TABLE sale (number integer)")
-        proxy.losing = b"COMMIT;"
+        proxy.lose_next(b"COMMIT;")
         with pytest.raises(CommitUnknownError, match="look for what it wrote"):
             async with store.transaction() as transaction:
                 await transaction.connection.execute("INSERT INTO sale VALUES (1)")
                 await transaction.commit()
-        proxy.losing = b"COMMIT;"
+        proxy.lose_next(b"COMMIT;")
         async with store.transaction() as transaction:
             await transaction.connection.fetch("SELECT * FROM sale")
             await transaction.commit()  # nothing was written: nothing can be lost
@@ -106,9 +105,10 @@ async def test_a_commit_is_looked_for_as_long_as_the_server_is_away(postgres_bin
             await ask(server.url(), "CHECKPOINT")
             rows = new_rows()
             if arrives:
-                proxy.losing, proxy.silent = b"COMMIT;", True
+                proxy.lose_next(b"COMMIT;")
+                proxy.silent = True
             else:
-                proxy.dropping = b"COMMIT;"
+                proxy.lose_next(b"COMMIT;", passed_on=False)
             outcome: list[StoreError | None] = []
 
             async def commit() -> None:

@@ -1,15 +1,16 @@
 """The inbox under attack: three consumers, and a nemesis that takes the broker's memory apart.
 
 The stream is wiped, its group destroyed, moved past unread entries, its consumers deleted with what they had pending;
-handlers fail; consumers die between commit and ack, or in the middle of anything, and come back under new names. At the end
-every event has had its effect once, the inbox is empty and the floor stands at the last entry.
+handlers fail; consumers die between commit and ack, or in the middle of anything, and come back under new names; a database
+with a server ends their sessions. At the end every event has had its effect once, the inbox is empty and the floor stands at
+the last entry.
 """
 
 import asyncio
 import collections
+import contextlib
 import random
-import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,20 @@ import pytest
 import redis.asyncio
 from redis.exceptions import ResponseError
 
-from outboxkit import App, ConsumerSettings, Message, Observer, RelaySettings, RetryPolicy, Settings, UnitOfWork, event
+from outboxkit import App, ConsumerSettings, RelaySettings, RetryPolicy, Settings, UnitOfWork, event
+from outboxkit.errors import StoreUnavailableError
 from outboxkit.message import Position, Stream
 from outboxkit_redis import RedisBroker
+from tests.databases import CHECKER, Database, Place, SQLiteDatabase, database_at
+from tests.guarantees.counting import Counting
 
-EVENTS = 3000
 ATTACK_SECONDS = 8.0
 DEADLINE_SECONDS = 90.0
-PARTITIONS = 2
 KEYS = 50
+FAULTS = ("wipe", "group", "consumer", "setid")
+"""What befalls the broker."""
 
 SETTINGS = Settings(
-    partitions={"chain": PARTITIONS},
     relay=RelaySettings(batch_messages=40, poll_seconds=0.02, probe_seconds=0.05),
     consumer=ConsumerSettings(
         prefetch_messages=60,
@@ -51,35 +54,6 @@ class Link(msgspec.Struct, frozen=True):
     key: str
 
 
-class Counting(Observer):
-    """Counts instead of logging: this test makes thousands of troubles."""
-
-    def __init__(self) -> None:
-        self.count: collections.Counter[str] = collections.Counter()
-
-    def lost(self, streams: Mapping[Stream, tuple[Position, Position]]) -> None:
-        self.count["losses repaired"] += 1
-
-    def consumed(self, group: str, topic: str, outcome: str, count: int) -> None:
-        self.count[outcome] += count
-
-    def hole_read(self, group: str, stream: Stream, after: Position, upto: Position, count: int) -> None:
-        self.count["holes read again"] += 1
-
-    def diverged(self, group: str, stream: Stream, floor: Position) -> None:
-        raise AssertionError(f"{stream} has another entry at {floor}")
-
-    def failed(self, group: str, message: Message, error: Exception, delay_seconds: float | None) -> None: ...
-    def halted(self, stream: Stream, reason: str) -> None:
-        raise AssertionError(f"{stream}: {reason}")
-
-    def troubled(self, doing: str, error: Exception, failures: int, seconds: float) -> None: ...
-    def recovered(self, doing: str, failures: int) -> None: ...
-    def started(self, group: str, stream: Stream, floor: Position) -> None: ...
-    def crashed(self, doing: str, error: Exception) -> None:
-        self.count[f"unexpected: {doing}: {error!r}"] += 1
-
-
 class MortalBroker(RedisBroker):
     """One of ten consumers dies here: after the commit, before the ack."""
 
@@ -94,29 +68,86 @@ class MortalBroker(RedisBroker):
         await super().ack(group, positions)
 
 
+class Side:
+    """The consumers' database: what differs by its kind."""
+
+    faults: tuple[str, ...] = ()
+    """What befalls consumers there, besides all that befalls the broker."""
+    life_seconds = 2.0
+    """How long a consumer lives at most."""
+    events = 3000
+    pause_seconds = 0.02
+    """The longest wait between two transactions of the publisher."""
+
+    def __init__(self, database: Database, partitions: int) -> None:
+        self.database, self.partitions = database, partitions
+        self.url = database.url
+
+    def decorate(self, app: App, fails: Callable[[], bool]) -> None:
+        """Give a consuming app its handler."""
+
+        @app.consumes(Link)
+        async def effect(link: Link, uow: UnitOfWork) -> None:
+            await self.database.insert(uow.connection, "effects (number)", link.number)
+            if fails():
+                raise ZeroDivisionError
+
+    def strike(self, rng: random.Random) -> int:
+        """Do harm; returns how much."""
+        return 0
+
+
+class SQLiteSide(Side):
+    """A file, with a handler that runs on its thread."""
+
+    def decorate(self, app: App, fails: Callable[[], bool]) -> None:
+        @app.consumes(Link)
+        def effect(link: Link, uow: UnitOfWork) -> None:
+            uow.connection.execute("INSERT INTO effects (number) VALUES (?)", (link.number,))
+            if fails():
+                raise ZeroDivisionError
+
+
+class PostgresSide(Side):
+    """A server that ends sessions, whatever they are doing."""
+
+    faults = ("session",)
+    life_seconds = 4.0  # to connect takes a part of it
+    events = 700
+    pause_seconds = 0.1
+
+    def __init__(self, database: Database, partitions: int) -> None:
+        super().__init__(database, partitions)
+        self.url = f"{database.url}&max_connections=5"
+
+    def strike(self, rng: random.Random) -> int:
+        sessions = self.database.column(
+            "SELECT pid FROM pg_stat_activity "
+            f"WHERE datname = current_database() AND application_name <> '{CHECKER}' ORDER BY backend_start"
+        )
+        return len(self.database.ask("SELECT pg_terminate_backend($1)", rng.choice(sessions))) if sessions else 0
+
+
+def side_at(place: Place) -> Side:
+    """Return the consumers' database; on Postgres streams are settled side by side, so there are more of them."""
+    database = database_at(place, "reader")
+    return SQLiteSide(database, partitions=2) if isinstance(place, Path) else PostgresSide(database, partitions=4)
+
+
 class Attack:
-    def __init__(self, folder: Path, url: str, seed: int, failing: float) -> None:
-        self.url, self.rng, self.failing = url, random.Random(seed), failing
-        self.publisher, self.consumer = folder / "publisher.db", folder / "consumer.db"
+    def __init__(self, folder: Path, side: Side, url: str, seed: int, failing: float) -> None:
+        self.side, self.url, self.rng, self.failing = side, url, random.Random(seed), failing
+        self.publisher = SQLiteDatabase(folder / "publisher.db")
         self.observer = Counting()
         self.finished = asyncio.Event()
 
+    def app(self, name: str, store: str, broker: str | RedisBroker, reader: str) -> App:
+        settings = msgspec.structs.replace(SETTINGS, partitions={"chain": self.side.partitions})
+        return App(name, store=store, broker=broker, reader=reader, settings=settings, observer=self.observer)
+
     def consuming_app(self, reader: str, death: asyncio.Event) -> App:
-        app = App(
-            "reader",
-            store=f"sqlite:///{self.consumer}",
-            broker=MortalBroker(self.url, self.rng, death),
-            reader=reader,
-            settings=SETTINGS,
-            observer=self.observer,
-        )
-
-        @app.consumes(Link)
-        def effect(link: Link, uow: UnitOfWork) -> None:
-            uow.connection.execute("INSERT INTO effects VALUES (?)", (link.number,))
-            if self.rng.random() < self.failing:
-                raise ZeroDivisionError
-
+        app = self.app("reader", self.side.url, MortalBroker(self.url, self.rng, death), reader)
+        self.side.decorate(app, lambda: self.rng.random() < self.failing)
         return app
 
     async def live_and_die(self, number: int) -> None:
@@ -125,34 +156,35 @@ class Attack:
             life += 1
             death = asyncio.Event()
             app = self.consuming_app(f"c{number}-{life}", death)
-            async with app.running(relay=False):
-                with anyio.move_on_after(self.rng.random() * 2.0):
-                    async with anyio.create_task_group() as waiting:
-                        for end in (death, self.finished):
-                            waiting.start_soon(_cancel_after, end, waiting.cancel_scope)
-            self.observer.count["lives"] += 1
+            with contextlib.suppress(StoreUnavailableError):  # its session was ended while it was getting ready
+                async with app.running(relay=False):
+                    with anyio.move_on_after(self.rng.random() * self.side.life_seconds):
+                        async with anyio.create_task_group() as waiting:
+                            for end in (death, self.finished):
+                                waiting.start_soon(_cancel_after, end, waiting.cancel_scope)
+                self.observer.count["lives"] += 1
 
     async def publish(self) -> None:
-        app = App("writer", store=f"sqlite:///{self.publisher}", broker=self.url, settings=SETTINGS, observer=self.observer)
+        app = self.app("writer", self.publisher.url, self.url, "writer")
         await app.migrate()
         async with app:
-            numbers = iter(range(EVENTS))
+            numbers = iter(range(self.side.events))
             for first in numbers:
                 async with app.unit_of_work(Link) as uow:
                     for number in (first, *(next(numbers, None) for _ in range(self.rng.randrange(20)))):
                         if number is not None:
                             uow.publish(Link(number, f"key-{number % KEYS}"))
-                await anyio.sleep(self.rng.random() * 0.02)
+                await anyio.sleep(self.rng.random() * self.side.pause_seconds)
             await self.finished.wait()
 
     async def nemesis(self) -> None:
         driver: Any = redis.asyncio.Redis  # its annotations are incomplete
         client = driver.from_url(self.url)
-        streams = [f"outboxkit:chain:{partition}:writer" for partition in range(PARTITIONS)]
+        streams = [f"outboxkit:chain:{partition}:writer" for partition in range(self.side.partitions)]
         with anyio.move_on_after(ATTACK_SECONDS):
             while True:
                 await anyio.sleep(self.rng.random() * 0.1)
-                kind, stream = self.rng.choice(["wipe", "group", "consumer", "setid"]), self.rng.choice(streams)
+                kind, stream = self.rng.choice([*FAULTS, *self.side.faults]), self.rng.choice(streams)
                 try:
                     await self.strike(client, kind, stream)
                     self.observer.count[kind] += 1
@@ -168,6 +200,8 @@ class Attack:
                 await client.xgroup_destroy(stream, "reader")
             case "setid":
                 await client.xgroup_setid(stream, "reader", "$")
+            case "session":
+                self.side.strike(self.rng)
             case _:
                 for who in await client.xinfo_consumers(stream, "reader"):
                     await client.xgroup_delconsumer(stream, "reader", who["name"])
@@ -180,29 +214,22 @@ class Attack:
         self.finished.set()
 
     def settled(self) -> bool:
-        (effects,) = self.ask("SELECT count(*) FROM effects")[0]
-        (waiting,) = self.ask("SELECT count(*) FROM outboxkit_inbox")[0]
-        return effects >= EVENTS and not waiting and self.floors() == self.log_ends()
+        database = self.side.database
+        (effects,) = database.column("SELECT count(*) FROM effects")
+        (waiting,) = database.column("SELECT count(*) FROM outboxkit_inbox")
+        return effects >= self.side.events and not waiting and self.floors() == self.log_ends()
 
     def floors(self) -> dict[int, int]:
-        return dict(self.ask("SELECT partition, major FROM outboxkit_floor"))
+        return dict(self.side.database.ask("SELECT partition, major FROM outboxkit_floor"))
 
     def log_ends(self) -> dict[int, int]:
-        with sqlite3.connect(self.publisher) as connection:
-            rows = connection.execute("SELECT partition, max(position) FROM outboxkit_outbox GROUP BY partition").fetchall()
-        connection.close()
-        return dict(rows)
-
-    def ask(self, query: str) -> list[Any]:
-        connection = sqlite3.connect(self.consumer)
-        try:
-            return connection.execute(query).fetchall()
-        finally:
-            connection.close()
+        return dict(self.publisher.ask("SELECT partition, max(position) FROM outboxkit_outbox GROUP BY partition"))
 
     async def run(self) -> None:
+        database = self.side.database
+        database.create()
         await self.consuming_app("first", asyncio.Event()).migrate()
-        self.ask("CREATE TABLE effects (number INTEGER NOT NULL)")
+        database.ask(f"CREATE TABLE effects (id {database.serial}, number INTEGER NOT NULL)")
         async with anyio.create_task_group() as everyone:
             everyone.start_soon(self.publish)
             everyone.start_soon(self.nemesis)
@@ -222,22 +249,22 @@ async def _cancel_after(happened: asyncio.Event, scope: anyio.CancelScope) -> No
 
 @pytest.mark.parametrize("failing", [0.1, 0.0])
 async def test_effects_happen_once_and_none_is_lost_whatever_the_broker_forgets(
-    tmp_path: Path, redis_url: str, failing: float
+    tmp_path: Path, place: Place, redis_url: str, failing: float
 ) -> None:
-    attack = Attack(tmp_path, redis_url, seed=1, failing=failing)
+    attack = Attack(tmp_path, side_at(place), redis_url, seed=1, failing=failing)
     await attack.run()
     count = attack.observer.count
-    effects = collections.Counter(number for (number,) in attack.ask("SELECT number FROM effects"))
-    assert sorted(set(range(EVENTS)) - effects.keys()) == [], "lost"
+    numbers = attack.side.database.column("SELECT number FROM effects ORDER BY id")
+    effects = collections.Counter(numbers)
+    assert sorted(set(range(attack.side.events)) - effects.keys()) == [], "lost"
     assert {number: times for number, times in effects.items() if times > 1} == {}, "twice"
-    assert attack.ask("SELECT * FROM outboxkit_inbox") == []
+    assert attack.side.database.ask("SELECT * FROM outboxkit_inbox") == []
     assert attack.floors() == attack.log_ends()
-    assert not [name for name in count if name.startswith("unexpected")]
-    for fault in ("wipe", "group", "consumer", "setid", "losses repaired", "holes read again", "duplicate"):
+    assert attack.observer.unexpected == []
+    for fault in (*FAULTS, *attack.side.faults, "losses repaired", "holes read again", "duplicate"):
         assert count[fault] > 0, f"the attack never came to: {fault}"
     assert (count["retry"] > 0) == (failing > 0)
     if not failing:  # a retry comes after what came behind it
-        numbers = [number for (number,) in attack.ask("SELECT number FROM effects ORDER BY rowid")]
         for key in range(KEYS):
             of_key = [number for number in numbers if number % KEYS == key]
             assert of_key == sorted(of_key), "three consumers, and each key in order"
