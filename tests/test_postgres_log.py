@@ -1,0 +1,256 @@
+"""The log on Postgres: who is not waited for, what it costs, and that whatever inserts a row has published a message."""
+
+import json
+import re
+import uuid
+from typing import Any
+
+import asyncpg
+import pytest
+
+from outboxkit.events import partition
+from outboxkit.message import ORIGIN, Envelope, OutboxRow, new_id
+from outboxkit.testing.rows import EVERYTHING, envelopes, log_of, new_rows, publish
+from tests.postgres import SOURCE, ask, connected, opened
+from tests.waiting import until
+
+
+async def test_a_transaction_of_another_database_is_not_waited_for(postgres_url: str, postgres_server_url: str) -> None:
+    async with opened(postgres_url) as store, connected(postgres_server_url) as elsewhere, elsewhere.transaction():
+        await elsewhere.fetchval("SELECT pg_current_xact_id()")
+        for _ in range(3):
+            rows = await publish(store, new_rows(2))
+            assert envelopes(await log_of(store))[-2:] == envelopes(rows)
+
+
+async def test_a_prepared_transaction_is_not_waited_for_and_appears_once_it_is_committed(postgres_url: str) -> None:
+    async with opened(postgres_url) as store, connected(postgres_url) as outside:
+        for name, ending in (("kept", "COMMIT PREPARED"), ("dropped", "ROLLBACK PREPARED")):
+            name = f"{name}-{new_id()}"
+            await outside.execute("BEGIN")
+            (row,) = new_rows()
+            await store.write(outside, [row])
+            await outside.execute(f"PREPARE TRANSACTION '{name}'")
+            before = await log_of(store)
+            quick = await publish(store, new_rows(2))
+            assert envelopes(await log_of(store)) == envelopes([*before, *quick])
+            await outside.execute(f"{ending} '{name}'")
+            late = [row] if ending.startswith("COMMIT") else []
+            assert envelopes(await log_of(store)) == envelopes([*before, *quick, *late])
+
+
+async def test_a_number_taken_before_the_transaction_has_its_id_is_no_reason_to_lose_a_row(postgres_url: str) -> None:
+    """The columns' order makes the id first; a row that some tool wrote the other way round is read all the same."""
+    async with opened(postgres_url) as store, connected(postgres_url) as outside:
+        written: list[str] = []
+        for _ in range(3):
+            low = await outside.fetchval("SELECT nextval('outboxkit_outbox_seq_seq')")
+            (row,) = new_rows()
+            await publish(store, new_rows())
+            await log_of(store)
+            await outside.execute(
+                "INSERT INTO outboxkit_outbox (seq, id, topic, partition, key, type, envelope) OVERRIDING SYSTEM VALUE "
+                "VALUES ($1, $2, $3, $4, $5, $6, $7)",
+                low,
+                *row,
+            )
+            written.append(row.id)
+            assert envelopes(await log_of(store))[-1] == row.envelope
+
+
+# what it costs
+
+
+async def test_a_unit_of_work_costs_one_statement_more_for_all_its_events(postgres_url: str) -> None:
+    async with opened(postgres_url, "max_connections=2") as store:
+        counts: list[int] = []
+        for count in (0, 1, 50):
+            said: list[list[Any]] = []
+            for _ in range(4):  # the driver asks for types of values once on each connection
+                async with store.transaction() as transaction:
+                    said.append([])
+                    transaction.connection.add_query_logger(said[-1].append)
+                    await transaction.connection.execute("SELECT 1")
+                    await transaction.commit(new_rows(count))
+            counts.append(min(sum("RESET" not in each.query for each in queries) for queries in said))
+        without, one, many = counts
+        assert one <= without + 1
+        assert many == one
+
+
+async def test_relaying_leaves_no_dead_rows(postgres_url: str) -> None:
+    """L5: nothing is marked, locked or deleted."""
+    async with opened(postgres_url) as store:
+        for _ in range(10):
+            await publish(store, new_rows(100))
+            assert await store.read(ORIGIN, 100, EVERYTHING)
+        assert len(await log_of(store)) == 1000
+    table = "FROM pg_stat_user_tables WHERE relname = 'outboxkit_outbox'"
+    await until(lambda: ask(postgres_url, f"SELECT n_tup_ins {table}"), [(1000,)].__eq__)
+    assert await ask(postgres_url, f"SELECT n_tup_upd, n_tup_del, n_tup_hot_upd, n_dead_tup {table}") == [(0, 0, 0, 0)]
+
+
+async def test_an_empty_look_makes_no_tick_and_takes_no_transaction_id(postgres_url: str) -> None:
+    async with opened(postgres_url) as store:
+        await publish(store, new_rows())
+        await log_of(store)
+        xmax = "SELECT pg_snapshot_xmax(pg_current_snapshot())::text, (SELECT count(*) FROM outboxkit_tick)"
+        before = await ask(postgres_url, xmax)
+        for _ in range(10):
+            assert not await store.read((await log_of(store))[-1].position, 10, EVERYTHING)
+        assert await ask(postgres_url, xmax) == before
+
+
+async def test_a_page_of_a_large_log_keeps_to_the_indexes_and_is_not_compiled(postgres_url: str) -> None:
+    """Right after a bulk load, without statistics, where the planner would rather sort all of it for each page."""
+    async with opened(postgres_url) as store, connected(postgres_url) as outside:
+        await outside.execute(
+            "INSERT INTO outboxkit_outbox (id, topic, partition, type, envelope) "
+            "SELECT gen_random_uuid(), 'topic', 0, 'type', repeat('e', 100)::bytea FROM generate_series(1, 60000)"
+        )
+        (first,) = await store.read(ORIGIN, 1, EVERYTHING)
+        settings, statement = vars(store.outbox)["_plan"], vars(store.outbox)["_read"]
+        async with outside.transaction():
+            await outside.execute(settings)
+            for minor in (0, 30_000, 60_000):
+                values = (first.position.major, minor, 500, EVERYTHING)
+                plan = "\n".join(line for (line,) in await outside.fetch(f"EXPLAIN (ANALYZE, BUFFERS) {statement}", *values))
+                assert "JIT" not in plan
+                assert not re.search(r"Seq Scan on outboxkit|Bitmap", plan)
+                read = sum(int(blocks) for blocks in re.findall(r"\A.*?hit=(\d+)", plan, re.DOTALL))
+                assert read < 200, plan
+
+
+# publishing in SQL
+
+
+CALL = "SELECT outboxkit_publish($1, $2, $3, $4::text::jsonb)"
+
+
+async def test_what_sql_publishes_is_an_envelope_like_any_other(postgres_url: str) -> None:
+    async with opened(postgres_url) as store:
+        data = {"total": 12.5, "none": None, "list": [None, {"deep": None}], "text": 'ü \u2028 無 \U0001f4a5 \\ " }'}
+        ((id,),) = await ask(postgres_url, CALL, "orders", "order-7", "order.placed", json.dumps(data))
+        (entry,) = await log_of(store)
+        envelope = Envelope.decode(entry.envelope)
+        assert (envelope.id, envelope.source, envelope.type, envelope.subject) == (str(id), SOURCE, "order.placed", "order-7")
+        assert json.loads(bytes(envelope.data)) == data
+        assert uuid.UUID(envelope.id).version == 7
+        assert uuid.UUID(envelope.id).variant == uuid.RFC_4122
+        assert envelope.time is not None
+        ((now,),) = await ask(postgres_url, "SELECT clock_timestamp()")
+        assert abs((now - envelope.time).total_seconds()) < 60
+        assert abs((uuid.UUID(envelope.id).int >> 80) / 1000 - envelope.time.timestamp()) < 0.01
+        headers = json.loads(entry.envelope)
+        assert re.fullmatch(r"00-[0-9a-f]{32}-[0-9a-f]{16}-00", headers["traceparent"])
+        assert entry.stream == (("orders"), partition("order-7", 8), SOURCE)
+
+
+async def test_sql_chooses_the_same_partition_as_python(postgres_url: str) -> None:
+    keys = [*(f"key-{number}" for number in range(60)), "ü", "無", "\U0001f4a5", "a b", "'", "k" * 1024, "ü" * 1024]
+    topics = {"plain": 8, "wide": 64, "odd": 7, "one": 1, "huge": 65_536}
+    async with opened(postgres_url) as store:
+        await store.aclose()
+        await store.open(SOURCE, {topic: count for topic, count in topics.items() if topic != "plain"})
+        async with connected(postgres_url) as outside:
+            for topic in topics:
+                for key in keys:
+                    await outside.fetchval(CALL, topic, key, "type", "{}")
+        for topic, key, number in await ask(postgres_url, "SELECT topic, key, partition FROM outboxkit_outbox"):
+            assert number == partition(key, topics[topic]), (topic, key)
+        assert len(await log_of(store)) == len(topics) * len(keys)
+
+
+async def test_a_topic_that_no_longer_has_its_own_number_of_partitions_has_eight(postgres_url: str) -> None:
+    async with opened(postgres_url) as store:
+        for known in ({"orders": 64}, {}):
+            await store.aclose()
+            await store.open(SOURCE, known)
+            await ask(postgres_url, CALL, "orders", "key-3", "type", "{}")
+    numbers = await ask(postgres_url, "SELECT partition FROM outboxkit_outbox ORDER BY seq")
+    assert numbers == [(partition("key-3", 64),), (partition("key-3", 8),)]
+
+
+async def test_a_message_without_a_key_goes_by_its_id(postgres_url: str) -> None:
+    async with opened(postgres_url) as store:
+        ((id,),) = await ask(postgres_url, CALL, "orders", None, "order.placed", "7")
+        (entry,) = await log_of(store)
+        assert entry.stream.partition == partition(str(id), 8)
+        assert Envelope.decode(entry.envelope).subject is None
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        (None, "k", "t", "{}"),
+        ("", "k", "t", "{}"),
+        ("a b", "k", "t", "{}"),
+        (".hidden", "k", "t", "{}"),
+        ("t" * 65, "k", "t", "{}"),
+        ("topic\n", "k", "t", "{}"),
+        ("topic", "", "t", "{}"),
+        ("topic", "k" * 1025, "t", "{}"),
+        ("topic", "k", None, "{}"),
+        ("topic", "k", "t y", "{}"),
+        ("topic", "k", "t", None),
+        ("topic", "k", "t", json.dumps("x" * 1_048_576)),
+    ],
+    ids=lambda values: repr(values)[:40],
+)
+async def test_sql_that_could_publish_no_message_is_refused(postgres_url: str, values: tuple[str | None, ...]) -> None:
+    async with opened(postgres_url) as store:
+        with pytest.raises((asyncpg.InvalidParameterValueError, asyncpg.ProgramLimitExceededError), match="outboxkit_publish"):
+            await ask(postgres_url, CALL, *values)
+        assert not await log_of(store)
+
+
+async def test_triggers_and_plain_inserts_publish_and_rolled_back_ones_do_not(postgres_url: str) -> None:
+    async with opened(postgres_url) as store, connected(postgres_url) as outside:
+        await outside.execute(
+            """
+            CREATE TABLE sale (number integer);
+            CREATE FUNCTION told() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                PERFORM outboxkit_publish('sales', NEW.number::text, 'sale.made', jsonb_build_object('number', NEW.number));
+                RETURN NEW;
+            END $$;
+            CREATE TRIGGER told AFTER INSERT ON sale FOR EACH ROW EXECUTE FUNCTION told();
+            """
+        )
+        await outside.execute("BEGIN; INSERT INTO sale VALUES (0); ROLLBACK")
+        await outside.execute("INSERT INTO sale VALUES (1), (2)")
+        row = OutboxRow(str(new_id()), "sales", 0, None, "sale.made", b"whatever")
+        await outside.execute(
+            "INSERT INTO outboxkit_outbox (id, topic, partition, key, type, envelope) VALUES ($1, $2, $3, $4, $5, $6)", *row
+        )
+        log = await log_of(store)
+        assert [json.loads(entry.envelope)["data"]["number"] for entry in log[:2]] == [1, 2]
+        assert log[2].envelope == row.envelope
+        assert len(log) == 3
+
+
+async def test_a_row_that_could_be_no_message_is_refused(postgres_url: str) -> None:
+    good = {"id": str(new_id()), "topic": "topic", "partition": 0, "key": None, "type": "type", "envelope": b"{}"}
+    changes: list[dict[str, object]] = [{"topic": None}, {"topic": ""}, {"topic": "t" * 65}, {"topic": "a b"}]
+    changes += [{"partition": -1}, {"partition": None}, {"id": None}, {"type": None}, {"envelope": None}, {"envelope": b""}]
+    async with opened(postgres_url) as store, connected(postgres_url) as outside:
+        for change in changes:
+            row = {**good, **change}
+            places = ", ".join(f"${number}" for number in range(1, len(row) + 1))
+            with pytest.raises(asyncpg.IntegrityConstraintViolationError):
+                await outside.execute(f"INSERT INTO outboxkit_outbox ({', '.join(row)}) VALUES ({places})", *row.values())
+        assert not await log_of(store)
+
+
+async def test_publishing_in_a_database_of_another_encoding_gives_the_same_envelope(postgres_url: str) -> None:
+    name = f"latin_{new_id().hex}"
+    await ask(postgres_url, f"CREATE DATABASE {name} ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0")
+    latin = postgres_url.rpartition("/")[0] + f"/{name}"
+    try:
+        async with opened(latin) as store:
+            await ask(latin, CALL, "orders", "clé", "order.placed", '{"name": "Zoë"}')
+            (entry,) = await log_of(store)
+            envelope = Envelope.decode(entry.envelope)
+            assert (envelope.subject, json.loads(bytes(envelope.data))) == ("clé", {"name": "Zoë"})
+            assert entry.stream.partition == partition("clé", 8)
+    finally:
+        await ask(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
