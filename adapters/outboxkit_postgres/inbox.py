@@ -128,8 +128,11 @@ class InboxTables:
 
     async def take(self, link: Link, retry: Retry) -> bool:
         """See `outboxkit.store.Transaction.take`."""
+        waits = (self._take, retry.subscription.id, *retry.delivery.position, retry.attempt)
+        if not await link.fetch(*waits):  # another was faster: no reason to wait for whoever works on the stream
+            return False
         await link.fetch(self._lock, retry.subscription.id)
-        return bool(await link.fetch(self._take, retry.subscription.id, *retry.delivery.position, retry.attempt))
+        return bool(await link.fetch(*waits))
 
     async def settle(self, link: Link, subscription: Subscription, outcomes: Sequence[Outcome]) -> Floor:
         """See `outboxkit.store.Transaction.settle`."""

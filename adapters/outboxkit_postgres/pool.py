@@ -49,7 +49,7 @@ class AsyncpgPool:
             await self._look_at_server()
             self._pool = await asyncpg.create_pool(
                 self._address.dsn,
-                min_size=1,
+                min_size=0,  # the look at the server has shown that connecting works; asyncpg logs each floor it cannot hold
                 max_size=self._address.max_connections,
                 timeout=self._address.connect_seconds,
                 reset=self._reset,
