@@ -10,7 +10,6 @@ from outboxkit.testing.rows import SOURCE, deliveries, settled
 from outboxkit_postgres import PostgresStore
 from tests.waiting import until
 
-
 _WAITING = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 
 
