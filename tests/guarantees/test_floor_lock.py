@@ -1,0 +1,37 @@
+"""Two who receive the same delivery at the same time on Postgres, where the first to come moves the floor meanwhile."""
+
+import asyncpg
+import pytest
+
+from outboxkit.cancellation import alongside
+from outboxkit.message import Stream
+from outboxkit.testing.contract_store_inbox import settle
+from outboxkit.testing.rows import SOURCE, deliveries, settled
+from outboxkit_postgres import PostgresStore
+from tests.waiting import until
+
+_WAITING = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+
+
+@pytest.mark.parametrize("known_before", [False, True])
+async def test_who_waited_for_the_floor_sees_where_it_came_to(postgres_url: str, known_before: bool) -> None:
+    store, peer = PostgresStore(postgres_url), PostgresStore(postgres_url)
+    await store.migrate(SOURCE)
+    await store.open(SOURCE)
+    await peer.open(SOURCE)
+    outside = await asyncpg.connect(postgres_url)
+    stream = Stream("topic", 0, "elsewhere")
+    subscription, _ = await store.subscribe("group", stream)
+    chain = deliveries(stream, [1, 2, 3])
+    if known_before:  # behind a hole, so that it is the walk over them which forgets their rows
+        await settle(store, subscription, chain[1:])
+    async with store.transaction() as transaction:
+        fresh = await transaction.receive(subscription, chain)
+        async with alongside(settle(peer, subscription, chain)) as again:
+            await until(lambda: outside.fetchval(_WAITING))
+            await transaction.settle(subscription, settled(fresh))
+            await transaction.commit()
+            assert await again == []
+    await outside.close()
+    await peer.aclose()
+    await store.aclose()
