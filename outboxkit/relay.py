@@ -51,6 +51,8 @@ class Relay:
         """Everything at or below it is in the broker, but for stopped streams."""
         self._last: dict[Stream, Position] = {}
         """Where each stream ends in the broker, as far as we know."""
+        self._doubted: set[Stream] = set()
+        """Streams whose end is to be looked for in our log again, although the broker has not moved."""
         self._halted: set[Stream] = set()
         self._saved: Progress | None = None
         self._probe_at = self._save_at = 0.0
@@ -138,8 +140,10 @@ class Relay:
     async def _resume(self) -> None:
         """Find out where the broker stands: at the start, and whenever a reply was lost."""
         progress = await self._store.progress()
-        if not self._last:
-            self._cursor = progress.cursor
+        # The database may have gone back in time while it was away, a failover that lost commits: then new rows stand where
+        # we have been, and the broker ends where our log knows nothing.
+        self._cursor = min(self._cursor, progress.cursor) if self._last else progress.cursor
+        self._doubted = {stream for stream, at in self._last.items() if progress.last.get(stream) != at}
         await self._meet(progress.last.keys() - self._last.keys(), progress.last)
         await self._probe()
         self._saved = self._saved or progress
@@ -184,16 +188,18 @@ class Relay:
 
     async def _compare(self, stream: Stream, now: Position) -> Literal["go on", "lost", "halt"]:
         last = self._last[stream]
-        if now == last:
+        if now == last and (stream not in self._doubted or now == ORIGIN):
             return "go on"
         if now < last:
             return "lost"
         accepted = (await self._store.progress()).last.get(stream)  # a rebase, or a twin, may have moved it
         if now == accepted:
+            self._doubted.discard(stream)
             return "go on"
         ours = await self._store.find(stream, now)
         theirs = await self._broker.range(stream, after=now.before(), upto=now, limit=1)
         if ours is not None and all(entry.envelope == ours for entry in theirs):
+            self._doubted.discard(stream)
             return "go on"
         if stream not in self._halted:
             self._halted.add(stream)

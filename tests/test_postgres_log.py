@@ -229,7 +229,14 @@ async def test_triggers_and_plain_inserts_publish_and_rolled_back_ones_do_not(po
 
 
 async def test_a_row_that_could_be_no_message_is_refused(postgres_url: str) -> None:
-    good = {"id": str(new_id()), "topic": "topic", "partition": 0, "key": None, "type": "type", "envelope": b"{}"}
+    good: dict[str, object] = {
+        "id": str(new_id()),
+        "topic": "topic",
+        "partition": 0,
+        "key": None,
+        "type": "type",
+        "envelope": b"{}",
+    }
     changes: list[dict[str, object]] = [{"topic": None}, {"topic": ""}, {"topic": "t" * 65}, {"topic": "a b"}]
     changes += [{"partition": -1}, {"partition": None}, {"id": None}, {"type": None}, {"envelope": None}, {"envelope": b""}]
     async with opened(postgres_url) as store, connected(postgres_url) as outside:

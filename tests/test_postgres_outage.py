@@ -235,3 +235,42 @@ async def test_a_server_that_is_killed_again_and_again_loses_and_repeats_nothing
         assert app.observer.count["retry"] == app.observer.count["dead"] == 0, "no attempt was burnt"
         assert not app.observer.crashes, "typed errors only"
     assert failed, "publishers met it"
+
+
+async def test_a_database_that_comes_back_without_its_last_commits_is_told_by_the_relay_that_lived_on(
+    postgres_url: str,
+) -> None:
+    """A failover to a standby that lagged: new rows get positions that the relay has been at already."""
+    app = App(SOURCE, store=postgres_url, broker=MemoryBroker(), settings=QUICK, observer=Recording())
+
+    @app.publishes(Drawn)
+    async def draw(uow: UnitOfWork, number: int) -> Drawn:
+        return Drawn(number)
+
+    await app.migrate()
+    observer = app.observer
+    assert isinstance(observer, Recording)
+    async with app, connected(postgres_url) as outside:
+        await draw(10)
+        saved = "SELECT major, minor FROM outboxkit_cursor"
+        before = await until(lambda: ask(postgres_url, saved), lambda cursor: cursor and cursor[0][0] > 0)
+        await draw(20)
+        await draw(30)
+        await until(lambda: ask(postgres_url, saved), lambda cursor: cursor > before)
+        async with outside.transaction():
+            await outside.execute("LOCK TABLE outboxkit_tick IN ACCESS EXCLUSIVE MODE")
+            await outside.execute("DELETE FROM outboxkit_tick WHERE tick > 1")
+            await outside.execute("DELETE FROM outboxkit_outbox WHERE seq > 1")
+            await outside.execute("UPDATE outboxkit_cursor SET major = $1, minor = $2", *before[0])
+            await outside.execute("UPDATE outboxkit_stream SET major = $1, minor = $2", *before[0])
+            await outside.execute("ALTER TABLE outboxkit_outbox ALTER seq RESTART WITH 2")
+            others = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            # One that is asking just now, too: it has to notice.
+            await until(lambda: outside.fetchval(f"SELECT count(*) {others} AND wait_event_type = 'Lock'"))
+            await outside.fetch(f"SELECT pg_terminate_backend(pid) {others}")
+        await until(lambda: observer.halts)
+        await draw(21)
+        await draw(40)
+        await until(lambda: ask(postgres_url, "SELECT max(tick) FROM outboxkit_tick"), lambda tick: tick[0][0] > 1)
+    (stream,) = observer.halts
+    assert "went back in time" in observer.halts[stream]
