@@ -26,6 +26,7 @@ class OutboxTables:
     """The statements on the outbox of one source; each takes the connection it runs on."""
 
     def __init__(self, names: Names, source: str) -> None:
+        self.names = names
         self._source = source
         outbox, tick = names.table("outbox"), names.table("tick")
         sequence = names.table("outbox_seq_seq")

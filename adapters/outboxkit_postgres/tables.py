@@ -104,7 +104,7 @@ class PostgresTables:
         """See `outboxkit.store.Store.transaction`."""
         outbox, inbox = self._opened()
         async with self._database.unit() as unit:
-            transaction = PostgresTransaction(unit, self._database, outbox, inbox, self._commit_seen)
+            transaction = PostgresTransaction(unit, self._database, outbox, inbox, self.commit_seen)
             try:
                 async with self.translated():
                     await unit.begin()
@@ -118,7 +118,8 @@ class PostgresTables:
                 if not transaction.finished:
                     await uninterrupted(transaction.rollback())
 
-    def _commit_seen(self) -> None:
+    def commit_seen(self) -> None:
+        """Wake whoever waits for the log, here and in other processes."""
         self._has_grown()
         if self._doorbell is not None:
             self._doorbell.press()

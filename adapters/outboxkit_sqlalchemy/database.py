@@ -1,6 +1,6 @@
 """The user's engine as the Postgres store's way to its database."""
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, NoReturn
 
@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, a
 from outboxkit.cancellation import uninterrupted
 from outboxkit.errors import ConfigurationError, StoreError, StoreUnavailableError
 from outboxkit_postgres.failures import meaning
-from outboxkit_postgres.link import Link
+from outboxkit_postgres.link import Link, Row
 from outboxkit_sqlalchemy.connection import UnitConnection
 from outboxkit_sqlalchemy.statement import EngineLink, WorkLink
 from outboxkit_sqlalchemy.unit import SessionUnit, close, cut, session_unit
@@ -19,12 +19,17 @@ _OLDEST = 130000
 _UNLIMITED = 10
 
 
-class PostgresUnit(SessionUnit, EngineLink):
+class PostgresUnit(SessionUnit):
     """See `outboxkit_postgres.database.Unit`."""
 
     def __init__(self, connection: UnitConnection, session: AsyncSession, driver: Any) -> None:
-        SessionUnit.__init__(self, connection, session)
+        super().__init__(connection, session)
         self._driver = driver
+        self._link = EngineLink(connection)
+
+    async def fetch(self, statement: str, *values: Any) -> Sequence[Row]:
+        """Execute one statement and return its rows."""
+        return await self._link.fetch(statement, *values)
 
     @property
     def in_transaction(self) -> bool:
@@ -160,8 +165,8 @@ class EngineDatabase:
     def _failed(self, error: Exception) -> NoReturn:
         if isinstance(error, exc.TimeoutError):
             raise StoreUnavailableError(
-                f"{self.name}: no connection of the engine came free in time: look for sessions and units of work that are left "
-                "open while waiting for something else, or give the engine a larger pool_size"
+                f"{self.name}: no connection of the engine came free in time: look for sessions and units of work that are "
+                "left open while waiting for something else, or give the engine a larger pool_size"
             ) from error
         raise meaning(error, self.name) from error
 

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
 import anyio
 from sqlalchemy import Connection, event
@@ -18,6 +18,12 @@ T = TypeVar("T")
 
 _ROLLBACK_SECONDS = 5.0
 
+CUT_OFF = (
+    "a statement of the unit of work was cancelled (by a timeout around it, perhaps), upon which SQLAlchemy closes the "
+    "connection: nothing of it is kept. Let the database end what takes too long (statement_timeout), or put the timeout "
+    "around the whole unit of work"
+)
+
 _logger = logging.getLogger("outboxkit.sqlalchemy")
 
 
@@ -27,6 +33,7 @@ class SessionUnit:
     def __init__(self, connection: UnitConnection, session: AsyncSession) -> None:
         self.connection = connection
         self.session = session
+        self._session = cast("UnitSession", session.sync_session)
         self.releasing: str | None = None
         """The savepoint that was released last."""
         self._below: Connection = connection.guard()
@@ -83,12 +90,6 @@ class SessionUnit:
         except Exception:  # a task that outlived the unit of work is using it
             await cut(self.connection)
         await close(self.connection)
-
-    @property
-    def _session(self) -> UnitSession:
-        session = self.session.sync_session
-        assert isinstance(session, UnitSession)
-        return session
 
     async def _with_user_methods(self, call: Callable[[Any], T]) -> T:
         """Call a method of the user's class of session that `UnitSession` refuses."""
