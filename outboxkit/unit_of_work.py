@@ -111,17 +111,18 @@ class UnitOfWork:
         if not self._open:
             raise NoUnitOfWorkError("this unit of work has ended: nothing can join it")
         # Savepoints nest; two calls that ran at the same time inside one unit of work would undo each other's.
-        async with self._joining, self._transaction.savepoint():
-            inner = self._inside(self.connection, declared, cause)
-            self._inner += 1
-            try:
-                with inner.current():
-                    yield inner
-                rows = inner.end()
-            finally:
-                self._inner -= 1
-                inner.close()
-            self._rows += rows
+        async with self._joining:
+            async with self._transaction.savepoint():
+                inner = self._inside(self.connection, declared, cause)
+                self._inner += 1
+                try:
+                    with inner.current():
+                        yield inner
+                    rows = inner.end()
+                finally:
+                    self._inner -= 1
+                    inner.close()
+            self._rows += rows  # only now: its end may still have undone it
 
     @contextmanager
     def joined_on_thread(

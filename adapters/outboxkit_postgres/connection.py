@@ -61,6 +61,9 @@ class AsyncpgSavepoint:
 class AsyncpgUnit(AsyncpgLink):
     """See `outboxkit_postgres.database.Unit`."""
 
+    cut_off: str | None = None
+    """A cancelled statement costs asyncpg no connection."""
+
     def __init__(self, raw: Any, isolation: str) -> None:
         super().__init__(raw)
         self._transaction = raw.transaction(isolation=isolation.replace(" ", "_"))

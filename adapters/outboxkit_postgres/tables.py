@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 import anyio
 
 from outboxkit.cancellation import uninterrupted
-from outboxkit.errors import OutboxkitError, StoreError
+from outboxkit.errors import OutboxkitError, StoreError, TransactionLostError
 from outboxkit.message import ORIGIN, LogEntry, Position, Stream
 from outboxkit.store import Floor, Progress, Retry, Subscription
 from outboxkit_postgres import schema
@@ -112,6 +112,8 @@ class PostgresTables:
             except Exception as error:
                 # What the user's own statements met: the whole transaction is gone, and what that means has a name.
                 if not isinstance(error, OutboxkitError) and (is_conflict(error) or unit.lost):
+                    if unit.cut_off:
+                        raise TransactionLostError(unit.cut_off) from error
                     raise meaning(error, self._database.name) from error
                 raise
             finally:

@@ -135,6 +135,8 @@ class PostgresTransaction:
 
     async def _write(self, rows: Sequence[OutboxRow]) -> int | None:
         """Write the outbox rows; returns the transaction's id, None when it has written nothing at all."""
+        if self._unit.cut_off:
+            raise TransactionLostError(self._unit.cut_off)
         if self._unit.lost:
             raise StoreUnavailableError(f"{self._database.name} went away before the commit: nothing was committed")
         if not self._unit.in_transaction:
@@ -205,12 +207,16 @@ class PostgresTransaction:
             raise
         except Exception as error:  # whatever the driver raises
             self._give_up_on(error)
+            if not self._unit.in_transaction:
+                raise TransactionLostError(_ENDED) from error
             if sqlstate(error) == "25P02":
                 raise TransactionError(_FAILED) from error
             self._fail(error)
 
     def _give_up_on(self, error: BaseException) -> None:
         """Raise what an error means after which the whole transaction has to be run again, whoever met it."""
+        if isinstance(error, Exception) and self._unit.cut_off:
+            raise TransactionLostError(self._unit.cut_off) from error
         if isinstance(error, Exception) and (is_conflict(error) or self._unit.lost):
             self.broken = True
             self._fail(error)

@@ -12,6 +12,7 @@ from outboxkit.errors import ConfigurationError, StoreError, StoreUnavailableErr
 from outboxkit_postgres.failures import meaning
 from outboxkit_postgres.link import Link, Row
 from outboxkit_sqlalchemy.connection import UnitConnection
+from outboxkit_sqlalchemy.cutting import CUT_OFF, was_cancelled
 from outboxkit_sqlalchemy.statement import EngineLink, WorkLink
 from outboxkit_sqlalchemy.unit import SessionUnit, close, cut, session_unit
 
@@ -26,10 +27,20 @@ class PostgresUnit(SessionUnit):
         super().__init__(connection, session)
         self._driver = driver
         self._link = EngineLink(connection)
+        self._timed_out = False
 
     async def fetch(self, statement: str, *values: Any) -> Sequence[Row]:
         """Execute one statement and return its rows."""
-        return await self._link.fetch(statement, *values)
+        try:
+            return await self._link.fetch(statement, *values)
+        except TimeoutError:  # the server does not answer: not the doing of what runs here
+            self._timed_out = True
+            raise
+
+    @property
+    def cut_off(self) -> str | None:
+        """Why nothing can be kept, by the doing of what ran here."""
+        return CUT_OFF if self.lost and was_cancelled(self._driver) and not self._timed_out else None
 
     @property
     def in_transaction(self) -> bool:
@@ -62,7 +73,7 @@ class EngineDatabase:
     @property
     def name(self) -> str:
         """The database for messages."""
-        return self._engine.url.set(password=None, query={}).render_as_string()
+        return self._engine.url.set(query={}).render_as_string()
 
     @property
     def concurrency(self) -> int:

@@ -20,8 +20,9 @@ from outboxkit.errors import (
     TransactionLostError,
 )
 from outboxkit.message import OutboxRow
+from outboxkit_sqlalchemy.cutting import CUT_OFF
 from outboxkit_sqlalchemy.sqlite_transaction import EngineSQLiteTransaction, SQLiteUnit
-from outboxkit_sqlalchemy.unit import CUT_OFF, session_unit
+from outboxkit_sqlalchemy.unit import session_unit
 from outboxkit_sqlite.store import SQLiteStore
 from outboxkit_sqlite.transaction import LOST
 

@@ -13,8 +13,9 @@ from outboxkit.errors import ConfigurationError, NoUnitOfWorkError, OutboxkitErr
 from outboxkit.message import Delivery, OutboxRow
 from outboxkit.store import Floor, Outcome, Retry, Subscription, ThreadTransaction
 from outboxkit_sqlalchemy.connection import UnitConnection
+from outboxkit_sqlalchemy.cutting import CUT_OFF
 from outboxkit_sqlalchemy.takeover import TakenOver, on_thread
-from outboxkit_sqlalchemy.unit import CUT_OFF, SessionUnit, cut
+from outboxkit_sqlalchemy.unit import SessionUnit, cut
 from outboxkit_sqlite.store import SQLiteStore
 from outboxkit_sqlite.transaction import LOST, with_own_factories
 
@@ -80,11 +81,11 @@ class EngineSQLiteTransaction:
     async def savepoint(self) -> AsyncGenerator[None, None]:
         """See `outboxkit.store.Transaction.savepoint`."""
         self._require_open()
-        await self._on_session(self.unit.flush())
+        await self._flush()
         savepoint = await self._on_session(self.unit.savepoint())
         try:
             yield
-            await self._on_session(self.unit.flush())
+            await self._flush()
             await self._on_session(savepoint.release())
         except BaseException as error:
             if self._ending:
@@ -113,17 +114,10 @@ class EngineSQLiteTransaction:
     async def commit(self, rows: Sequence[OutboxRow] = ()) -> None:
         """See `outboxkit.store.Transaction.commit`."""
         self._require_open()
-        await self._on_session(self.unit.flush())
+        await self._flush()
         self._end()
-        if self.unit.lost:
-            raise self._cut_off()
 
-        def write(connection: sqlite3.Connection) -> None:
-            if not connection.in_transaction:
-                raise TransactionLostError(LOST)
-            self._books.outbox.insert(connection, rows)
-
-        await self._on_thread(write)
+        await self._on_thread(lambda connection: self._books.outbox.insert(connection, rows))
         self.unit.taken.may_commit()
         try:
             await self.unit.commit()
@@ -152,8 +146,16 @@ class EngineSQLiteTransaction:
         if self._ending:
             raise NoUnitOfWorkError("this unit of work has ended: nothing more can be done in it")
 
+    async def _flush(self) -> None:
+        """Have the session send what it holds back, so that its errors are raised here and as they are."""
+        try:
+            await self.unit.flush()
+        except Exception as error:  # whatever the driver, or a listener of the user's, raises
+            if self.unit.lost:
+                raise self._cut_off() from error
+            raise
+
     async def _on_session(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do something that sends statements of the user's; what they meet is raised as it is."""
         try:
             return await work
         except OutboxkitError:
@@ -170,7 +172,14 @@ class EngineSQLiteTransaction:
         return await self._on_thread(function)
 
     async def _on_thread(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        def in_transaction(connection: sqlite3.Connection) -> T:
+            if not connection.in_transaction:
+                raise TransactionLostError(LOST)
+            return with_own_factories(connection, function)
+
+        if self.unit.lost:
+            raise self._cut_off()
         try:
-            return await on_thread(self.unit.driver, lambda connection: with_own_factories(connection, function))
+            return await on_thread(self.unit.driver, in_transaction)
         except sqlite3.Error as error:
             self._books.failed(error)

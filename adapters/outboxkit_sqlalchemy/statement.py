@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any
 
 import anyio
 from sqlalchemy import Connection
@@ -25,7 +25,7 @@ class EngineLink:
         bound: tuple[Any, ...] | dict[str, Any] = values
         if self.connection.dialect.driver != "asyncpg":
             statement = _in_percent_style(statement)
-            bound = {f"p{number}": _as_array(value) for number, value in enumerate(values, 1)}
+            bound = {f"p{number}": value for number, value in enumerate(values, 1)}
 
         def execute(connection: Connection) -> Sequence[Row]:
             result = connection.exec_driver_sql(statement, bound)
@@ -43,11 +43,6 @@ class WorkLink(EngineLink):
         """Execute one statement and return its rows."""
         async with self.connection.begin():
             return await super().fetch(statement, *values)
-
-
-def _as_array(value: Any) -> Any:
-    """Return a tuple as a list: psycopg takes the one for a row, and the other for an array."""
-    return list(cast("tuple[Any, ...]", value)) if isinstance(value, tuple) else value
 
 
 @lru_cache(maxsize=256)

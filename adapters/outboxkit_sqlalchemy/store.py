@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session, scoped_session
 from outboxkit.errors import ConfigurationError, TransactionError
 from outboxkit.message import ORIGIN, LogEntry, OutboxRow, Position, Stream
 from outboxkit.store import Floor, Progress, Retry, Store, Subscription, Transaction
+from outboxkit_sqlalchemy.cutting import watch
 from outboxkit_sqlalchemy.postgres import EnginePostgresStore
 from outboxkit_sqlalchemy.publishing import Publisher
 from outboxkit_sqlalchemy.sqlite import SQLiteUnits, books_of
@@ -54,6 +55,7 @@ class SQLAlchemyStore:
         session: async_sessionmaker[Any] | None = None,
     ) -> None:
         self._books, self._units = _parts(engine, session or async_sessionmaker(expire_on_commit=False), prefix, schema)
+        watch(engine.sync_engine)
         self._publisher = Publisher(engine.sync_engine, self._session_committed)
         self._loop: asyncio.AbstractEventLoop | None = None
 

@@ -18,12 +18,6 @@ T = TypeVar("T")
 
 _ROLLBACK_SECONDS = 5.0
 
-CUT_OFF = (
-    "a statement of the unit of work was cancelled (by a timeout around it, perhaps), upon which SQLAlchemy closes the "
-    "connection: nothing of it is kept. Let the database end what takes too long (statement_timeout), or put the timeout "
-    "around the whole unit of work"
-)
-
 _logger = logging.getLogger("outboxkit.sqlalchemy")
 
 
@@ -36,12 +30,12 @@ class SessionUnit:
         self._session = cast("UnitSession", session.sync_session)
         self.releasing: str | None = None
         """The savepoint that was released last."""
-        self._below: Connection = connection.guard()
-        event.listen(self._below, "release_savepoint", self._before_release)
 
     async def begin(self) -> None:
         """Begin the transaction; SQLAlchemy tells the server with the first statement."""
         await self.session.connection()
+        # Only now: listeners of the engine's may execute a BEGIN.
+        event.listen(self.connection.guard(), "release_savepoint", self._before_release)
 
     async def flush(self) -> None:
         """Send what the session holds back."""
@@ -62,7 +56,7 @@ class SessionUnit:
                 await self._with_user_methods(lambda session: session.commit())
         except Exception:
             # SQLAlchemy lets go of a transaction when its COMMIT was answered; what raised later is a listener.
-            if self.connection.invalidated or self._below.get_transaction() is not None:
+            if self.connection.invalidated or self.connection.get_transaction() is not None:
                 raise
             _logger.exception("a listener to the session's commit raised; the unit of work is committed")
         finally:
