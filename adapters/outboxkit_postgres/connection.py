@@ -73,6 +73,9 @@ class AsyncpgSavepoint:
 class AsyncpgUnit(AsyncpgLink):
     """See `outboxkit_postgres.database.Unit`."""
 
+    cut_off: str | None = None
+    """A cancelled statement costs asyncpg no connection."""
+
     def __init__(self, raw: Any, isolation: str) -> None:
         # Not the pool's proxy: that is taken away when the session ends, and then cannot even be asked whether it has.
         super().__init__(unwrapped(raw))

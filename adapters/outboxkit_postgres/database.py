@@ -45,6 +45,11 @@ class Unit(Link, Protocol):
         """Whether the connection is gone, and the transaction with it."""
         ...
 
+    @property
+    def cut_off(self) -> str | None:
+        """Why the connection is gone, if that is the doing of what ran in the transaction."""
+        ...
+
     async def begin(self) -> None:
         """Begin it."""
         ...

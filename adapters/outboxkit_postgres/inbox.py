@@ -140,7 +140,7 @@ class InboxTables:
         deferred = [o.delivery.position for o in outcomes if o.state == "deferred"]
         for statement, positions in ((self._done, done), (self._forget, deferred)):
             if positions:
-                majors, minors = zip(*positions, strict=True)
+                majors, minors = (list(column) for column in zip(*positions, strict=True))
                 await link.fetch(statement, subscription.id, majors, minors)
         for outcome in outcomes:
             if outcome.state in ("retry", "dead"):

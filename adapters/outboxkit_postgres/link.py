@@ -13,5 +13,8 @@ class Link(Protocol):
     """One connection to the database."""
 
     async def fetch(self, statement: str, *values: Any) -> Sequence[Row]:
-        """Execute one statement, whose values are written ``$1``, ``$2`` and so on, and return its rows."""
+        """Execute one statement, whose values are written ``$1``, ``$2`` and so on, and return its rows.
+
+        A value that is an array is a list: some drivers take a tuple for a row.
+        """
         ...

@@ -26,6 +26,7 @@ class OutboxTables:
     """The statements on the outbox of one source; each takes the connection it runs on."""
 
     def __init__(self, names: Names, source: str) -> None:
+        self.names = names
         self._source = source
         outbox, tick = names.table("outbox"), names.table("tick")
         sequence = names.table("outbox_seq_seq")
@@ -157,8 +158,8 @@ class OutboxTables:
 
     async def insert(self, link: Link, rows: Sequence[OutboxRow]) -> int:
         """Write outbox rows in the open transaction; returns its transaction id."""
-        ids, topics, partitions, keys, types, envelopes = zip(*rows, strict=True)
-        written = await link.fetch(self._insert, ids, topics, partitions, keys, types, envelopes)
+        columns = (list(column) for column in zip(*rows, strict=True))  # in the order of OutboxRow
+        written = await link.fetch(self._insert, *columns)
         return int(written[0][0])
 
     async def was_committed(self, link: Link, xid: int, id: str) -> bool | None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import anyio
 
 from outboxkit.cancellation import uninterrupted
-from outboxkit.errors import OutboxkitError, StoreError
+from outboxkit.errors import OutboxkitError, StoreError, TransactionLostError
 from outboxkit.message import ORIGIN, LogEntry, Position, Stream
 from outboxkit.store import Floor, Progress, Retry, Subscription
 from outboxkit_postgres import schema
@@ -115,7 +115,7 @@ class PostgresTables:
         """See `outboxkit.store.Store.transaction`."""
         tables = self._opened()
         async with self._database.unit() as unit:
-            transaction = PostgresTransaction(unit, self._database, tables.outbox, tables.inbox, self._commit_seen)
+            transaction = PostgresTransaction(unit, self._database, tables.outbox, tables.inbox, self.commit_seen)
             try:
                 async with self.translated():
                     await unit.begin()
@@ -125,6 +125,8 @@ class PostgresTables:
                 if isinstance(error, OutboxkitError) or transaction.finished:
                     raise
                 await uninterrupted(transaction.rollback())  # it shows whether the session is still there
+                if unit.cut_off:
+                    raise TransactionLostError(unit.cut_off) from error
                 if is_conflict(error):
                     raise meaning(error, self._database.name) from error
                 if unit.lost:
@@ -134,7 +136,8 @@ class PostgresTables:
                 if not transaction.finished:
                     await uninterrupted(transaction.rollback())
 
-    def _commit_seen(self) -> None:
+    def commit_seen(self) -> None:
+        """Wake whoever waits for the log, here and in other processes."""
         self._has_grown()
         if self._doorbell is not None:
             self._doorbell.press()

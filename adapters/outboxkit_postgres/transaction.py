@@ -146,6 +146,8 @@ class PostgresTransaction:
 
     async def _write(self, rows: Sequence[OutboxRow]) -> int | None:
         """Write the outbox rows; returns the transaction's id, None when it has written nothing at all."""
+        if self._unit.cut_off:
+            raise TransactionLostError(self._unit.cut_off)
         if self._unit.lost:
             raise went_away(self._database.name)
         if not self._unit.in_transaction:
@@ -216,6 +218,8 @@ class PostgresTransaction:
             raise
         except Exception as error:  # whatever the driver raises
             self._give_up_on(error)
+            if not self._unit.in_transaction:
+                raise TransactionLostError(_ENDED) from error
             if sqlstate(error) == "25P02":
                 raise TransactionError(_FAILED) from error
             self._fail(error)
@@ -224,6 +228,8 @@ class PostgresTransaction:
         """Raise what an error means after which the whole transaction has to be run again, whoever met it."""
         if not isinstance(error, Exception):
             return
+        if self._unit.cut_off:
+            raise TransactionLostError(self._unit.cut_off) from error
         if is_conflict(error):
             self.broken = True
             self._fail(error)

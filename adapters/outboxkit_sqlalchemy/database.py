@@ -1,6 +1,6 @@
 """The user's engine as the Postgres store's way to its database."""
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, NoReturn
 
@@ -10,8 +10,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, a
 from outboxkit.cancellation import uninterrupted
 from outboxkit.errors import ConfigurationError, StoreError, StoreUnavailableError
 from outboxkit_postgres.failures import meaning
-from outboxkit_postgres.link import Link
+from outboxkit_postgres.link import Link, Row
 from outboxkit_sqlalchemy.connection import UnitConnection
+from outboxkit_sqlalchemy.cutting import CUT_OFF, was_cancelled
 from outboxkit_sqlalchemy.statement import EngineLink, WorkLink
 from outboxkit_sqlalchemy.unit import SessionUnit, close, cut, session_unit
 
@@ -19,12 +20,27 @@ _OLDEST = 130000
 _UNLIMITED = 10
 
 
-class PostgresUnit(SessionUnit, EngineLink):
+class PostgresUnit(SessionUnit):
     """See `outboxkit_postgres.database.Unit`."""
 
     def __init__(self, connection: UnitConnection, session: AsyncSession, driver: Any) -> None:
-        SessionUnit.__init__(self, connection, session)
+        super().__init__(connection, session)
         self._driver = driver
+        self._link = EngineLink(connection)
+        self._timed_out = False
+
+    async def fetch(self, statement: str, *values: Any) -> Sequence[Row]:
+        """Execute one statement and return its rows."""
+        try:
+            return await self._link.fetch(statement, *values)
+        except TimeoutError:  # the server does not answer: not the doing of what runs here
+            self._timed_out = True
+            raise
+
+    @property
+    def cut_off(self) -> str | None:
+        """Why nothing can be kept, by the doing of what ran here."""
+        return CUT_OFF if self.lost and was_cancelled(self._driver) and not self._timed_out else None
 
     @property
     def in_transaction(self) -> bool:
@@ -57,7 +73,7 @@ class EngineDatabase:
     @property
     def name(self) -> str:
         """The database for messages."""
-        return self._engine.url.set(password=None, query={}).render_as_string()
+        return self._engine.url.set(query={}).render_as_string()
 
     @property
     def concurrency(self) -> int:
@@ -160,8 +176,8 @@ class EngineDatabase:
     def _failed(self, error: Exception) -> NoReturn:
         if isinstance(error, exc.TimeoutError):
             raise StoreUnavailableError(
-                f"{self.name}: no connection of the engine came free in time: look for sessions and units of work that are left "
-                "open while waiting for something else, or give the engine a larger pool_size"
+                f"{self.name}: no connection of the engine came free in time: look for sessions and units of work that are "
+                "left open while waiting for something else, or give the engine a larger pool_size"
             ) from error
         raise meaning(error, self.name) from error
 

@@ -5,18 +5,28 @@ from collections.abc import Sequence
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
 
 from outboxkit.message import OutboxRow
+from outboxkit_postgres.names import checked_prefix, checked_schema
 from outboxkit_postgres.tables import PostgresTables
 from outboxkit_sqlalchemy.database import EngineDatabase
 from outboxkit_sqlalchemy.statement import EngineLink
 
 
 class EnginePostgresStore(PostgresTables):
-    """See `outboxkit_sqlalchemy.store.SQLAlchemyStore`."""
+    """Opens units of work, and keeps the books as well."""
 
     def __init__(
         self, engine: AsyncEngine, sessions: async_sessionmaker[AsyncSession], prefix: str, schema: str | None
     ) -> None:
-        super().__init__(EngineDatabase(engine, sessions), prefix, schema)
+        schema = None if schema is None else checked_schema(schema)
+        super().__init__(EngineDatabase(engine, sessions), checked_prefix(prefix), schema)
+
+    async def look(self) -> None:
+        """Opening has looked at everything."""
+
+    def table(self) -> tuple[str, str | None]:
+        """Return the prefix and the schema of the tables."""
+        names = self.outbox.names
+        return names.prefix, names.schema
 
     async def write(self, transaction: AsyncConnection, rows: Sequence[OutboxRow]) -> None:
         """Write outbox rows in the open transaction of a connection."""

@@ -23,11 +23,11 @@ class UnitSession(Session):
 
     def begin(self, nested: bool = False) -> SessionTransaction:
         """Open a savepoint; refused without `nested`."""
-        if nested:
-            savepoint = super().begin(nested=True)
-            self.connection()  # set it now: what goes to the connection directly would else be in front of it
-            return savepoint
-        _refuse("begin", "the unit of work has begun; `begin_nested()` opens a savepoint in it")
+        if not nested:
+            _refuse("begin", "the unit of work has begun; `begin_nested()` opens a savepoint in it")
+        savepoint = super().begin(nested=True)
+        self.connection()  # set it now: what goes to the connection directly would else be in front of it
+        return savepoint
 
     def commit(self) -> None:
         """Refused."""
@@ -72,13 +72,13 @@ def _refuse(method: str, why: str) -> NoReturn:
 
 
 @cache
-def _unit_class(base: type[Session]) -> type[UnitSession]:
+def _unit_class(base: Any) -> type[UnitSession]:
     return type(base.__name__, (UnitSession, base), {})
 
 
 def unit_session(sessions: async_sessionmaker[AsyncSession], connection: UnitConnection) -> AsyncSession:
     """Make a session of the user's class, with the user's options, on the connection of a unit of work."""
-    base: type[Session] = sessions.kw.get("sync_session_class") or sessions.class_.sync_session_class
+    base: Any = sessions.kw.get("sync_session_class") or sessions.class_.sync_session_class
     session = sessions(bind=connection, sync_session_class=_unit_class(base), autobegin=True, twophase=False)
     event.listen(session.sync_session, "before_attach", _before_attach)
     return session

@@ -25,8 +25,7 @@ class EngineLink:
         bound: tuple[Any, ...] | dict[str, Any] = values
         if self.connection.dialect.driver != "asyncpg":
             statement = _in_percent_style(statement)
-            # psycopg takes a tuple for a row, and a list for an array.
-            bound = {f"p{n}": list(v) if isinstance(v, tuple) else v for n, v in enumerate(values, 1)}
+            bound = {f"p{number}": value for number, value in enumerate(values, 1)}
 
         def execute(connection: Connection) -> Sequence[Row]:
             result = connection.exec_driver_sql(statement, bound)

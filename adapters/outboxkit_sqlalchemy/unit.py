@@ -3,7 +3,7 @@
 import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
 import anyio
 from sqlalchemy import Connection, event
@@ -27,14 +27,15 @@ class SessionUnit:
     def __init__(self, connection: UnitConnection, session: AsyncSession) -> None:
         self.connection = connection
         self.session = session
+        self._session = cast("UnitSession", session.sync_session)
         self.releasing: str | None = None
         """The savepoint that was released last."""
-        self._below: Connection = connection.guard()
-        event.listen(self._below, "release_savepoint", self._before_release)
 
     async def begin(self) -> None:
         """Begin the transaction; SQLAlchemy tells the server with the first statement."""
         await self.session.connection()
+        # Only now: listeners of the engine's may execute a BEGIN.
+        event.listen(self.connection.guard(), "release_savepoint", self._before_release)
 
     async def flush(self) -> None:
         """Send what the session holds back."""
@@ -55,7 +56,7 @@ class SessionUnit:
                 await self._with_user_methods(lambda session: session.commit())
         except Exception:
             # SQLAlchemy lets go of a transaction when its COMMIT was answered; what raised later is a listener.
-            if self.connection.invalidated or self._below.get_transaction() is not None:
+            if self.connection.invalidated or self.connection.get_transaction() is not None:
                 raise
             _logger.exception("a listener to the session's commit raised; the unit of work is committed")
         finally:
@@ -83,12 +84,6 @@ class SessionUnit:
         except Exception:  # a task that outlived the unit of work is using it
             await cut(self.connection)
         await close(self.connection)
-
-    @property
-    def _session(self) -> UnitSession:
-        session = self.session.sync_session
-        assert isinstance(session, UnitSession)
-        return session
 
     async def _with_user_methods(self, call: Callable[[Any], T]) -> T:
         """Call a method of the user's class of session that `UnitSession` refuses."""

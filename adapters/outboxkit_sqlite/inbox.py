@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 
 from outboxkit.message import Delivery, Position, Stream, digest
 from outboxkit.store import Floor, Outcome, Retry, Subscription
-from outboxkit_sqlite.connection import GuardedConnection
 
 _WALK_LIMIT = 10_000
 """Rows walked over in one transaction; what is left is walked in the next."""
@@ -71,7 +70,7 @@ class InboxTables:
         return Floor(Position(row[1], row[2]), digest=row[3]) if row else None
 
     def subscribe(
-        self, connection: GuardedConnection, group: str, stream: Stream, floor: Position
+        self, connection: sqlite3.Connection, group: str, stream: Stream, floor: Position
     ) -> tuple[Subscription, Position]:
         """See `outboxkit.store.Store.subscribe`; within the caller's transaction."""
         connection.execute(self._add_floor, (group, *stream, *floor))
@@ -79,7 +78,7 @@ class InboxTables:
         return Subscription(id, group, stream), Position(major, minor)
 
     def receive(
-        self, connection: GuardedConnection, subscription: Subscription, deliveries: Sequence[Delivery]
+        self, connection: sqlite3.Connection, subscription: Subscription, deliveries: Sequence[Delivery]
     ) -> Sequence[Delivery]:
         """See `outboxkit.store.Transaction.receive`. The floor cannot move meanwhile: this transaction holds the write lock."""
         floor = self._floor_at(connection, subscription).position
@@ -90,19 +89,19 @@ class InboxTables:
 
         return [delivery for delivery in deliveries if delivery.position > floor and inserted(delivery)]
 
-    def take(self, connection: GuardedConnection, retry: Retry) -> bool:
+    def take(self, connection: sqlite3.Connection, retry: Retry) -> bool:
         """See `outboxkit.store.Transaction.take`."""
         row = (retry.subscription.id, *retry.delivery.position, retry.attempt, time.time())
         return connection.execute(self._take, row).fetchone() is not None
 
-    def settle(self, connection: GuardedConnection, subscription: Subscription, outcomes: Sequence[Outcome]) -> Floor:
+    def settle(self, connection: sqlite3.Connection, subscription: Subscription, outcomes: Sequence[Outcome]) -> Floor:
         """See `outboxkit.store.Transaction.settle`."""
         floor = self._floor_at(connection, subscription)
         for outcome in outcomes:
             self._record(connection, subscription, outcome, floor.position)
         return self.advance(connection, subscription.id, floor)
 
-    def _record(self, connection: GuardedConnection, subscription: Subscription, outcome: Outcome, floor: Position) -> None:
+    def _record(self, connection: sqlite3.Connection, subscription: Subscription, outcome: Outcome, floor: Position) -> None:
         row = (subscription.id, *outcome.delivery.position)
         match outcome.state:
             case "settled" if outcome.attempt == 1:
@@ -116,7 +115,7 @@ class InboxTables:
                 failure = (outcome.state, outcome.attempt, due_at, outcome.error or "", outcome.delivery.envelope)
                 connection.execute(self._fail, (*failure, *row))
 
-    def advance(self, connection: GuardedConnection, floor_id: int, start: Floor) -> Floor:
+    def advance(self, connection: sqlite3.Connection, floor_id: int, start: Floor) -> Floor:
         """Walk the chain up from the floor at `start`, and delete what it makes needless."""
         floor = self.walk(connection, floor_id, start)
         if floor.position > start.position:

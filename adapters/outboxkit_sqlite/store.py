@@ -5,7 +5,7 @@ those of other processes are waited for in small steps that can be cancelled.
 """
 
 import sqlite3
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any, Literal, NoReturn, TypeVar
 
@@ -76,8 +76,8 @@ class SQLiteStore:
         self._writer: ThreadConnection | None = None
         self._reader: ThreadConnection | None = None
         self._seen_version = -1
-        self._outbox = OutboxTables(self.prefix)
-        self._inbox = InboxTables(self.prefix)
+        self.outbox = OutboxTables(self.prefix)
+        self.inbox = InboxTables(self.prefix)
         self._leases = LeaseTable(self.prefix)
 
     def __repr__(self) -> str:
@@ -87,7 +87,7 @@ class SQLiteStore:
 
     async def open(self, source: str, partitions: Mapping[str, int] | None = None) -> None:  # noqa: ARG002 - nobody publishes in SQL here
         """See `outboxkit.store.Store.open`."""
-        self._writing, self._committed = anyio.Lock(), anyio.Event()  # these belong to the running event loop
+        self.turn, self._committed = anyio.Lock(), anyio.Event()  # these belong to the running event loop
         if not self.path.exists():  # or a mistyped name would become an empty database
             raise SchemaError(
                 f"{self.path} does not exist: run `outboxkit migrate module:app`, or `await app.migrate()`, to create it"
@@ -130,36 +130,42 @@ class SQLiteStore:
     async def transaction(self) -> AsyncGenerator[SQLiteTransaction, None]:
         """See `outboxkit.store.Store.transaction`."""
         writer = self._opened(self._writer)
-        async with self._writing:
-            transaction = SQLiteTransaction(writer, self._outbox, self._inbox, self._commit_seen, self._failed)
+        async with self.turn:
+            transaction = SQLiteTransaction(writer, self.outbox, self.inbox, self.commit_seen, self.failed)
             try:
-                await self._begin(writer)
+                await self.begun(lambda: writer.run(lambda connection: connection.control("BEGIN IMMEDIATE")))
                 yield transaction
             finally:
                 if not transaction.finished:
                     await uninterrupted(transaction.rollback())
 
-    async def _begin(self, writer: ThreadConnection) -> None:
+    async def begun(self, begin: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Begin a transaction as soon as no other process writes; `begin` tries once, and waits for a step at most."""
         # SQLite's own busy handler would block the thread, and with it whoever was cancelled, for the whole wait.
         deadline = anyio.current_time() + self._busy_seconds
         while True:
             try:
-                return await uninterrupted(writer.run(lambda connection: connection.control("BEGIN IMMEDIATE")))
+                return await uninterrupted(begin())
             except sqlite3.Error as error:
                 if primary_code(error) != sqlite3.SQLITE_BUSY or anyio.current_time() > deadline:
-                    self._failed(error)
+                    self.failed(error)
             await next_look()
 
     async def write(self, transaction: Any, rows: Sequence[OutboxRow]) -> None:
         """See `outboxkit.store.Store.write`."""
-        self._opened(self._writer)
+        self.require_open()
         if not isinstance(transaction, aiosqlite.Connection):
             raise ConfigurationError(f"{type(transaction).__name__!r} is nothing to publish on: give an aiosqlite.Connection")
         if transaction.isolation_level is None and not transaction.in_transaction:
             raise TransactionError("no transaction is open here, and none would begin: execute BEGIN IMMEDIATE first")
-        await transaction.executemany(self._outbox.insertion, rows)
+        await transaction.executemany(self.outbox.insertion, rows)
 
-    def _commit_seen(self) -> None:
+    def require_open(self) -> None:
+        """Raise StoreError unless it is open."""
+        self._opened(self._writer)
+
+    def commit_seen(self) -> None:
+        """Wake whoever waits for the log here."""
         self._committed.set()
 
     # the log
@@ -170,14 +176,14 @@ class SQLiteStore:
 
         def read(connection: sqlite3.Connection) -> tuple[int, Sequence[LogEntry]]:
             version = _data_version(connection)
-            return version, self._outbox.read(connection, self._source, after, limit, max_bytes)
+            return version, self.outbox.read(connection, self._source, after, limit, max_bytes)
 
         self._seen_version, entries = await self._query(read)
         return entries
 
     async def find(self, stream: Stream, position: Position) -> bytes | None:
         """See `outboxkit.store.Store.find`."""
-        return await self._query(lambda connection: self._outbox.find(connection, stream, position))
+        return await self._query(lambda connection: self.outbox.find(connection, stream, position))
 
     async def wait(self, seconds: float) -> None:
         """See `outboxkit.store.Store.wait`."""
@@ -188,15 +194,15 @@ class SQLiteStore:
 
     async def progress(self) -> Progress:
         """See `outboxkit.store.Store.progress`."""
-        return await self._query(lambda connection: self._outbox.progress(connection, self._source))
+        return await self._query(lambda connection: self.outbox.progress(connection, self._source))
 
     async def save_progress(self, progress: Progress) -> None:
         """See `outboxkit.store.Store.save_progress`."""
-        await self._write(lambda connection: self._outbox.save_progress(connection, progress))
+        await self._write(lambda connection: self.outbox.save_progress(connection, progress))
 
     async def rebase(self, divergences: Mapping[Stream, tuple[Position, Position]]) -> int:
         """See `outboxkit.store.Store.rebase`."""
-        return await self._write(lambda connection: self._outbox.rebase(connection, divergences)) if divergences else 0
+        return await self._write(lambda connection: self.outbox.rebase(connection, divergences)) if divergences else 0
 
     # leases
 
@@ -212,30 +218,30 @@ class SQLiteStore:
 
     async def subscribe(self, group: str, stream: Stream, floor: Position = ORIGIN) -> tuple[Subscription, Position]:
         """See `outboxkit.store.Store.subscribe`."""
-        return await self._write(lambda connection: self._inbox.subscribe(connection, group, stream, floor))
+        return await self._write(lambda connection: self.inbox.subscribe(connection, group, stream, floor))
 
     async def floor_of(self, group: str, stream: Stream) -> Floor | None:
         """See `outboxkit.store.Store.floor_of`."""
-        return await self._query(lambda connection: self._inbox.floor_of(connection, group, stream))
+        return await self._query(lambda connection: self.inbox.floor_of(connection, group, stream))
 
     async def floors(self, group: str) -> Mapping[Stream, Floor]:
         """See `outboxkit.store.Store.floors`."""
 
         def look(connection: sqlite3.Connection) -> tuple[dict[Stream, Floor], bool]:
-            saved = {stream: (id, floor) for id, stream, floor in self._inbox.floors(connection, group)}
-            walked = {stream: self._inbox.walk(connection, id, floor) for stream, (id, floor) in saved.items()}
+            saved = {stream: (id, floor) for id, stream, floor in self.inbox.floors(connection, group)}
+            walked = {stream: self.inbox.walk(connection, id, floor) for stream, (id, floor) in saved.items()}
             return walked, any(walked[stream].position > floor.position for stream, (_, floor) in saved.items())
 
         def advance(connection: GuardedConnection) -> dict[Stream, Floor]:
-            found = list(self._inbox.floors(connection, group))
-            return {stream: self._inbox.advance(connection, id, floor) for id, stream, floor in found}
+            found = list(self.inbox.floors(connection, group))
+            return {stream: self.inbox.advance(connection, id, floor) for id, stream, floor in found}
 
         floors, behind = await self._query(look)
         return await self._write(advance) if behind else floors
 
     async def retries(self, group: str, limit: int) -> tuple[Sequence[Retry], float | None]:
         """See `outboxkit.store.Store.retries`."""
-        return await self._query(lambda connection: self._inbox.retries(connection, group, limit))
+        return await self._query(lambda connection: self.inbox.retries(connection, group, limit))
 
     # one way in for all of the above
 
@@ -259,9 +265,9 @@ class SQLiteStore:
         try:
             yield
         except sqlite3.Error as error:
-            self._failed(error)
+            self.failed(error)
 
-    def _failed(self, error: sqlite3.Error) -> NoReturn:
+    def failed(self, error: sqlite3.Error) -> NoReturn:
         """Raise what an SQLite error outside the user's own statements means."""
         if primary_code(error) == sqlite3.SQLITE_NOTADB:
             raise NotADatabaseError(f"{self.path} is not an SQLite database: name another file") from error

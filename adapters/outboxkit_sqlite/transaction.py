@@ -15,11 +15,12 @@ from outboxkit_sqlite.inbox import InboxTables
 from outboxkit_sqlite.log import OutboxTables
 
 T = TypeVar("T")
+C = TypeVar("C", bound=sqlite3.Connection)
 
 _numbers = count()
 """Names of savepoints are never used twice: a call that outlived its unit of work cannot end somebody else's."""
 
-_LOST = (
+LOST = (
     "the transaction was ended inside the unit of work (a conflict clause with ROLLBACK does that): nothing of it is kept, "
     "its events neither"
 )
@@ -140,7 +141,7 @@ class SQLiteTransaction:
         def commit(connection: GuardedConnection) -> None:
             connection.leave_clean()
             if not connection.in_transaction:
-                raise TransactionLostError(_LOST)
+                raise TransactionLostError(LOST)
             self._outbox.insert(connection, rows)
             connection.control("COMMIT")
 
@@ -166,7 +167,7 @@ class SQLiteTransaction:
 
     async def _library(self, function: Callable[[GuardedConnection], T]) -> T:
         self._require_open()
-        return await self._on_thread(lambda connection: _with_own_factories(connection, function))
+        return await self._on_thread(lambda connection: with_own_factories(connection, function))
 
     async def _on_thread(self, function: Callable[[GuardedConnection], T]) -> T:
         try:
@@ -175,7 +176,7 @@ class SQLiteTransaction:
             self._failed(error)
 
 
-def _with_own_factories(connection: GuardedConnection, function: Callable[[GuardedConnection], T]) -> T:
+def with_own_factories(connection: C, function: Callable[[C], T]) -> T:
     """Run a function of ours as if the user had not set a row factory."""
     factories = connection.row_factory, connection.text_factory
     connection.row_factory, connection.text_factory = None, str
@@ -213,4 +214,4 @@ def _end_savepoint(connection: sqlite3.Connection, statement: str) -> None:
     except sqlite3.OperationalError as error:
         if "no such savepoint" not in str(error):
             raise
-        raise TransactionLostError(_LOST) from error
+        raise TransactionLostError(LOST) from error

@@ -1,35 +1,31 @@
 """The SQLAlchemy store keeps the contract, on each driver."""
 
 from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine, async_sessionmaker
-from sqlalchemy import make_url
+from sqlalchemy import URL, make_url
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from outboxkit.testing import StoreContract
 from outboxkit.testing.rows import SOURCE
-from outboxkit_sqlalchemy.postgres import EnginePostgresStore
+from outboxkit_sqlalchemy import SQLAlchemyStore
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
 
-class PostgresOnAnEngine(StoreContract):
-    driver = ""
-
+class OnAnEngine(StoreContract):
     @pytest.fixture(autouse=True)
-    async def engines(self, postgres_url: str) -> AsyncIterator[None]:
-        self.url = make_url(postgres_url).set(drivername=f"postgresql+{self.driver}")
-        self.made = 0
-        self.made_engines: list[AsyncEngine] = []
+    async def engines(self) -> AsyncIterator[None]:
+        self.made: list[AsyncEngine] = []
         yield
-        for engine in self.made_engines:
+        for engine in self.made:
             await engine.dispose()
 
-    def _on(self, prefix):
-        engine = create_async_engine(self.url)
-        self.made_engines.append(engine)
-        return EnginePostgresStore(engine, async_sessionmaker(engine), prefix, None)
-
     @pytest.fixture
-    async def store(self):
+    async def store(self) -> AsyncIterator[SQLAlchemyStore]:
         store = self.fresh()
         await store.migrate(SOURCE)
         await store.open(SOURCE)
@@ -37,20 +33,47 @@ class PostgresOnAnEngine(StoreContract):
         await store.aclose()
 
     @pytest.fixture
-    async def peer(self, store):
-        peer = self._on("t1_")
+    async def peer(self, store: SQLAlchemyStore) -> AsyncIterator[SQLAlchemyStore]:
+        peer = self.store_on(self.made[0].url, "t0_")
         await peer.open(SOURCE)
         yield peer
         await peer.aclose()
 
-    def fresh(self):
-        self.made += 1
-        return self._on(f"t{self.made}_")
+    def store_on(self, url: URL, prefix: str) -> SQLAlchemyStore:
+        engine = create_async_engine(url)
+        self.made.append(engine)
+        return SQLAlchemyStore(engine, prefix=prefix)
+
+    def fresh(self) -> SQLAlchemyStore:
+        return self.store_on(self.new_url(), f"t{len(self.made)}_")
+
+    def new_url(self) -> URL:
+        raise NotImplementedError
 
 
-class TestAsyncpg(PostgresOnAnEngine):
+class OnPostgres(OnAnEngine):
+    driver = ""
+
+    @pytest.fixture(autouse=True)
+    def database(self, postgres_url: str) -> None:
+        self.url = make_url(postgres_url).set(drivername=f"postgresql+{self.driver}")
+
+    def new_url(self) -> URL:
+        return self.url
+
+
+class TestOnAsyncpg(OnPostgres):
     driver = "asyncpg"
 
 
-class TestPsycopg(PostgresOnAnEngine):
+class TestOnPsycopg(OnPostgres):
     driver = "psycopg"
+
+
+class TestOnAiosqlite(OnAnEngine):
+    @pytest.fixture(autouse=True)
+    def folder(self, tmp_path: Path) -> None:
+        self.tmp_path = tmp_path
+
+    def new_url(self) -> URL:
+        return URL.create("sqlite+aiosqlite", database=str(self.tmp_path / f"store{len(self.made)}.db"))

@@ -1,0 +1,83 @@
+"""Publishing in a session of the user's own: which ones can be told to be of this store, and hearing of their commits."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from sqlalchemy import Connection, Engine, event, exc
+from sqlalchemy.orm import Session
+
+from outboxkit.errors import ConfigurationError
+from outboxkit.message import OutboxRow
+from outboxkit_sqlalchemy.message import message_class
+
+_HEARD = "outboxkit_heard"
+
+
+class Committed(Protocol):
+    """Hears of commits."""
+
+    def __call__(self, *, by_another: bool) -> None:
+        """A session was committed; `by_another`: what it joined is not."""
+        ...
+
+
+class Publisher:
+    """Adds outbox rows to sessions.
+
+    Args:
+        engine: the store's.
+        committed: told, in whatever thread it happens, that a session with rows of ours was committed, and whether its
+            transaction is another's to commit.
+    """
+
+    def __init__(self, engine: Engine, committed: Committed) -> None:
+        self._engine = engine
+        self._committed = committed
+
+    def add(self, session: Session, rows: Sequence[OutboxRow], prefix: str, schema: str | None) -> None:
+        """Add rows to a session, which writes them at its flush.
+
+        Raises:
+            ConfigurationError: the session writes into another database.
+        """
+        mapped = message_class(prefix, schema)
+        self.require_own(self._bind(session, mapped))
+        session.add_all(map(mapped, rows))
+        self._listen(session)
+
+    def require_own(self, bind: Engine | Connection) -> None:
+        """Refuse what leads to another database than the store's engine.
+
+        Raises:
+            ConfigurationError: it does.
+        """
+        if bind.engine.pool is not self._engine.pool and _place(bind.engine) != _place(self._engine):
+            raise ConfigurationError(
+                f"this session or connection is of {bind.engine.url!r}, and the outbox is in {self._engine.url!r}: an event is "
+                "committed with the rows it tells of, so publish where they are written"
+            )
+
+    def _bind(self, session: Session, mapped: Any) -> Engine | Connection:
+        try:
+            return session.get_bind(mapped)
+        except exc.UnboundExecutionError as error:
+            raise ConfigurationError(
+                "this session is bound to no engine that its outbox rows could go to: give it bind=engine beside its binds"
+            ) from error
+
+    def _listen(self, session: Session) -> None:
+        pending: dict[int, bool] = session.info.setdefault(_HEARD, {})
+        if id(self) not in pending:
+            event.listen(session, "after_commit", self._after_commit)
+        pending[id(self)] = True
+
+    def _after_commit(self, session: Session) -> None:
+        pending: dict[int, bool] = session.info.get(_HEARD, {})
+        if pending.get(id(self)) and not session.in_nested_transaction():
+            pending[id(self)] = False
+            self._committed(by_another=isinstance(session.bind, Connection))
+
+
+def _place(engine: Engine) -> tuple[str, str | None, int | None, str | None]:
+    url = engine.url
+    return engine.dialect.name, url.host, url.port, url.database

@@ -1,0 +1,134 @@
+"""Units of work on an SQLite engine of the user's; the books, which need no session, are an `SQLiteStore`'s on the file."""
+
+import sqlite3
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, NoReturn
+from urllib.parse import quote
+
+from anyio import to_thread
+from sqlalchemy import exc, text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
+
+from outboxkit.cancellation import uninterrupted
+from outboxkit.errors import (
+    ConfigurationError,
+    OutboxkitError,
+    StoreError,
+    StoreUnavailableError,
+    TransactionError,
+    TransactionLostError,
+)
+from outboxkit.message import OutboxRow
+from outboxkit_sqlalchemy.cutting import CUT_OFF
+from outboxkit_sqlalchemy.sqlite_transaction import EngineSQLiteTransaction, SQLiteUnit
+from outboxkit_sqlalchemy.unit import session_unit
+from outboxkit_sqlite.store import SQLiteStore
+from outboxkit_sqlite.transaction import LOST
+
+_FULL = 2
+
+
+def books_of(engine: AsyncEngine, prefix: str) -> SQLiteStore:
+    """Return the store that reads the log in the engine's file, and keeps what needs no session.
+
+    Raises:
+        ConfigurationError: the engine's database is in memory, or named by a ``file:`` URI.
+    """
+    path = engine.url.database or ":memory:"
+    if path == ":memory:" or path.startswith("file:"):
+        raise ConfigurationError(
+            f"{engine.url!r} is in memory, or may be: the relay has connections of its own, and an event has to outlive the "
+            "process. Make the engine with sqlite+aiosqlite:///name.db"
+        )
+    return SQLiteStore(f"sqlite:///{quote(path)}?prefix={prefix}")
+
+
+class SQLiteUnits:
+    """Opens units of work, one at a time."""
+
+    def __init__(self, engine: AsyncEngine, sessions: async_sessionmaker[AsyncSession], books: SQLiteStore) -> None:
+        self._engine = engine
+        self._sessions = sessions
+        self._books = books
+
+    async def look(self) -> None:
+        """Refuse an engine whose connections would not keep what is promised.
+
+        Raises:
+            ConfigurationError: they lose commits in a power cut, or lead to another file.
+        """
+        connection = AsyncConnection(self._engine)
+        try:
+            await connection.start()
+            synchronous = await connection.scalar(text("PRAGMA synchronous"))
+            file = await connection.scalar(text("SELECT file FROM pragma_database_list WHERE name = 'main'"))
+        except Exception as error:  # as the driver raises it
+            self._failed(error)
+        finally:
+            if connection.sync_connection is not None:
+                await uninterrupted(connection.close())
+        if synchronous < _FULL:
+            raise ConfigurationError(
+                f"{self._books.path}: this engine's connections commit with synchronous={synchronous}, so that a power cut can "
+                "take back commits whose events were sent: leave out that PRAGMA, or set it to FULL"
+            )
+        if not await to_thread.run_sync(self._books.path.samefile, file):
+            raise ConfigurationError(
+                f"this engine's URL names {self._books.path} and its connections lead to {file}: name the file in the URL"
+            )
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncGenerator[EngineSQLiteTransaction, None]:
+        """See `outboxkit.store.Store.transaction`."""
+        self._books.require_open()
+        async with self._books.turn, session_unit(self._engine, self._sessions, SQLiteUnit, self._failed) as unit:
+            transaction = EngineSQLiteTransaction(unit, self._books)
+            try:
+                await unit.begin()
+                await self._books.begun(unit.begin_immediate)
+                yield transaction
+            except Exception as error:
+                if isinstance(error, OutboxkitError):
+                    raise
+                if unit.lost:
+                    raise TransactionLostError(CUT_OFF) from error
+                if unit.taken.denied:
+                    raise TransactionLostError(LOST) from error
+                raise
+            finally:
+                if not transaction.finished:
+                    await uninterrupted(transaction.rollback())
+                await uninterrupted(unit.release())
+
+    def table(self) -> tuple[str, str | None]:
+        """Return the prefix and the schema of the tables."""
+        return self._books.prefix, None
+
+    def commit_seen(self) -> None:
+        """Wake whoever waits for the log here."""
+        self._books.commit_seen()
+
+    def expect_growth(self) -> None:
+        """A commit is coming that nobody will tell of: the file is looked at often anyway."""
+
+    async def write(self, transaction: AsyncConnection, rows: Sequence[OutboxRow]) -> None:
+        """Write outbox rows in the open transaction of a connection."""
+        self._books.require_open()
+        driver: Any = (await transaction.get_raw_connection()).driver_connection
+        if driver.isolation_level is None and not driver.in_transaction:
+            raise TransactionError(
+                "this connection commits each statement by itself (isolation_level='AUTOCOMMIT'): publish on one that does not"
+            )
+        await transaction.exec_driver_sql(self._books.outbox.insertion, [tuple(row) for row in rows])
+
+    def _failed(self, error: Exception) -> NoReturn:
+        if isinstance(error, exc.TimeoutError):
+            raise StoreUnavailableError(
+                f"{self._books.path}: no connection of the engine came free in time: look for sessions that are left open "
+                "while waiting for something else, or give the engine a larger pool_size"
+            ) from error
+        cause = error.orig if isinstance(error, exc.DBAPIError) else error
+        if isinstance(cause, sqlite3.Error):
+            self._books.failed(cause)
+        raise StoreError(f"{self._books.path}: {error}") from error

@@ -1,0 +1,185 @@
+"""One open transaction on an SQLite engine's connection: the session's statements, and ours on the same thread."""
+
+import sqlite3
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from outboxkit.cancellation import uninterrupted
+from outboxkit.errors import ConfigurationError, NoUnitOfWorkError, OutboxkitError, TransactionLostError
+from outboxkit.message import Delivery, OutboxRow
+from outboxkit.store import Floor, Outcome, Retry, Subscription, ThreadTransaction
+from outboxkit_sqlalchemy.connection import UnitConnection
+from outboxkit_sqlalchemy.cutting import CUT_OFF
+from outboxkit_sqlalchemy.takeover import TakenOver, on_thread
+from outboxkit_sqlalchemy.unit import SessionUnit, cut
+from outboxkit_sqlite.store import SQLiteStore
+from outboxkit_sqlite.transaction import LOST, with_own_factories
+
+T = TypeVar("T")
+
+
+class SQLiteUnit(SessionUnit):
+    """A session and its connection, and what is changed about that for as long as they last."""
+
+    def __init__(self, connection: UnitConnection, session: AsyncSession, driver: Any) -> None:
+        super().__init__(connection, session)
+        self.driver = driver
+        self.taken = TakenOver()
+
+    async def begin_immediate(self) -> None:
+        """Try once to begin the transaction that the session believes to be in."""
+        await on_thread(self.driver, self.taken.begin)
+
+    @property
+    def lost(self) -> bool:
+        """Whether the connection is gone, as it is after a statement that was cancelled."""
+        return self.connection.invalidated
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether the transaction is open."""
+        return not self.lost and bool(self.driver.in_transaction)
+
+    async def release(self) -> None:
+        """Leave the connection as it was."""
+        try:
+            if not self.lost:
+                await on_thread(self.driver, self.taken.give_back)
+        except (sqlite3.Error, ValueError):  # it is closed, or cannot be used any more
+            await cut(self.connection)
+
+
+class EngineSQLiteTransaction:
+    """See `outboxkit.store.Transaction`."""
+
+    broken = False
+    """One writer at a time: nothing is undone in favour of another."""
+
+    def __init__(self, unit: SQLiteUnit, books: SQLiteStore) -> None:
+        self.unit = unit
+        self._books = books
+        self._ending = False
+        """From here on nothing more may be asked of the transaction."""
+        self.finished = False
+        """Whether it was ended, one way or the other."""
+
+    @property
+    def connection(self) -> Any:
+        """See `outboxkit.store.Transaction.connection`."""
+        return self.unit.connection
+
+    @property
+    def session(self) -> Any:
+        """See `outboxkit.store.Transaction.session`."""
+        return self.unit.session
+
+    @asynccontextmanager
+    async def savepoint(self) -> AsyncGenerator[None, None]:
+        """See `outboxkit.store.Transaction.savepoint`."""
+        self._require_open()
+        await self._flush()
+        savepoint = await self._on_session(self.unit.savepoint())
+        try:
+            yield
+            await self._flush()
+            await self._on_session(savepoint.release())
+        except BaseException as error:
+            if self._ending:
+                raise
+            if isinstance(error, Exception) and self.unit.lost:
+                raise self._cut_off() from error
+            await uninterrupted(self._on_session(savepoint.undo()))
+            raise
+
+    async def run(self, function: Callable[[ThreadTransaction], T]) -> T:  # noqa: ARG002 - a session is not for threads
+        """See `outboxkit.store.Transaction.run`."""
+        raise ConfigurationError("a session is not for plain functions: write `async def` instead of a plain `def`")
+
+    async def receive(self, subscription: Subscription, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
+        """See `outboxkit.store.Transaction.receive`."""
+        return await self._library(lambda connection: self._books.inbox.receive(connection, subscription, deliveries))
+
+    async def take(self, retry: Retry) -> bool:
+        """See `outboxkit.store.Transaction.take`."""
+        return await self._library(lambda connection: self._books.inbox.take(connection, retry))
+
+    async def settle(self, subscription: Subscription, outcomes: Sequence[Outcome]) -> Floor:
+        """See `outboxkit.store.Transaction.settle`."""
+        return await self._library(lambda connection: self._books.inbox.settle(connection, subscription, outcomes))
+
+    async def commit(self, rows: Sequence[OutboxRow] = ()) -> None:
+        """See `outboxkit.store.Transaction.commit`."""
+        self._require_open()
+        await self._flush()
+        self._end()
+
+        await self._on_thread(lambda connection: self._books.outbox.insert(connection, rows))
+        self.unit.taken.may_commit()
+        try:
+            await self.unit.commit()
+        except DBAPIError as error:
+            if isinstance(error.orig, sqlite3.Error):
+                self._books.failed(error.orig)
+            raise
+        self.finished = True
+        self._books.commit_seen()
+
+    async def rollback(self) -> None:
+        """End the transaction if it is open; after whatever is still queued on the connection."""
+        self._end()
+        self.finished = True
+        await self.unit.rollback()
+
+    def _cut_off(self) -> TransactionLostError:
+        # There is no server to lose: only a cancelled statement does this.
+        return TransactionLostError(CUT_OFF)
+
+    def _end(self) -> None:
+        self._ending = True
+        self.unit.end()
+
+    def _require_open(self) -> None:
+        if self._ending:
+            raise NoUnitOfWorkError("this unit of work has ended: nothing more can be done in it")
+
+    async def _flush(self) -> None:
+        """Have the session send what it holds back, so that its errors are raised here and as they are."""
+        try:
+            await self.unit.flush()
+        except Exception as error:  # whatever the driver, or a listener of the user's, raises
+            if self.unit.lost:
+                raise self._cut_off() from error
+            raise
+
+    async def _on_session(self, work: Coroutine[Any, Any, T]) -> T:
+        try:
+            return await work
+        except OutboxkitError:
+            raise
+        except Exception as error:  # whatever the driver, or a listener of the user's, raises
+            if self.unit.lost:
+                raise self._cut_off() from error
+            if not self.unit.in_transaction:
+                raise TransactionLostError(LOST) from error
+            raise
+
+    async def _library(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        self._require_open()
+        return await self._on_thread(function)
+
+    async def _on_thread(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        def in_transaction(connection: sqlite3.Connection) -> T:
+            if not connection.in_transaction:
+                raise TransactionLostError(LOST)
+            return with_own_factories(connection, function)
+
+        if self.unit.lost:
+            raise self._cut_off()
+        try:
+            return await on_thread(self.unit.driver, in_transaction)
+        except sqlite3.Error as error:
+            self._books.failed(error)

@@ -1,0 +1,673 @@
+"""The SQLAlchemy store: sessions that commit with inbox and outbox, events in sessions of the user's own, and its engine."""
+
+import asyncio
+import gc
+import weakref
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import msgspec
+import pytest
+from sqlalchemy import URL, Engine, create_engine, event, func, make_url, select, text
+from sqlalchemy.exc import IntegrityError, PendingRollbackError
+from sqlalchemy.ext.asyncio import (
+    AsyncEngine,
+    AsyncSession,
+    async_scoped_session,
+    async_sessionmaker,
+    create_async_engine,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+import outboxkit
+from outboxkit import App, UnitOfWork
+from outboxkit.cancellation import alongside
+from outboxkit.errors import (
+    ConfigurationError,
+    NoUnitOfWorkError,
+    StoreError,
+    StoreUnavailableError,
+    TransactionError,
+    TransactionLostError,
+)
+from outboxkit.message import Envelope
+from outboxkit.store import Store
+from outboxkit.testing import MemoryBroker, drain
+from outboxkit.testing.rows import log_of
+from outboxkit_sqlalchemy import SQLAlchemyStore
+from tests.services import QUICK, Recording
+from tests.waiting import until
+
+DRIVERS = ("sqlite+aiosqlite", "postgresql+asyncpg", "postgresql+psycopg")
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Sale(Base):
+    __tablename__ = "sale"
+
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    note: Mapped[str] = mapped_column(default="")
+
+
+@outboxkit.event("sold", topic="sales", key="key")
+class Sold(msgspec.Struct, frozen=True):
+    number: int
+    key: str = "k"
+
+
+class Shop:
+    """An app on an engine, and what its database holds."""
+
+    def __init__(self, engine: AsyncEngine, name: str = "shop", **options: Any) -> None:
+        self.engine = engine
+        self.store = SQLAlchemyStore(engine, **options)
+        self.observer = Recording()
+        self.app = App(name, store=self.store, broker=MemoryBroker(), settings=QUICK, observer=self.observer)
+        self.sessions = async_sessionmaker(engine, expire_on_commit=False)
+
+    async def migrate(self) -> None:
+        await self.app.migrate()
+        async with self.engine.begin() as connection:
+            await connection.run_sync(Base.metadata.create_all)
+
+    @asynccontextmanager
+    async def open(self, *, run: bool = False) -> AsyncGenerator["Shop", None]:
+        await self.migrate()
+        async with self.app.running(relay=run, consume=run):
+            yield self
+
+    async def sales(self) -> list[int]:
+        async with self.sessions() as session:
+            return list(await session.scalars(select(Sale.number).order_by(Sale.number)))
+
+    async def events(self) -> list[int]:
+        return await numbers(self.store)
+
+    async def both(self) -> tuple[list[int], list[int]]:
+        return await self.sales(), await self.events()
+
+
+async def numbers(store: Store) -> list[int]:
+    data = [Envelope.decode(entry.envelope).data for entry in await log_of(store)]
+    return [msgspec.json.decode(bytes(each))["number"] for each in data]
+
+
+@pytest.fixture(params=DRIVERS)
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> URL:
+    driver: str = request.param
+    if driver.startswith("sqlite"):
+        return URL.create(driver, database=str(tmp_path / "shop.db"))
+    return make_url(request.getfixturevalue("postgres_url")).set(drivername=driver)
+
+
+@pytest.fixture
+async def engine(url: URL) -> AsyncIterator[AsyncEngine]:
+    engine = create_async_engine(url)
+    yield engine
+    await engine.dispose()
+
+
+@pytest.fixture
+async def shop(engine: AsyncEngine) -> AsyncIterator[Shop]:
+    shop = Shop(engine)
+    await shop.migrate()
+    await shop.store.open("shop")
+    shop.app._is_open = True  # without its task group, which must not be left by another task than entered it
+    yield shop
+    await shop.store.aclose()
+
+
+# the session of a unit of work
+
+
+async def test_rows_and_events_are_committed_together(shop: Shop) -> None:
+    async with shop.app.unit_of_work() as uow:
+        uow.session.add(Sale(number=1))
+        uow.publish(Sold(1))
+        assert await shop.both() == ([], [])
+    assert await shop.both() == ([1], [1])
+
+
+async def test_an_exception_takes_rows_and_events_back(shop: Shop) -> None:
+    with pytest.raises(LookupError):
+        async with shop.app.unit_of_work() as uow:
+            uow.session.add(Sale(number=1))
+            await uow.session.flush()
+            uow.publish(Sold(1))
+            raise LookupError
+    assert await shop.both() == ([], [])
+
+
+async def test_the_connection_and_the_session_are_in_one_transaction(shop: Shop) -> None:
+    async with shop.app.unit_of_work() as uow:
+        await uow.connection.execute(text("INSERT INTO sale VALUES (1, 'by hand')"))
+        sale = await uow.session.get(Sale, 1)
+        assert sale.note == "by hand"
+        assert await uow.session.connection() is uow.connection
+        sale.note = "by the session"
+        await uow.session.flush()
+        assert await uow.connection.scalar(text("SELECT note FROM sale")) == "by the session"
+    assert sale.note == "by the session", "it can be read afterwards"
+
+
+async def test_a_joined_call_that_fails_takes_its_rows_and_events_only(shop: Shop) -> None:
+    @shop.app.publishes(Sold)
+    async def sell(uow: UnitOfWork, number: int) -> Sold:
+        uow.session.add(Sale(number=number))
+        return Sold(number)
+
+    async with shop.app.unit_of_work() as uow:
+        await sell(number=1)
+        with pytest.raises(IntegrityError):  # found at the end of the call, though nothing in it flushes
+            await sell(number=1)
+        await sell(number=2)
+        uow.session.add(Sale(number=3))
+    assert await shop.both() == ([1, 2, 3], [1, 2])
+
+
+async def test_what_the_session_cannot_write_is_raised_by_the_unit_of_work(shop: Shop) -> None:
+    with pytest.raises(IntegrityError):
+        async with shop.app.unit_of_work() as uow:
+            uow.session.add_all([Sale(number=1), Sale(number=1)])
+            uow.publish(Sold(1))
+    assert await shop.both() == ([], [])
+
+
+async def test_a_savepoint_of_the_users_undoes_what_went_to_the_connection_too(shop: Shop) -> None:
+    async with shop.app.unit_of_work() as uow:
+        with pytest.raises(LookupError):
+            async with uow.session.begin_nested():
+                await uow.connection.execute(text("INSERT INTO sale VALUES (1, '')"))
+                raise LookupError
+        with pytest.raises(IntegrityError):
+            async with uow.session.begin_nested():
+                uow.session.add_all([Sale(number=2), Sale(number=2)])
+        async with uow.session.begin_nested():
+            uow.session.add(Sale(number=3))
+        uow.publish(Sold(3))
+    assert await shop.both() == ([3], [3])
+
+
+async def test_a_statement_that_failed_unheard_costs_its_savepoint_only(shop: Shop) -> None:
+    @shop.app.publishes(Sold)
+    async def sell(uow: UnitOfWork, number: int) -> None:
+        await uow.session.execute(text("INSERT INTO sale VALUES (:number, '')"), {"number": number})
+        uow.publish(Sold(number))
+        with pytest.raises(IntegrityError):
+            await uow.session.execute(text("INSERT INTO sale VALUES (:number, '')"), {"number": number})
+
+    async with shop.app.unit_of_work() as uow:
+        if shop.engine.dialect.name == "postgresql":
+            with pytest.raises(TransactionError, match=r"error was swallowed.*begin_nested"):
+                await sell(number=1)
+        uow.session.add(Sale(number=2))
+        uow.publish(Sold(2))
+    assert await shop.both() == ([2], [2])
+
+
+@pytest.mark.parametrize("name", ["commit", "rollback", "close", "begin", "reset", "invalidate", "aclose"])
+async def test_ending_the_transaction_by_hand_is_refused_and_harms_nothing(shop: Shop, name: str) -> None:
+    async with shop.app.unit_of_work() as uow:
+        uow.session.add(Sale(number=1))
+        await uow.session.flush()
+        uow.publish(Sold(1))
+        for owner in (uow.session, uow.connection):
+            if hasattr(type(owner), name):
+                with pytest.raises(TransactionError, match=rf"leave out {name.removeprefix('a')}|leave out {name}"):
+                    await ended(owner, name)
+    assert await shop.both() == ([1], [1])
+
+
+async def ended(owner: Any, name: str) -> None:
+    await getattr(owner, name)()
+
+
+@pytest.mark.parametrize("statement", ["COMMIT", " -- now\n rollback", "BEGIN", "END"])
+async def test_ending_the_transaction_in_sql_is_refused_and_harms_nothing(shop: Shop, statement: str) -> None:
+    async with shop.app.unit_of_work() as uow:
+        uow.session.add(Sale(number=1))
+        uow.publish(Sold(1))
+        with pytest.raises(TransactionError, match="leave out BEGIN, COMMIT and ROLLBACK"):
+            await uow.session.execute(text(statement))
+        with pytest.raises(TransactionError, match="leave out BEGIN, COMMIT and ROLLBACK"):
+            await uow.connection.exec_driver_sql(statement)
+    assert await shop.both() == ([1], [1])
+
+
+async def test_a_commit_behind_the_units_back_is_refused_or_costs_its_events(shop: Shop) -> None:
+    with pytest.raises(TransactionError):
+        async with shop.app.unit_of_work() as uow:
+            uow.session.add(Sale(number=1))
+            uow.publish(Sold(1))
+            await uow.session.flush()
+            await uow.connection.run_sync(lambda below: below.commit())
+    assert await shop.both() == ([], [])
+
+
+async def test_a_session_is_useless_after_its_unit_of_work(shop: Shop) -> None:
+    async with shop.app.unit_of_work() as uow:
+        session, connection = uow.session, uow.connection
+    with pytest.raises(NoUnitOfWorkError, match="has ended"):
+        await session.execute(text("SELECT 1"))
+    with pytest.raises(NoUnitOfWorkError, match="has ended"):
+        session.add(Sale(number=1))
+    with pytest.raises(NoUnitOfWorkError, match="has ended"):
+        await connection.execute(text("SELECT 1"))
+
+
+async def test_a_flush_that_failed_outside_a_savepoint_is_the_end_of_the_unit(shop: Shop) -> None:
+    with pytest.raises((TransactionLostError, PendingRollbackError)):
+        async with shop.app.unit_of_work() as uow:
+            uow.session.add_all([Sale(number=1), Sale(number=1)])
+            uow.publish(Sold(1))
+            with pytest.raises(IntegrityError):
+                await uow.session.flush()
+    assert await shop.both() == ([], [])
+
+
+async def test_the_users_class_of_session_and_its_listeners_are_used(engine: AsyncEngine) -> None:
+    heard: list[str] = []
+
+    class Below(Session):
+        pass
+
+    class Mine(AsyncSession):
+        sync_session_class = Below
+
+    for name in ("before_commit", "after_commit", "after_rollback"):
+        event.listen(Below, name, lambda _, name=name: heard.append(name))
+    sessions = async_sessionmaker(engine, class_=Mine, info={"tenant": 7}, expire_on_commit=True)
+    async with Shop(engine, session=sessions).open() as shop:
+        async with shop.app.unit_of_work() as uow:
+            assert isinstance(uow.session, Mine)
+            assert isinstance(uow.session.sync_session, Below)
+            assert uow.session.info["tenant"] == 7
+            uow.session.add(Sale(number=1))
+        assert heard == ["before_commit", "after_commit"]
+        with pytest.raises(LookupError):
+            async with shop.app.unit_of_work():
+                raise LookupError
+        assert heard[2:] == ["after_rollback"]
+
+
+async def test_a_listener_that_raises_after_the_commit_changes_nothing(
+    engine: AsyncEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(_: Session) -> None:
+        raise LookupError
+
+    class Below(Session):
+        pass
+
+    event.listen(Below, "after_commit", refuse)
+    async with Shop(engine, session=async_sessionmaker(engine, sync_session_class=Below)).open() as shop:
+        async with shop.app.unit_of_work() as uow:
+            uow.session.add(Sale(number=1))
+            uow.publish(Sold(1))
+        assert await shop.both() == ([1], [1])
+        assert "is committed" in caplog.text
+
+
+async def test_a_cancelled_statement_is_told_from_a_lost_server(shop: Shop) -> None:
+    slow = "SELECT pg_sleep(60)"
+    if shop.engine.dialect.name == "sqlite":
+        slow = "WITH RECURSIVE n AS (SELECT 1 AS i UNION ALL SELECT i + 1 FROM n WHERE i < 600000) SELECT max(i) FROM n"
+    with pytest.raises(TransactionLostError, match="was cancelled"):
+        async with shop.app.unit_of_work() as uow:
+            uow.session.add(Sale(number=1))
+            await uow.session.flush()
+            async with asyncio.timeout(0.05):
+                await uow.session.execute(text(slow))
+    assert await shop.both() == ([], [])
+    async with shop.app.unit_of_work() as uow:
+        uow.publish(Sold(2))
+    assert await shop.both() == ([], [2])
+
+
+# consuming
+
+
+async def test_a_handlers_session_commits_with_the_inbox_row(engine: AsyncEngine) -> None:
+    shop = Shop(engine)
+
+    @shop.app.consumes(Sold)
+    async def note(sold: Sold, uow: UnitOfWork) -> None:
+        uow.session.add(Sale(number=sold.number))
+
+    async with shop.open(run=True):
+        async with shop.app.unit_of_work() as uow:
+            for number in (1, 2, 2, 3):
+                uow.publish(Sold(number))
+        await until(shop.sales, lambda sales: sales == [1, 2, 3])
+        await until(lambda: shop.observer.count["dead"] == 1)
+        await drain(shop.app)
+        assert shop.observer.count["settled"] == 3, "the one that a unique key refused failed alone"
+        assert shop.observer.troubles == []
+
+
+async def test_a_plain_function_is_refused_when_it_is_decorated(engine: AsyncEngine) -> None:
+    app = App("shop", store=SQLAlchemyStore(engine), broker=MemoryBroker())
+    with pytest.raises(ConfigurationError, match="async def"):
+
+        @app.consumes(Sold)
+        def note(sold: Sold) -> None: ...
+
+
+async def test_two_apps_share_a_database_by_prefixes(engine: AsyncEngine) -> None:
+    one, two = Shop(engine), Shop(engine, "other", prefix="other_")
+    async with one.open(), two.open():
+        async with one.app.unit_of_work() as uow:
+            uow.publish(Sold(1))
+        async with two.app.unit_of_work() as uow:
+            uow.publish(Sold(2))
+        async with one.sessions() as session:
+            await one.app.publish(Sold(3), session=session)
+            await two.app.publish(Sold(4), session=session)
+            await session.commit()
+        assert await one.events() == [1, 3]
+        assert await two.events() == [2, 4]
+
+
+# sessions of the user's own
+
+
+async def test_an_event_is_committed_with_the_users_session(shop: Shop) -> None:
+    async with shop.sessions() as session:
+        session.add(Sale(number=1))
+        await shop.app.publish(Sold(1), session=session)
+        assert await shop.events() == []
+        await session.flush()
+        assert await shop.events() == []
+        await session.commit()
+    assert await shop.both() == ([1], [1])
+
+
+@pytest.mark.parametrize("flush", [False, True])
+async def test_an_event_of_a_session_that_is_rolled_back_never_appears(shop: Shop, flush: bool) -> None:
+    async with shop.sessions() as session:
+        session.add(Sale(number=1))
+        await shop.app.publish(Sold(1), session=session)
+        if flush:
+            await session.flush()
+        await session.rollback()
+        await shop.app.publish(Sold(2), session=session)
+        await session.commit()
+        await shop.app.publish(Sold(3), session=session)
+    assert await shop.both() == ([], [2])
+
+
+async def test_a_savepoint_that_is_rolled_back_forgets_its_events_and_keeps_the_others(shop: Shop) -> None:
+    async with shop.sessions() as session, session.begin():
+        await shop.app.publish(Sold(1), session=session)
+        with pytest.raises(LookupError):
+            async with session.begin_nested():
+                await shop.app.publish(Sold(2), session=session)
+                await session.flush()
+                raise LookupError
+        async with session.begin_nested():
+            await shop.app.publish(Sold(3), session=session)
+        await shop.app.publish(Sold(4), session=session)
+    assert await shop.events() == [1, 3, 4]
+
+
+async def test_events_stand_in_the_order_they_were_published_in(shop: Shop) -> None:
+    async with shop.sessions() as session, session.begin():
+        for number in range(250):
+            session.add(Sale(number=number))
+            await shop.app.publish(Sold(number), session=session)
+            if number % 100 == 60:
+                await session.flush()
+    assert await shop.events() == list(range(250))
+
+
+async def test_a_plain_session_and_a_scoped_one_will_do(shop: Shop) -> None:
+    scoped = async_scoped_session(shop.sessions, scopefunc=asyncio.current_task)
+    await shop.app.publish(Sold(1), session=scoped)
+    await scoped.commit()
+    await scoped.remove()
+    async with shop.sessions() as session:
+        await shop.app.publish(Sold(2), session=session.sync_session)
+        await session.commit()
+    assert await shop.events() == [1, 2]
+
+
+async def test_a_plain_session_of_the_same_database_may_commit_in_another_thread(shop: Shop, url: URL) -> None:
+    plain = create_engine(url.set(drivername=url.drivername.replace("+aiosqlite", "").replace("+asyncpg", "+psycopg")))
+    await shop.events()
+    with Session(plain) as session:
+        await shop.app.publish(Sold(1), session=session)
+        with anyio.fail_after(10):
+            async with alongside(shop.store.wait(60)) as waiting:
+                await anyio.to_thread.run_sync(session.commit)
+                await waiting
+    plain.dispose()
+    assert await shop.events() == [1]
+
+
+async def test_an_event_in_a_connections_transaction_is_written_at_once(shop: Shop) -> None:
+    async with shop.engine.connect() as connection:
+        with pytest.raises(TransactionError, match=r"async with connection\.begin\(\)"):
+            await shop.app.publish(Sold(0), connection=connection)
+        async with connection.begin():
+            await connection.execute(text("INSERT INTO sale VALUES (1, '')"))
+            await shop.app.publish(Sold(1), connection=connection)
+            count = await connection.scalar(select(func.count()).select_from(text("outboxkit_outbox")))
+            assert count == 1
+            assert await shop.events() == []
+        transaction = await connection.begin()
+        await shop.app.publish(Sold(2), connection=connection)
+        await transaction.rollback()
+    assert await shop.both() == ([1], [1])
+
+
+async def test_a_session_inside_a_connections_transaction_waits_for_that(shop: Shop) -> None:
+    async with shop.engine.connect() as connection, connection.begin():
+        await connection.execute(text("INSERT INTO sale VALUES (1, '')"))
+        async with AsyncSession(connection, join_transaction_mode="create_savepoint") as session:
+            await shop.app.publish(Sold(1), session=session)
+            await session.commit()
+        assert await shop.events() == []
+    assert await shop.events() == [1]
+
+
+async def test_a_session_or_connection_of_another_database_is_refused(shop: Shop, tmp_path: Path) -> None:
+    other = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/other.db")
+    async with AsyncSession(other) as session, other.connect() as connection, connection.begin():
+        with pytest.raises(ConfigurationError, match="publish where they are written"):
+            await shop.app.publish(Sold(1), session=session)
+        with pytest.raises(ConfigurationError, match="publish where they are written"):
+            await shop.app.publish(Sold(1), connection=connection)
+    async with AsyncSession(binds={Sale: shop.engine}) as session:
+        with pytest.raises(ConfigurationError, match="bound to no engine"):
+            await shop.app.publish(Sold(1), session=session)
+    with pytest.raises(ConfigurationError, match="nothing to publish on"):
+        await shop.app.publish(Sold(1), session=object())
+    await other.dispose()
+
+
+async def test_a_commit_of_the_users_wakes_the_relay_at_once(shop: Shop) -> None:
+    await shop.events()
+    for _ in range(2):
+        async with shop.sessions() as session:
+            await shop.app.publish(Sold(1), session=session)
+            with anyio.fail_after(10):
+                async with alongside(shop.store.wait(60)) as waiting:
+                    await session.commit()
+                    await waiting
+        await shop.events()
+
+
+async def test_a_session_that_published_is_not_kept(shop: Shop) -> None:
+    session = shop.sessions()
+    for number in range(3):
+        await shop.app.publish(Sold(number), session=session)
+        await session.commit()
+    assert list(session.sync_session.identity_map.values()) == [], "nor are its rows"
+    gone = weakref.ref(session.sync_session)
+    await session.close()
+    del session
+    gc.collect()
+    assert gone() is None
+
+
+async def test_an_event_published_in_the_units_own_session_goes_with_it(shop: Shop) -> None:
+    async with shop.app.unit_of_work() as uow:
+        await shop.app.publish(Sold(1), session=uow.session)
+        uow.publish(Sold(2))
+    with pytest.raises(LookupError):
+        async with shop.app.unit_of_work() as uow:
+            await shop.app.publish(Sold(3), session=uow.session)
+            raise LookupError
+    assert await shop.events() == [1, 2]
+
+
+# the engine
+
+
+async def test_the_engine_stays_the_users(engine: AsyncEngine) -> None:
+    shop = Shop(engine)
+    async with shop.open():
+        pass
+    assert await shop.sales() == []
+    with pytest.raises(StoreError, match="not open"):
+        async with shop.store.transaction():
+            pass
+
+
+async def test_a_disposed_engine_connects_anew(shop: Shop) -> None:
+    await shop.engine.dispose()
+    async with shop.app.unit_of_work() as uow:
+        uow.session.add(Sale(number=1))
+        uow.publish(Sold(1))
+    async with shop.sessions() as session:
+        await shop.app.publish(Sold(2), session=session)
+        await session.commit()
+    assert await shop.both() == ([1], [1, 2])
+
+
+async def test_an_exhausted_pool_says_what_to_do(url: URL) -> None:
+    engine = create_async_engine(url, pool_size=1, max_overflow=0, pool_timeout=0.05)
+    async with Shop(engine).open() as shop, engine.connect():
+        with pytest.raises(StoreUnavailableError, match="larger pool_size"):
+            async with shop.app.unit_of_work():
+                pass
+    await engine.dispose()
+
+
+def test_the_pool_decides_how_much_runs_side_by_side() -> None:
+    engine = create_async_engine("postgresql+asyncpg://localhost/shop", pool_size=8)
+    assert SQLAlchemyStore(engine).concurrency == 4
+    assert SQLAlchemyStore(create_async_engine("postgresql+asyncpg://localhost/shop", pool_size=1)).concurrency == 1
+    assert SQLAlchemyStore(create_async_engine("sqlite+aiosqlite:///shop.db")).concurrency == 1
+
+
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+async def test_a_server_that_is_away_is_said_without_the_password(driver: str) -> None:
+    engine = create_async_engine(f"postgresql+{driver}://ada:hunter2@127.0.0.1:1/shop")
+    store = SQLAlchemyStore(engine)
+    with pytest.raises(StoreUnavailableError, match=r"ada:\*\*\*@127\.0\.0\.1:1/shop") as away:
+        await store.open("shop")
+    assert "hunter2" not in str(away.value) + repr(store)
+    await engine.dispose()
+
+
+@pytest.mark.parametrize("url", ["sqlite+aiosqlite://", "sqlite+aiosqlite:///:memory:", "sqlite+aiosqlite:///file:x?uri=true"])
+def test_a_database_in_memory_is_refused(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="in memory, or may be"):
+        SQLAlchemyStore(create_async_engine(url))
+
+
+async def test_an_engine_that_commits_each_statement_is_refused(postgres_url: str) -> None:
+    url = make_url(postgres_url).set(drivername="postgresql+asyncpg")
+    engine = create_async_engine(url, isolation_level="AUTOCOMMIT")
+    with pytest.raises(ConfigurationError, match="commits each statement by itself"):
+        await SQLAlchemyStore(engine).open("shop")
+    await engine.dispose()
+
+
+@pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
+async def test_units_of_work_run_at_the_engines_isolation_level(postgres_url: str, level: str) -> None:
+    url = make_url(postgres_url).set(drivername="postgresql+psycopg")
+    engine = create_async_engine(url, isolation_level=level)
+    async with Shop(engine).open() as shop:
+        async with shop.app.unit_of_work() as uow:
+            assert await uow.session.scalar(text("SHOW transaction_isolation")) == level.lower()
+            uow.publish(Sold(1))
+        assert await shop.events() == [1]
+    await engine.dispose()
+
+
+async def test_an_sqlite_engine_that_may_lose_commits_is_refused(tmp_path: Path) -> None:
+    engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/shop.db")
+    relax(engine.sync_engine)
+    store = SQLAlchemyStore(engine)
+    await store.migrate("shop")
+    with pytest.raises(ConfigurationError, match="synchronous=1"):
+        await store.open("shop")
+    await engine.dispose()
+
+
+def relax(engine: Engine) -> None:
+    def connected(connection: Any, _: object) -> None:
+        connection.execute("PRAGMA synchronous = NORMAL").close()
+
+    event.listen(engine, "connect", connected)
+
+
+async def test_an_sqlite_connection_is_given_back_as_it_was(tmp_path: Path) -> None:
+    engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/shop.db", connect_args={"timeout": 7})
+    async with Shop(engine).open() as shop:
+        async with shop.app.unit_of_work() as uow:
+            uow.session.add(Sale(number=1))
+        async with engine.connect() as connection:
+            assert await connection.scalar(text("PRAGMA busy_timeout")) == 7000
+            driver: Any = (await connection.get_raw_connection()).driver_connection
+            assert driver.isolation_level == ""
+            await connection.execute(text("INSERT INTO sale VALUES (2, '')"))
+            await connection.commit()
+        assert await shop.sales() == [1, 2]
+    await engine.dispose()
+
+
+async def test_listeners_that_begin_deferred_transactions_are_no_hindrance(tmp_path: Path) -> None:
+    """The recipe of SQLAlchemy's documentation for transactions that begin at BEGIN."""
+    engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/shop.db")
+
+    def connected(connection: Any, _: object) -> None:
+        connection.isolation_level = None
+
+    def begun(connection: Any) -> None:
+        connection.exec_driver_sql("BEGIN")
+
+    event.listen(engine.sync_engine, "connect", connected)
+    event.listen(engine.sync_engine, "begin", begun)
+    async with Shop(engine).open() as shop:
+        async with shop.app.unit_of_work() as uow:
+            uow.session.add(Sale(number=1))
+            uow.publish(Sold(1))
+        async with shop.sessions() as session:
+            await shop.app.publish(Sold(2), session=session)
+            await session.commit()
+        assert await shop.both() == ([1], [1, 2])
+    await engine.dispose()
+
+
+async def test_a_conflict_clause_that_ends_the_transaction_costs_all_of_it(tmp_path: Path) -> None:
+    engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/shop.db")
+    insert = text("INSERT OR ROLLBACK INTO sale VALUES (1, '')")
+    async with Shop(engine).open() as shop:
+        with pytest.raises(TransactionLostError):
+            async with shop.app.unit_of_work() as uow:
+                uow.publish(Sold(1))
+                await uow.session.execute(insert)
+                with pytest.raises(IntegrityError):
+                    await uow.session.execute(insert)
+                await uow.session.execute(text("INSERT INTO sale VALUES (2, '')"))
+        assert await shop.both() == ([], [])
+    await engine.dispose()
