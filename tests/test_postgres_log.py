@@ -237,11 +237,11 @@ async def test_a_row_that_could_be_no_message_is_refused(postgres_url: str) -> N
         "type": "type",
         "envelope": b"{}",
     }
-    changes: list[dict[str, object]] = [{"topic": None}, {"topic": ""}, {"topic": "t" * 65}, {"topic": "a b"}]
-    changes += [{"partition": -1}, {"partition": None}, {"id": None}, {"type": None}, {"envelope": None}, {"envelope": b""}]
+    changes: list[tuple[str, object]] = [("topic", None), ("topic", ""), ("topic", "t" * 65), ("topic", "a b")]
+    changes += [("partition", -1), ("partition", None), ("id", None), ("type", None), ("envelope", None), ("envelope", b"")]
     async with opened(postgres_url) as store, connected(postgres_url) as outside:
-        for change in changes:
-            row = {**good, **change}
+        for name, value in changes:
+            row = {**good, name: value}
             places = ", ".join(f"${number}" for number in range(1, len(row) + 1))
             with pytest.raises(asyncpg.IntegrityConstraintViolationError):
                 await outside.execute(f"INSERT INTO outboxkit_outbox ({', '.join(row)}) VALUES ({places})", *row.values())
