@@ -50,7 +50,7 @@ async def migrate(link: Link, names: Names, source: str, where: str) -> Sequence
     if found is not None:
         _check_found(found, names, source, where)
         return []
-    if not await link.fetch("SELECT FROM pg_namespace WHERE nspname = $1", names.schema):
+    if not await link.fetch("SELECT 1 FROM pg_namespace WHERE nspname = $1", names.schema):
         await link.fetch(f'CREATE SCHEMA "{names.schema}"')
     for statement in statements(names):
         await link.fetch(statement)
