@@ -13,8 +13,9 @@ from outboxkit_postgres.failures import meaning
 from outboxkit_postgres.link import Link, Row
 from outboxkit_sqlalchemy.connection import UnitConnection
 from outboxkit_sqlalchemy.cutting import CUT_OFF, was_cancelled
+from outboxkit_sqlalchemy.starting import close, start
 from outboxkit_sqlalchemy.statement import EngineLink, WorkLink
-from outboxkit_sqlalchemy.unit import SessionUnit, close, cut, session_unit
+from outboxkit_sqlalchemy.unit import SessionUnit, cut, session_unit
 
 _OLDEST = 130000
 _UNLIMITED = 10
@@ -114,7 +115,7 @@ class EngineDatabase:
             self._not_open()
         connection = AsyncConnection(engine)
         try:
-            await connection.start()
+            await start(connection)
         except Exception as error:  # as the driver raises it
             self._failed(error)
         try:

@@ -22,6 +22,7 @@ from outboxkit.errors import (
 from outboxkit.message import OutboxRow
 from outboxkit_sqlalchemy.cutting import CUT_OFF
 from outboxkit_sqlalchemy.sqlite_transaction import EngineSQLiteTransaction, SQLiteUnit
+from outboxkit_sqlalchemy.starting import close, start
 from outboxkit_sqlalchemy.unit import session_unit
 from outboxkit_sqlite.store import SQLiteStore
 from outboxkit_sqlite.transaction import LOST
@@ -60,14 +61,14 @@ class SQLiteUnits:
         """
         connection = AsyncConnection(self._engine)
         try:
-            await connection.start()
+            await start(connection)
             synchronous = await connection.scalar(text("PRAGMA synchronous"))
             file = await connection.scalar(text("SELECT file FROM pragma_database_list WHERE name = 'main'"))
         except Exception as error:  # as the driver raises it
             self._failed(error)
         finally:
             if connection.sync_connection is not None:
-                await uninterrupted(connection.close())
+                await uninterrupted(close(connection))
         if synchronous < _FULL:
             raise ConfigurationError(
                 f"{self._books.path}: this engine's connections commit with synchronous={synchronous}, so that a power cut can "

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_scoped_session, async_sessionmaker
 from sqlalchemy.orm import Session, scoped_session
 
+from outboxkit.cancellation import uninterrupted
 from outboxkit.errors import ConfigurationError, TransactionError
 from outboxkit.message import ORIGIN, LogEntry, OutboxRow, Position, Stream
 from outboxkit.store import Floor, Progress, Retry, Store, Subscription, Transaction
@@ -15,6 +16,7 @@ from outboxkit_sqlalchemy.cutting import watch
 from outboxkit_sqlalchemy.postgres import EnginePostgresStore
 from outboxkit_sqlalchemy.publishing import Publisher
 from outboxkit_sqlalchemy.sqlite import SQLiteUnits, books_of
+from outboxkit_sqlalchemy.starting import all_given_back
 
 
 class _Units(Protocol):
@@ -80,6 +82,7 @@ class SQLAlchemyStore:
     async def aclose(self) -> None:
         """See `outboxkit.store.Store.aclose`."""
         self._loop = None
+        await uninterrupted(all_given_back())
         await self._books.aclose()
 
     async def migrate(self, source: str) -> Sequence[str]:

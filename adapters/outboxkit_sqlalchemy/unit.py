@@ -13,6 +13,7 @@ from outboxkit.cancellation import uninterrupted
 from outboxkit_postgres.link import STATEMENT_SECONDS
 from outboxkit_sqlalchemy.connection import UnitConnection
 from outboxkit_sqlalchemy.session import UnitSession, unit_session
+from outboxkit_sqlalchemy.starting import close, start
 
 T = TypeVar("T")
 
@@ -136,7 +137,7 @@ async def session_unit(
     """
     connection = UnitConnection(engine)
     try:
-        await connection.start()
+        await start(connection)
     except Exception as error:  # as the driver raises it
         failed(error)
     unit: U | None = None
@@ -146,12 +147,6 @@ async def session_unit(
         yield unit
     finally:
         await uninterrupted(unit.close() if unit else close(connection))
-
-
-async def close(connection: AsyncConnection) -> None:
-    """Return a connection to its pool, in a bounded time."""
-    with anyio.move_on_after(_ROLLBACK_SECONDS):
-        await AsyncConnection.close(connection)
 
 
 async def cut(connection: AsyncConnection) -> None:
