@@ -91,9 +91,10 @@ class PostgresTables:
     async def check(self, source: str) -> Sequence[str]:
         """See `outboxkit.store.Store.check`."""
         async with self._reached(), self.translated():
+            async with self._database.link() as link:
+                names = await self._names(link)
             try:
                 async with self._database.link() as link:
-                    names = await self._names(link)
                     await schema.check(link, names, source, self._database.name)
             except SchemaError as error:
                 return [str(error)]
