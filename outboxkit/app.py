@@ -81,6 +81,18 @@ class App(Router):
         """
         return await self.store.migrate(self.name)
 
+    async def check(self) -> Sequence[str]:
+        """Compare this app's tables with those that this version makes; changes nothing.
+
+        Returns:
+            A line for each difference (something missing, changed or in the way, another version, another app), naming it and
+            what to do; nothing when all is well.
+
+        Raises:
+            StoreUnavailableError, NotADatabaseError, AccessDeniedError.
+        """
+        return await self.store.check(self.name)
+
     def unit_of_work(self, *events: type[Any]) -> AbstractAsyncContextManager[UnitOfWork]:
         """Open a unit of work by hand: ``async with app.unit_of_work() as uow:``; inside an open one, join it.
 

@@ -196,6 +196,13 @@ class Store(Protocol):
         """
         ...
 
+    async def check(self, source: str) -> Sequence[str]:
+        """Compare the tables with those that this version makes; may be called open or not, and changes nothing.
+
+        Returns: a line for each difference, naming the thing and what to do; nothing when all is well.
+        """
+        ...
+
     def transaction(self) -> AbstractAsyncContextManager[Transaction]:
         """Open a transaction; leaving the block without a commit rolls it back."""
         ...

@@ -39,7 +39,18 @@ def test_asking_for_one_adapter_imports_no_other() -> None:
     )
     modules: list[str] = json.loads(python(program))
     assert "outboxkit_sqlite" in modules
-    assert [module for module in modules if module.startswith(("outboxkit_redis", "redis"))] == []
+    assert [module for module in modules if module.startswith(("outboxkit_redis", "redis", "sqlalchemy", "asyncpg"))] == []
+
+
+def test_a_store_on_an_engine_needs_no_driver_but_the_engines() -> None:
+    program = (
+        "import sys, json; from sqlalchemy.ext.asyncio import create_async_engine as engine; "
+        "from outboxkit_sqlalchemy import SQLAlchemyStore; SQLAlchemyStore(engine('postgresql+psycopg://localhost/shop')); "
+        "print(json.dumps(sorted(sys.modules)))"
+    )
+    modules: list[str] = json.loads(python(program))
+    assert "outboxkit_postgres.tables" in modules
+    assert [module for module in modules if module.startswith(("asyncpg", "alembic", "redis"))] == []
 
 
 def test_importing_outboxkit_is_quick() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+ADAPTERS = ("outboxkit_sqlite", "outboxkit_postgres", "outboxkit_sqlalchemy", "outboxkit_redis")
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +31,7 @@ def metadata(wheel: zipfile.ZipFile, name: str) -> str:
 
 def test_the_wheel_holds_the_packages_and_nothing_else(wheel: zipfile.ZipFile) -> None:
     tops = {path.partition("/")[0] for path in wheel.namelist()}
-    packages = {"outboxkit", "outboxkit_sqlite", "outboxkit_postgres", "outboxkit_redis"}
-    assert tops == {*packages, f"outboxkit-{version('outboxkit')}.dist-info"}
+    assert tops == {"outboxkit", *ADAPTERS, f"outboxkit-{version('outboxkit')}.dist-info"}
 
 
 @pytest.mark.parametrize(
@@ -47,6 +47,10 @@ def test_the_wheel_holds_the_packages_and_nothing_else(wheel: zipfile.ZipFile) -
         "outboxkit_sqlite/py.typed",
         "outboxkit_sqlite/schema.sql",
         "outboxkit_sqlite/broker_schema.sql",
+        "outboxkit_postgres/py.typed",
+        "outboxkit_postgres/schema.sql",
+        "outboxkit_postgres/publish.sql",
+        "outboxkit_sqlalchemy/py.typed",
         "outboxkit_redis/py.typed",
         "outboxkit_redis/append.lua",
     ],
@@ -56,7 +60,7 @@ def test_the_wheel_holds_what_is_no_code_too(wheel: zipfile.ZipFile, path: str) 
 
 
 def test_every_source_file_is_in_the_wheel(wheel: zipfile.ZipFile) -> None:
-    for folder, package in (("", "outboxkit"), ("adapters", "outboxkit_sqlite"), ("adapters", "outboxkit_redis")):
+    for folder, package in (("", "outboxkit"), *(("adapters", adapter) for adapter in ADAPTERS)):
         base = ROOT / folder
         files = [path for path in (base / package).rglob("*") if path.is_file() and "__pycache__" not in path.parts]
         assert {str(path.relative_to(base)) for path in files} <= set(wheel.namelist())

@@ -33,6 +33,24 @@ async def test_the_first_app_works_as_shown(tmp_path: Path, redis_url: str, monk
             await names["sign_up"](email="ada@example.com", name="Ada")
             await until(lambda: database.execute("SELECT email FROM targets").fetchall() == [("ada@example.com",)])
     database.close()
+    await _with_sqlalchemy(names)
+
+
+async def _with_sqlalchemy(names: dict[str, Any]) -> None:
+    accounts, engine = names["accounts"], names["engine"]
+    await accounts.migrate()
+    async with engine.begin() as connection:
+        await connection.run_sync(names["Base"].metadata.create_all)
+    async with accounts:
+        await names["subscribe"](email="ada@example.com", name="Ada")
+        async with names["AsyncSession"](engine) as session:
+            await names["subscribe_in"](session, "bob@example.com", "Bob")
+            await session.commit()
+    await engine.dispose()
+    with sqlite3.connect("accounts.db") as database:
+        assert database.execute("SELECT name FROM subscribers ORDER BY name").fetchall() == [("Ada",), ("Bob",)]
+        assert database.execute("SELECT key FROM outboxkit_outbox").fetchall() == [("ada@example.com",), ("bob@example.com",)]
+    database.close()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 import msgspec
 import pytest
-from sqlalchemy import URL, Engine, create_engine, event, func, make_url, select, text
+from sqlalchemy import URL, Connection, Engine, create_engine, event, func, make_url, select, text
 from sqlalchemy.exc import IntegrityError, PendingRollbackError
 from sqlalchemy.ext.asyncio import (
     AsyncEngine,
@@ -26,7 +26,10 @@ import outboxkit
 from outboxkit import App, UnitOfWork
 from outboxkit.cancellation import alongside
 from outboxkit.errors import (
+    AccessDeniedError,
     ConfigurationError,
+    ConflictError,
+    NotADatabaseError,
     NoUnitOfWorkError,
     StoreError,
     StoreUnavailableError,
@@ -118,7 +121,7 @@ async def shop(engine: AsyncEngine) -> AsyncIterator[Shop]:
     shop = Shop(engine)
     await shop.migrate()
     await shop.store.open("shop")
-    shop.app._is_open = True  # without its task group, which must not be left by another task than entered it
+    vars(shop.app)["_is_open"] = True  # without its task group, which must not be left by another task than entered it
     yield shop
     await shop.store.aclose()
 
@@ -218,7 +221,7 @@ async def test_ending_the_transaction_by_hand_is_refused_and_harms_nothing(shop:
         await uow.session.flush()
         uow.publish(Sold(1))
         for owner in (uow.session, uow.connection):
-            if hasattr(type(owner), name):
+            if name in dir(owner):
                 with pytest.raises(TransactionError, match=rf"leave out {name.removeprefix('a')}|leave out {name}"):
                     await ended(owner, name)
     assert await shop.both() == ([1], [1])
@@ -246,7 +249,7 @@ async def test_a_commit_behind_the_units_back_is_refused_or_costs_its_events(sho
             uow.session.add(Sale(number=1))
             uow.publish(Sold(1))
             await uow.session.flush()
-            await uow.connection.run_sync(lambda below: below.commit())
+            await uow.connection.run_sync(Connection.commit)
     assert await shop.both() == ([], [])
 
 
@@ -280,8 +283,14 @@ async def test_the_users_class_of_session_and_its_listeners_are_used(engine: Asy
     class Mine(AsyncSession):
         sync_session_class = Below
 
+    def hear(name: str) -> None:
+        def hears(_: Session) -> None:
+            heard.append(name)
+
+        event.listen(Below, name, hears)
+
     for name in ("before_commit", "after_commit", "after_rollback"):
-        event.listen(Below, name, lambda _, name=name: heard.append(name))
+        hear(name)
     sessions = async_sessionmaker(engine, class_=Mine, info={"tenant": 7}, expire_on_commit=True)
     async with Shop(engine, session=sessions).open() as shop:
         async with shop.app.unit_of_work() as uow:
@@ -574,6 +583,31 @@ async def test_a_server_that_is_away_is_said_without_the_password(driver: str) -
     with pytest.raises(StoreUnavailableError, match=r"ada:\*\*\*@127\.0\.0\.1:1/shop") as away:
         await store.open("shop")
     assert "hunter2" not in str(away.value) + repr(store)
+    await engine.dispose()
+
+
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+async def test_what_the_server_refuses_has_a_name_whichever_driver_heard_it(postgres_url: str, driver: str) -> None:
+    url = make_url(postgres_url).set(drivername=f"postgresql+{driver}")
+    for refused, kind, told in (
+        (url.set(database="nowhere"), NotADatabaseError, 'database "nowhere" does not exist: create it'),
+        (url.set(username="nobody"), AccessDeniedError, 'role "nobody" does not exist: check the user'),
+    ):
+        engine = create_async_engine(refused)
+        with pytest.raises(kind, match=told):
+            await SQLAlchemyStore(engine).open("shop")
+        await engine.dispose()
+    engine = create_async_engine(url)
+    async with Shop(engine).open() as shop:
+        with pytest.raises(ConflictError, match="run the whole transaction again"):
+            async with shop.app.unit_of_work() as uow:
+                await uow.session.execute(text("DO $$ BEGIN RAISE serialization_failure; END $$"))
+        with pytest.raises(StoreUnavailableError, match="check that the server runs"):
+            async with shop.app.unit_of_work() as uow:
+                await uow.session.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+        async with shop.app.unit_of_work() as uow:
+            uow.publish(Sold(1))
+        assert await shop.events() == [1]
     await engine.dispose()
 
 

@@ -3,6 +3,7 @@
 By the code and not by a driver's class, so that it holds for every driver, also below another library's wrapping.
 """
 
+import re
 from collections.abc import Iterator
 
 from outboxkit.errors import (
@@ -20,9 +21,19 @@ _LOST = frozenset(("57P01", "57P02", "57P03", "57P05", "25P03"))
 """The server is stopping, crashed or starting, or ended an idle session: the connection is gone."""
 
 
+_UNCODED = (
+    (re.compile(r"FATAL: +password authentication failed"), "28P01"),
+    (re.compile(r"FATAL: +(role \"[^\"]*\" does not exist|no pg_hba\.conf entry)"), "28000"),
+    (re.compile(r"FATAL: +database \"[^\"]*\" does not exist"), "3D000"),
+    (re.compile(r"FATAL: +(sorry, too many clients|remaining connection slots)"), "53300"),
+)
+"""What libpq, and so psycopg, hears when it connects, without its code."""
+
+
 def sqlstate(error: BaseException) -> str:
     """Return the code that the server gave an error, or one that led to it; empty when none did."""
-    return next((code for each in _chain(error) if (code := getattr(each, "sqlstate", None))), "")
+    coded = next((code for each in _chain(error) if (code := getattr(each, "sqlstate", None))), "")
+    return coded or next((code for pattern, code in _UNCODED if pattern.search(str(error))), "")
 
 
 def is_conflict(error: BaseException) -> bool:
@@ -44,7 +55,7 @@ def meaning(error: BaseException, where: str) -> StoreError:
         where: the database, without its password.
     """
     code = sqlstate(error)
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = _told(error)
     match code:
         case _ if code in _CONFLICTS:
             return ConflictError(f"{where}: {_CONFLICTS[code]}: run the whole transaction again")
@@ -76,6 +87,14 @@ def went_away(where: str) -> StoreUnavailableError:
 def is_confused(error: BaseException) -> bool:
     """Whether asyncpg lost the thread of a connection: the server said goodbye at the moment a statement was begun."""
     return type(error).__name__ == "InternalClientError"
+
+
+def _told(error: BaseException) -> str:
+    """Return what the driver said, without what libraries put around it: the statement, and the user's values."""
+    inner = getattr(error, "orig", None)
+    while isinstance(inner, BaseException):
+        error, inner = inner, getattr(inner, "orig", None) or inner.__cause__
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _is_broken_link(error: BaseException) -> bool:

@@ -52,9 +52,8 @@ async def migrate(link: Link, names: Names, source: str, where: str) -> Sequence
         return []
     if not await link.fetch("SELECT 1 FROM pg_namespace WHERE nspname = $1", names.schema):
         await link.fetch(f'CREATE SCHEMA "{names.schema}"')
-    for statement in statements(names):
+    for statement in creation(names, source):
         await link.fetch(statement)
-    await link.fetch(f"INSERT INTO {names.table('schema')} VALUES (1, $1, $2)", VERSION, source)
     return [f"created the {names.prefix} tables (version {VERSION}) in schema {names.schema!r} of {where} for app {source!r}"]
 
 
@@ -105,11 +104,30 @@ def _as_prefix(source: str) -> str:
     return re.sub(r"[^a-z0-9_]", "_", source.lower()) + "_"
 
 
+def creation(names: Names, source: str) -> list[str]:
+    """Return what creates the tables for one app's outbox."""
+    owner = source.replace("'", "''")
+    return [*statements(names), f"INSERT INTO {names.table('schema')} VALUES (1, {VERSION}, '{owner}')"]
+
+
+def removal(names: Names) -> list[str]:
+    """Return what drops the function and the tables, those that refer to others first."""
+    function = f'DROP FUNCTION "{names.schema}".{names.prefix}publish(text, text, text, jsonb)'
+    return [function, *(f'DROP TABLE "{names.schema}".{table}' for table in reversed(tables(names.prefix)))]
+
+
+def tables(prefix: str) -> list[str]:
+    """Return the names of the tables, in the order they are created."""
+    return [
+        prefix + noun for noun in re.findall(r"^CREATE TABLE \{schema\}\.\{prefix\}(\w+)", _text("schema.sql"), re.MULTILINE)
+    ]
+
+
 def statements(names: Names) -> list[str]:
     """Return what creates the tables and the function, one statement each."""
     script = re.sub(r"--[^\n]*", "", _text("schema.sql"))
-    tables = [statement.strip() for statement in script.split(";") if statement.strip()]
-    return [names.script(statement) for statement in (*tables, _text("publish.sql"))]
+    parts = [statement.strip() for statement in script.split(";") if statement.strip()]
+    return [names.script(statement) for statement in (*parts, _text("publish.sql"))]
 
 
 def _text(name: str) -> str:

@@ -7,13 +7,14 @@ from typing import NamedTuple
 import anyio
 
 from outboxkit.cancellation import uninterrupted
-from outboxkit.errors import OutboxkitError, StoreError, TransactionLostError
+from outboxkit.errors import OutboxkitError, SchemaError, StoreError, TransactionLostError
 from outboxkit.message import ORIGIN, LogEntry, Position, Stream
 from outboxkit.store import Floor, Progress, Retry, Subscription
 from outboxkit_postgres import schema
+from outboxkit_postgres.comparison import differing
 from outboxkit_postgres.database import Database
 from outboxkit_postgres.doorbell import Doorbell
-from outboxkit_postgres.failures import is_conflict, meaning, went_away
+from outboxkit_postgres.failures import is_conflict, meaning, sqlstate, went_away
 from outboxkit_postgres.inbox import InboxTables
 from outboxkit_postgres.leases import LeaseTable
 from outboxkit_postgres.link import Link
@@ -95,12 +96,32 @@ class PostgresTables:
 
     async def migrate(self, source: str) -> Sequence[str]:
         """See `outboxkit.store.Store.migrate`."""
+        async with self._reached(), self.translated(), self._database.work() as link:
+            return await schema.migrate(link, await self._names(link), source, self._database.name)
+
+    async def check(self, source: str) -> Sequence[str]:
+        """See `outboxkit.store.Store.check`."""
+        async with self._reached(), self.translated():
+            async with self._database.link() as link:
+                names = await self._names(link)
+            try:
+                async with self._database.link() as link:
+                    await schema.check(link, names, source, self._database.name)
+            except SchemaError as error:
+                return [str(error)]
+            except Exception as error:  # as the driver raises it
+                if sqlstate(error) != "42703":
+                    raise  # of an undefined column the comparison tells more
+            return await differing(self._database, names)
+
+    @asynccontextmanager
+    async def _reached(self) -> AsyncGenerator[None, None]:
+        """Connect for a while, when it is not open."""
         was_open = self._tables is not None
         if not was_open:
             await self._database.open()
         try:
-            async with self.translated(), self._database.work() as link:
-                return await schema.migrate(link, await self._names(link), source, self._database.name)
+            yield
         finally:
             if not was_open:
                 await self._database.aclose()

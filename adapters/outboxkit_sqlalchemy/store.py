@@ -89,6 +89,10 @@ class SQLAlchemyStore:
         """See `outboxkit.store.Store.migrate`."""
         return await self._books.migrate(source)
 
+    async def check(self, source: str) -> Sequence[str]:
+        """See `outboxkit.store.Store.check`."""
+        return await self._books.check(source)
+
     def transaction(self) -> AbstractAsyncContextManager[Transaction]:
         """See `outboxkit.store.Store.transaction`."""
         return self._units.transaction()

@@ -64,9 +64,8 @@ def migrate(connection: GuardedConnection, path: Path, prefix: str, source: str)
             _check_found(found, path, prefix, source)
             done: list[str] = []
         else:
-            for statement in _statements(prefix):
+            for statement in creation(prefix, source):
                 connection.execute(statement)
-            connection.execute(f"INSERT INTO {prefix}schema VALUES (1, ?, ?)", (VERSION, source))
             done = [f"created the {prefix} tables (version {VERSION}) in {path} for app {source!r}"]
         connection.control("COMMIT")
     finally:
@@ -99,7 +98,27 @@ def _check_found(found: tuple[int, str], path: Path, prefix: str, source: str) -
         )
 
 
-def _statements(prefix: str) -> list[str]:
-    text = Path(__file__).with_name("schema.sql").read_text(encoding="utf-8")
-    script = re.sub(r"--[^\n]*", "", text).replace("{prefix}", prefix)
+def creation(prefix: str, source: str) -> list[str]:
+    """Return what creates the tables for one app's outbox."""
+    owner = source.replace("'", "''")
+    return [*statements(prefix), f"INSERT INTO {prefix}schema VALUES (1, {VERSION}, '{owner}')"]
+
+
+def removal(prefix: str) -> list[str]:
+    """Return what drops the tables, those that refer to others first."""
+    return [f"DROP TABLE {table}" for table in reversed(tables(prefix))]
+
+
+def tables(prefix: str) -> list[str]:
+    """Return the names of the tables, in the order they are created."""
+    return [prefix + noun for noun in re.findall(r"^CREATE TABLE \{prefix\}(\w+)", _text(), re.MULTILINE)]
+
+
+def statements(prefix: str) -> list[str]:
+    """Return what creates the tables, one statement each."""
+    script = re.sub(r"--[^\n]*", "", _text()).replace("{prefix}", prefix)
     return [statement.strip() for statement in script.split(";") if statement.strip()]
+
+
+def _text() -> str:
+    return Path(__file__).with_name("schema.sql").read_text(encoding="utf-8")

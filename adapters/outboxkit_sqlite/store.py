@@ -24,6 +24,7 @@ from outboxkit.errors import (
 from outboxkit.message import ORIGIN, LogEntry, OutboxRow, Position, Stream
 from outboxkit.store import Floor, Progress, Retry, Subscription
 from outboxkit_sqlite import schema
+from outboxkit_sqlite.comparison import compare
 from outboxkit_sqlite.connection import (
     SHORT_BUSY_TIMEOUT,
     GuardedConnection,
@@ -117,6 +118,15 @@ class SQLiteStore:
             async with AsyncExitStack() as opened:
                 connection = await self._connected(opened, guarded=True)
                 return await uninterrupted(connection.run(lambda raw: schema.migrate(raw, self.path, self.prefix, source)))
+
+    async def check(self, source: str) -> Sequence[str]:
+        """See `outboxkit.store.Store.check`."""
+        if not self.path.exists():
+            return [f"{self.path} does not exist: run `outboxkit migrate module:app`, or `await app.migrate()`, to create it"]
+        with self._translated():
+            async with AsyncExitStack() as opened:
+                connection = await self._connected(opened, guarded=False)
+                return await connection.run(lambda raw: compare(raw, self.path, self.prefix, source))
 
     async def _connected(self, opened: AsyncExitStack, *, guarded: bool) -> ThreadConnection:
         synchronous: Literal["FULL", "NORMAL"] = "FULL" if self._full else "NORMAL"

@@ -10,7 +10,7 @@ import click
 from outboxkit import __version__
 from outboxkit.cli.demo import demo
 from outboxkit.cli.failures import Commands
-from outboxkit.cli.migrating import migrate, rebase
+from outboxkit.cli.migrating import check, migrate, rebase
 from outboxkit.cli.running import consume, relay, run
 
 
@@ -20,7 +20,7 @@ def commands() -> None:
     """Events between services that own their databases and share only a broker."""
 
 
-for command in (run, relay, consume, migrate, rebase, demo):
+for command in (run, relay, consume, migrate, check, rebase, demo):
     commands.add_command(command)
 
 

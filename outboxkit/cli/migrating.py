@@ -1,7 +1,8 @@
-"""``migrate`` and ``rebase``: what is done to an app's tables by hand."""
+"""``migrate``, ``check`` and ``rebase``: what is done to an app's tables by hand."""
 
 import asyncio
 import json
+import sys
 from collections.abc import Sequence
 
 import click
@@ -18,6 +19,20 @@ def migrate(app: App) -> None:
     """Create or upgrade the app's tables; may be repeated."""
     done = asyncio.run(app.migrate())
     click.echo("\n".join(done) or f"nothing to do: the tables of app {app.name!r} are there")
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@with_app
+def check(app: App, *, as_json: bool) -> None:
+    """Compare the app's tables with those that this version makes; exits with 1 when something differs."""
+    differences = list(asyncio.run(app.check()))
+    if as_json:
+        click.echo(json.dumps({"app": app.name, "differences": differences}))
+    else:
+        click.echo("\n".join(differences) or f"the tables of app {app.name!r} are as they should be")
+    if differences:
+        sys.exit(1)
 
 
 @click.command()

@@ -61,6 +61,25 @@ class StoreContract(
             assert SOURCE in str(error)
             assert "another" in str(error)
 
+    async def test_a_check_of_fresh_tables_finds_nothing(self) -> None:
+        store = self.fresh()
+        await store.migrate(SOURCE)
+        assert list(await store.check(SOURCE)) == []
+        await store.open(SOURCE)
+        await publish(store, new_rows())
+        assert list(await store.check(SOURCE)) == [], "also while it is open"
+        assert len(await log_of(store)) == 1
+        await store.aclose()
+
+    async def test_a_check_names_missing_tables_and_another_owner(self) -> None:
+        store = self.fresh()
+        (missing,) = await store.check(SOURCE)
+        assert "migrate" in missing
+        await store.migrate(SOURCE)
+        (foreign,) = await store.check("another")
+        assert SOURCE in foreign
+        assert "another" in foreign
+
     async def test_closing_twice_and_opening_again_is_fine(self) -> None:
         store = self.fresh()
         await store.migrate(SOURCE)

@@ -1,0 +1,47 @@
+"""The tables beside the user's own in a `MetaData`: made by its `create_all`, dropped by its `drop_all`."""
+
+from typing import Any
+
+from sqlalchemy import Connection, MetaData, event, inspect, text
+
+from outboxkit_sqlalchemy.ddl import creation, removal
+
+
+def add_tables(metadata: MetaData, source: str, *, prefix: str = "outboxkit_", schema: str | None = None) -> None:
+    """Have ``metadata.create_all`` make an app's tables too, just as `App.migrate` does, and ``drop_all`` drop them.
+
+    They do not become `Table` objects of the metadata: the stores' own scripts make them, whole.
+
+    Args:
+        metadata: the user's.
+        source: the app's name.
+        prefix: of the tables.
+        schema: that they are in, on Postgres; the first of the search path when not given.
+
+    Raises:
+        ConfigurationError: from ``create_all``: a name that cannot be, or another database than Postgres and SQLite.
+    """
+
+    def create(_: MetaData, connection: Connection, **__: Any) -> None:
+        if not _there(connection):
+            for statement in creation(connection.dialect.name, source, prefix, schema or schema_of(connection)):
+                connection.execute(statement)
+
+    def drop(_: MetaData, connection: Connection, **__: Any) -> None:
+        if _there(connection):
+            for statement in removal(connection.dialect.name, prefix, schema or schema_of(connection)):
+                connection.execute(statement)
+
+    def _there(connection: Connection) -> bool:
+        return inspect(connection).has_table(f"{prefix}schema", schema=schema)
+
+    event.listen(metadata, "after_create", create)
+    event.listen(metadata, "before_drop", drop)
+
+
+def schema_of(connection: Connection) -> str | None:
+    """Return the schema that unqualified names are made in; None on SQLite, which has none."""
+    if connection.dialect.name != "postgresql":
+        return None
+    found: str | None = connection.scalar(text("SELECT current_schema()"))
+    return found
