@@ -223,7 +223,11 @@ class Store(Protocol):
     # the log
 
     async def read(self, after: Position, limit: int, max_bytes: int) -> Sequence[LogEntry]:
-        """Return the entries after a position, in order: at most `limit`, and `max_bytes` unless the first is larger."""
+        """Return the entries after a position, in order: at most `limit`, and `max_bytes` unless the first is larger.
+
+        Raises:
+            StoreError: the log has never come to that position, so the database went back in time since somebody read it there.
+        """
         ...
 
     async def find(self, stream: Stream, position: Position) -> bytes | None:

@@ -201,7 +201,13 @@ class PostgresTables:
         outbox = self._opened().outbox
         async with self.translated(), self._database.link() as link:
             last = await outbox.make_tick(link, tick)
-            if last <= tick:
+            if last < tick:
+                # Or nobody would make the next tick. A relay takes this for an interruption, and looks where everything stands.
+                raise StoreError(
+                    f"{self._database.name}: the log ends at tick {last} and has been read up to {tick}: the database went "
+                    "back in time (a failover that lost commits, a restored backup)"
+                )
+            if last == tick:
                 return None
             return last if last == tick + 1 else await outbox.next_tick(link, tick)
 

@@ -56,7 +56,17 @@ class OutboxTables:
                 stream = streams[topic, partition] = Stream(topic, partition, source)
             entries.append(LogEntry(stream, Position(position, 0), envelope))
         cursor.close()  # a read transaction left open would make the write-ahead log grow
+        if not entries and after.major > self._highest(connection):
+            raise StoreError(
+                f"the log has come to {self._highest(connection)} and has been read up to {after.major}: the database went "
+                "back in time (a restored backup)"
+            )
         return entries
+
+    def _highest(self, connection: sqlite3.Connection) -> int:
+        """Return the highest position that was ever given out."""
+        row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = ?", (self._outbox,)).fetchone()
+        return row[0] if row else 0
 
     def find(self, connection: sqlite3.Connection, stream: Stream, position: Position) -> bytes | None:
         """See `outboxkit.store.Store.find`."""

@@ -6,9 +6,11 @@ import anyio
 import anyio.lowlevel
 
 from outboxkit.cancellation import alongside
+from outboxkit.errors import StoreError
 from outboxkit.message import LAST, ORIGIN, Position, Stream
 from outboxkit.store import Progress, Store
 from outboxkit.testing.rows import EVERYTHING, SOURCE, envelopes, log_of, new_rows, publish
+from outboxkit.testing.streams import raised
 
 DEADLINE_SECONDS = 10.0
 
@@ -153,11 +155,11 @@ class StoreLogContract:
             assert await store.find(entry.stream, Position(major, minor)) is None
         assert await store.find(entry.stream, entry.position) == entry.envelope
 
-    async def test_nothing_is_read_behind_the_end_and_the_end_still_grows(self, store: Store) -> None:
+    async def test_a_reader_who_has_been_behind_the_end_is_told_that_the_log_went_back(self, store: Store) -> None:
         await publish(store, new_rows())
         (entry,) = await log_of(store)
         for beyond in (Position(entry.position.major + 1000, 0), LAST):
-            assert list(await store.read(beyond, 10, EVERYTHING)) == []
+            assert "back in time" in str(await raised(StoreError, store.read(beyond, 10, EVERYTHING)))
         (row,) = await publish(store, new_rows())
         assert envelopes(await log_of(store, entry.position)) == [row.envelope]
 
