@@ -13,7 +13,7 @@ from outboxkit_postgres.failures import meaning
 from outboxkit_postgres.link import Link, Row
 from outboxkit_sqlalchemy.connection import UnitConnection
 from outboxkit_sqlalchemy.cutting import CUT_OFF, was_cancelled
-from outboxkit_sqlalchemy.starting import close, start
+from outboxkit_sqlalchemy.starting import all_given_back, close, start
 from outboxkit_sqlalchemy.statement import EngineLink, WorkLink
 from outboxkit_sqlalchemy.unit import SessionUnit, cut, session_unit
 
@@ -106,6 +106,7 @@ class EngineDatabase:
     async def aclose(self) -> None:
         """Close the connections that are ours; the engine is the user's."""
         spare, self._spare = self._spare, None
+        await uninterrupted(all_given_back())  # a pool that is disposed closes only what has come back
         if spare is not None:
             await uninterrupted(spare.dispose())
 

@@ -82,8 +82,8 @@ class SQLAlchemyStore:
     async def aclose(self) -> None:
         """See `outboxkit.store.Store.aclose`."""
         self._loop = None
-        await uninterrupted(all_given_back())
         await self._books.aclose()
+        await uninterrupted(all_given_back())
 
     async def migrate(self, source: str) -> Sequence[str]:
         """See `outboxkit.store.Store.migrate`."""

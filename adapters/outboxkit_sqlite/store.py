@@ -38,7 +38,7 @@ from outboxkit_sqlite.connection import (
 from outboxkit_sqlite.inbox import InboxTables
 from outboxkit_sqlite.leases import LeaseTable
 from outboxkit_sqlite.log import OutboxTables
-from outboxkit_sqlite.transaction import SQLiteTransaction, roll_back
+from outboxkit_sqlite.transaction import SQLiteTransaction, in_transaction, roll_back
 
 T = TypeVar("T")
 
@@ -149,7 +149,7 @@ class SQLiteStore:
                 if not transaction.finished:
                     await uninterrupted(transaction.rollback())
 
-    async def begun(self, begin: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    async def begun(self, begin: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Begin a transaction as soon as no other process writes; `begin` tries once, and waits for a step at most."""
         # SQLite's own busy handler would block the thread, and with it whoever was cancelled, for the whole wait.
         deadline = anyio.current_time() + self._busy_seconds
@@ -260,10 +260,13 @@ class SQLiteStore:
             return await self._opened(self._reader).run(function)
 
     async def _write(self, function: Callable[[GuardedConnection], T]) -> T:
-        async with self.transaction() as transaction:
-            result = await transaction.run(lambda scope: function(scope.connection))
-            await uninterrupted(transaction.commit())
-            return result
+        # In one visit to the thread: a transaction that needs the event loop for its end could be kept open by whoever blocks
+        # that (a test that writes to the same file, say), and would keep the file locked.
+        writer = self._opened(self._writer)
+        async with self.turn:
+            result = await self.begun(lambda: writer.run(lambda connection: in_transaction(connection, function)))
+        self._committed.set()
+        return result
 
     def _opened(self, connection: ThreadConnection | None) -> ThreadConnection:
         if connection is None:

@@ -186,6 +186,18 @@ def with_own_factories(connection: C, function: Callable[[C], T]) -> T:
         connection.row_factory, connection.text_factory = factories
 
 
+def in_transaction(connection: GuardedConnection, function: Callable[[GuardedConnection], T]) -> T:
+    """Run a function of ours in a transaction of its own, on the connection's thread."""
+    connection.control("BEGIN IMMEDIATE")
+    try:
+        result = function(connection)
+        connection.control("COMMIT")
+    except BaseException:
+        roll_back(connection)
+        raise
+    return result
+
+
 def roll_back(connection: GuardedConnection) -> None:
     """End the open transaction, if there is one, and leave nothing of it behind."""
     connection.leave_clean()
