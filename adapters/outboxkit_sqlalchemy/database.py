@@ -14,7 +14,7 @@ from outboxkit_postgres.link import Link, Row
 from outboxkit_sqlalchemy.connection import UnitConnection
 from outboxkit_sqlalchemy.cutting import CUT_OFF, was_cancelled
 from outboxkit_sqlalchemy.statement import EngineLink, WorkLink
-from outboxkit_sqlalchemy.unit import SessionUnit, close, cut, session_unit
+from outboxkit_sqlalchemy.unit import SessionUnit, cut, returning, session_unit
 
 _OLDEST = 130000
 _UNLIMITED = 10
@@ -117,10 +117,8 @@ class EngineDatabase:
             await connection.start()
         except Exception as error:  # as the driver raises it
             self._failed(error)
-        try:
+        async with returning(connection):
             yield connection
-        finally:
-            await uninterrupted(close(connection))
 
     @asynccontextmanager
     async def link(self) -> AsyncGenerator[Link, None]:
