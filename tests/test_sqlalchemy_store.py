@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import sys
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,7 +12,7 @@ from typing import Any
 import anyio
 import msgspec
 import pytest
-from sqlalchemy import URL, Connection, Engine, create_engine, event, func, make_url, select, text
+from sqlalchemy import URL, AsyncAdaptedQueuePool, Connection, Engine, create_engine, event, func, make_url, select, text
 from sqlalchemy.exc import IntegrityError, PendingRollbackError
 from sqlalchemy.ext.asyncio import (
     AsyncEngine,
@@ -561,7 +562,7 @@ async def test_a_disposed_engine_connects_anew(shop: Shop) -> None:
 
 
 async def test_an_exhausted_pool_says_what_to_do(url: URL) -> None:
-    engine = create_async_engine(url, pool_size=1, max_overflow=0, pool_timeout=0.05)
+    engine = create_async_engine(url, poolclass=AsyncAdaptedQueuePool, pool_size=1, max_overflow=0, pool_timeout=0.05)
     async with Shop(engine).open() as shop, engine.connect():
         with pytest.raises(StoreUnavailableError, match="larger pool_size"):
             async with shop.app.unit_of_work():
@@ -611,6 +612,37 @@ async def test_what_the_server_refuses_has_a_name_whichever_driver_heard_it(post
     await engine.dispose()
 
 
+DEFERRED = (
+    "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {} RETURN NULL; END $$",
+    "CREATE CONSTRAINT TRIGGER late AFTER INSERT ON sale DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION refuse()",
+)
+
+
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+@pytest.mark.parametrize(
+    ("body", "kind", "told"),
+    [
+        ("RAISE unique_violation;", TransactionLostError, "refused the commit"),
+        ("RAISE serialization_failure;", ConflictError, "run the whole transaction again"),
+        ("PERFORM pg_terminate_backend(pg_backend_pid());", StoreUnavailableError, "nothing was committed"),
+    ],
+)
+async def test_what_goes_wrong_at_the_commit_is_told_truly(
+    postgres_url: str, driver: str, body: str, kind: type[Exception], told: str
+) -> None:
+    engine = create_async_engine(make_url(postgres_url).set(drivername=f"postgresql+{driver}"))
+    async with Shop(engine).open() as shop:
+        async with engine.begin() as connection:
+            for statement in DEFERRED:
+                await connection.exec_driver_sql(statement.format(body))
+        with pytest.raises(kind, match=told):
+            async with shop.app.unit_of_work() as uow:
+                uow.session.add(Sale(number=1))
+                uow.publish(Sold(1))
+        assert await shop.both() == ([], [])
+    await engine.dispose()
+
+
 @pytest.mark.parametrize("url", ["sqlite+aiosqlite://", "sqlite+aiosqlite:///:memory:", "sqlite+aiosqlite:///file:x?uri=true"])
 def test_a_database_in_memory_is_refused(url: str) -> None:
     with pytest.raises(ConfigurationError, match="in memory, or may be"):
@@ -649,7 +681,9 @@ async def test_an_sqlite_engine_that_may_lose_commits_is_refused(tmp_path: Path)
 
 def relax(engine: Engine) -> None:
     def connected(connection: Any, _: object) -> None:
-        connection.execute("PRAGMA synchronous = NORMAL").close()
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA synchronous = NORMAL")
+        cursor.close()
 
     event.listen(engine, "connect", connected)
 
@@ -689,6 +723,29 @@ async def test_listeners_that_begin_deferred_transactions_are_no_hindrance(tmp_p
             await shop.app.publish(Sold(2), session=session)
             await session.commit()
         assert await shop.both() == ([1], [1, 2])
+    await engine.dispose()
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="this way of handling transactions came with Python 3.12")
+async def test_a_connection_that_is_always_in_a_transaction_is_no_hindrance(tmp_path: Path) -> None:
+    engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/shop.db", connect_args={"autocommit": False})
+    async with Shop(engine).open() as shop:
+        for number in (1, 2):
+            async with shop.app.unit_of_work() as uow:
+                uow.session.add(Sale(number=number))
+                uow.publish(Sold(number))
+            with pytest.raises(LookupError):
+                async with shop.app.unit_of_work() as uow:
+                    uow.session.add(Sale(number=number + 100))
+                    await uow.session.flush()
+                    raise LookupError
+        async with shop.sessions() as session:
+            await shop.app.publish(Sold(3), session=session)
+            await session.commit()
+        async with engine.connect() as connection:
+            driver: Any = (await connection.get_raw_connection()).driver_connection
+            assert driver._conn.autocommit is False
+        assert await shop.both() == ([1, 2], [1, 2, 3])
     await engine.dispose()
 
 

@@ -8,6 +8,7 @@ import asyncio
 from typing import Any
 from weakref import WeakSet
 
+import aiosqlite
 from sqlalchemy import Engine, event
 
 CUT_OFF = (
@@ -33,4 +34,20 @@ def was_cancelled(driver: Any) -> bool:
 
 def _before_invalidate(connection: Any, _record: object, error: BaseException | None) -> None:
     if isinstance(error, asyncio.CancelledError):
-        _cancelled.add(connection.driver_connection)
+        driver = connection.driver_connection
+        _cancelled.add(driver)
+        if isinstance(driver, aiosqlite.Connection):
+            _undo(driver)
+
+
+def _undo(driver: Any) -> None:
+    """Have the thread roll back before it closes the connection.
+
+    SQLite closes one whose cursors are still referred to (by a traceback, say) only when they are gone, and it would keep the
+    write lock until then. Nobody waits for it: whoever was cancelled is on the way out.
+    """
+
+    def roll_back() -> None:
+        driver._conn.rollback()  # noqa: SLF001 - see `takeover.on_thread`
+
+    driver._tx.put_nowait((None, roll_back))  # noqa: SLF001

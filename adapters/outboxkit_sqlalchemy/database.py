@@ -13,9 +13,9 @@ from outboxkit_postgres.failures import meaning
 from outboxkit_postgres.link import Link, Row
 from outboxkit_sqlalchemy.connection import UnitConnection
 from outboxkit_sqlalchemy.cutting import CUT_OFF, was_cancelled
-from outboxkit_sqlalchemy.starting import all_given_back, close, start
+from outboxkit_sqlalchemy.starting import all_given_back, start
 from outboxkit_sqlalchemy.statement import EngineLink, WorkLink
-from outboxkit_sqlalchemy.unit import SessionUnit, cut, session_unit
+from outboxkit_sqlalchemy.unit import SessionUnit, cut, returning, session_unit
 
 _OLDEST = 130000
 _UNLIMITED = 10
@@ -119,10 +119,8 @@ class EngineDatabase:
             await start(connection)
         except Exception as error:  # as the driver raises it
             self._failed(error)
-        try:
+        async with returning(connection):
             yield connection
-        finally:
-            await uninterrupted(close(connection))
 
     @asynccontextmanager
     async def link(self) -> AsyncGenerator[Link, None]:

@@ -92,7 +92,11 @@ class EngineSQLiteTransaction:
                 raise
             if isinstance(error, Exception) and self.unit.lost:
                 raise self._cut_off() from error
-            await uninterrupted(self._on_session(savepoint.undo()))
+            try:
+                await uninterrupted(self._on_session(savepoint.undo()))
+            except TransactionLostError:
+                if isinstance(error, Exception):
+                    raise  # of a cancellation the caller has to hear, whatever came of the connection
             raise
 
     async def run(self, function: Callable[[ThreadTransaction], T]) -> T:  # noqa: ARG002 - a session is not for threads

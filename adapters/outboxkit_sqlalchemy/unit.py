@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, A
 from outboxkit.cancellation import uninterrupted
 from outboxkit_postgres.link import STATEMENT_SECONDS
 from outboxkit_sqlalchemy.connection import UnitConnection
+from outboxkit_sqlalchemy.cutting import was_cancelled
 from outboxkit_sqlalchemy.session import UnitSession, unit_session
 from outboxkit_sqlalchemy.starting import close, start
 
@@ -77,14 +78,13 @@ class SessionUnit:
         self._session.phase = "over"
 
     async def close(self) -> None:
-        """Let go of the session's objects, and of the connection."""
+        """Let go of the session's objects."""
         self.end()
         try:
             with anyio.fail_after(_ROLLBACK_SECONDS):
                 await self._with_user_methods(lambda session: session.close())
         except Exception:  # a task that outlived the unit of work is using it
             await cut(self.connection)
-        await close(self.connection)
 
     async def _with_user_methods(self, call: Callable[[Any], T]) -> T:
         """Call a method of the user's class of session that `UnitSession` refuses."""
@@ -140,13 +140,32 @@ async def session_unit(
         await start(connection)
     except Exception as error:  # as the driver raises it
         failed(error)
-    unit: U | None = None
-    try:
+    async with returning(connection):
         driver = (await AsyncConnection.get_raw_connection(connection)).driver_connection
         unit = kind(connection, unit_session(sessions, connection), driver)
-        yield unit
+        try:
+            yield unit
+        finally:
+            await uninterrupted(unit.close())
+            if was_cancelled(driver):
+                await uninterrupted(cut(connection))
+
+
+@asynccontextmanager
+async def returning(connection: AsyncConnection) -> AsyncGenerator[None, None]:
+    """Return a connection to its pool when the block ends; close it when that was cancelled.
+
+    SQLAlchemy closes it itself, but not to the end when it is cancelled again meanwhile, as an anyio scope does.
+    """
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException:
+        await uninterrupted(cut(connection))
+        raise
     finally:
-        await uninterrupted(unit.close() if unit else close(connection))
+        await uninterrupted(close(connection))
 
 
 async def cut(connection: AsyncConnection) -> None:
