@@ -1,11 +1,13 @@
 """asyncpg's connections: one transaction at a time on each, and who may end it."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
 import asyncpg
 
+from outboxkit.cancellation import uninterrupted
 from outboxkit.errors import ConfigurationError, NoUnitOfWorkError, TransactionError
 from outboxkit_postgres.control import refuse_control
 from outboxkit_postgres.link import STATEMENT_SECONDS, Row
@@ -39,8 +41,32 @@ class WorkLink(AsyncpgLink):
 
     async def fetch(self, statement: str, *values: Any) -> Sequence[Row]:
         """Execute one statement and return its rows."""
-        async with self.raw.transaction(isolation="read_committed"):
+        async with whole_transaction(self.raw):
             return await super().fetch(statement, *values)
+
+
+@asynccontextmanager
+async def whole_transaction(raw: Any) -> AsyncGenerator[None, None]:
+    """Keep a transaction at READ COMMITTED open for the block; ended in any case, whoever is cancelled.
+
+    Not asyncpg's own context manager: a cancel scope of anyio's cancels the rollback that it waits for, too.
+    """
+    transaction = raw.transaction(isolation="read_committed")
+    await uninterrupted(transaction.start())
+    try:
+        yield
+    except BaseException:
+        await uninterrupted(_rolled_back(raw, transaction))
+        raise
+    await uninterrupted(transaction.commit())
+
+
+async def _rolled_back(raw: Any, transaction: Any) -> None:
+    try:
+        with anyio.fail_after(_ROLLBACK_SECONDS):
+            await transaction.rollback()
+    except Exception:  # the session has ended, or nobody answers
+        unwrapped(raw).terminate()
 
 
 class AsyncpgSavepoint:

@@ -11,7 +11,7 @@ import asyncpg
 from outboxkit.cancellation import uninterrupted
 from outboxkit.errors import ConfigurationError, StoreError, StoreUnavailableError
 from outboxkit_postgres.address import Address
-from outboxkit_postgres.connection import AsyncpgLink, AsyncpgUnit, WorkLink, unwrapped
+from outboxkit_postgres.connection import AsyncpgLink, AsyncpgUnit, WorkLink, unwrapped, whole_transaction
 from outboxkit_postgres.failures import meaning, sqlstate
 from outboxkit_postgres.link import Link
 
@@ -124,7 +124,7 @@ class AsyncpgPool:
     @asynccontextmanager
     async def work(self) -> AsyncGenerator[Link, None]:
         """Borrow a connection with a transaction."""
-        async with self._borrowed() as raw, raw.transaction(isolation="read_committed"):
+        async with self._borrowed() as raw, whole_transaction(raw):
             yield AsyncpgLink(raw)
 
     @asynccontextmanager
