@@ -18,6 +18,7 @@ traffic too. Nothing here is needed for correctness but the broker's compare-and
 reading again, and a lease saves doing what another relay does already, no more.
 """
 
+import contextlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Literal
 
@@ -69,7 +70,11 @@ class Relay:
         while True:
             if self._lease:
                 await self._lease.acquire()
-            await self._copy(working)
+            try:
+                await self._copy(working)
+            except Exception:
+                await self._leave_the_turn()  # to a relay that reaches what we do not
+                raise
 
     async def _copy(self, working: Callable[[], None]) -> None:
         """Relay as long as it is our turn."""
@@ -84,6 +89,11 @@ class Relay:
                 entries = await self._read(self._cursor)
             if await self._tend():
                 entries = await self._read(self._cursor)
+
+    async def _leave_the_turn(self) -> None:
+        if self._lease:
+            with contextlib.suppress(OutboxkitError):  # it runs out by itself
+                await self._lease.release()
 
     async def _append_and_read_on(self, entries: Sequence[LogEntry]) -> Sequence[LogEntry]:
         end = entries[-1].position

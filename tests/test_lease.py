@@ -2,13 +2,14 @@
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import NoReturn
 
 import anyio
 import pytest
 
 from outboxkit import Observer, RelaySettings
 from outboxkit.broker import Broker
-from outboxkit.errors import StoreUnavailableError
+from outboxkit.errors import BrokerUnavailableError, StoreUnavailableError
 from outboxkit.lease import Lease
 from outboxkit.message import Stream
 from outboxkit.relay import Relay
@@ -87,6 +88,30 @@ async def test_a_relay_whose_holder_died_is_replaced_when_its_lease_has_run_out(
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(relay.run)
         await until(lambda: observer.count == 2, seconds=5.0)
+        tasks.cancel_scope.cancel()
+
+
+async def test_a_relay_that_cannot_reach_the_broker_leaves_the_turn_to_one_that_can(
+    store: SQLiteStore, broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unreachable = MemoryBroker()
+    tried: list[object] = []
+
+    async def away(streams: object) -> NoReturn:
+        tried.append(streams)
+        raise BrokerUnavailableError("away")
+
+    monkeypatch.setattr(unreachable, "last", away)
+    (cut_off, _), (healthy, by_healthy) = (
+        relay_of(store, unreachable, "cut off", LONG),
+        relay_of(store, broker, "healthy", LONG),
+    )
+    await publish(store, new_rows(2))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(cut_off.run)
+        await until(lambda: len(tried) >= 2)
+        tasks.start_soon(healthy.run)
+        await until(lambda: by_healthy.count == 2, seconds=15.0)
         tasks.cancel_scope.cancel()
 
 
