@@ -18,7 +18,9 @@ import pytest
 from click.testing import CliRunner
 
 from outboxkit.cli import commands
+from outboxkit.testing.postgres_server import PostgresServer
 from outboxkit.testing.redis_server import RedisServer
+from outboxkit.testing.server_process import free_port
 from tests.waiting import until
 
 OUTBOXKIT = (sys.executable, "-m", "outboxkit.cli")
@@ -251,6 +253,33 @@ async def test_a_broker_that_is_away_at_the_start_is_waited_for(migrated: Path, 
             await command.says("working again")
             command.send(signal.SIGTERM)
             assert await command.ended() == 0
+
+
+def on_postgres(folder: Path, url: str) -> None:
+    (folder / "lottery.py").write_text(LOTTERY.replace("sqlite:///lottery.db", url))
+
+
+async def test_a_database_that_is_away_at_the_start_is_waited_for(folder: Path, postgres_binaries: Path) -> None:
+    with PostgresServer(postgres_binaries) as server:
+        on_postgres(folder, server.url())
+        assert outboxkit(folder, "migrate", "lottery:app").returncode == 0
+        server.kill()
+        with Running(folder, "run", "lottery:app") as command:
+            await command.says("trying again in")
+            server.start()
+            await command.says("app lottery is running")
+            command.send(signal.SIGTERM)
+            assert await command.ended() == 0
+            assert "Traceback" not in command.log.read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_waiting_for_a_database_ends_at_the_first_signal(folder: Path, number: int) -> None:
+    on_postgres(folder, f"postgresql://postgres@127.0.0.1:{free_port()}/nowhere")
+    with Running(folder, "run", "lottery:app") as command:
+        await command.says("trying again in")
+        command.send(number)
+        assert await command.ended() == 0
 
 
 async def test_what_is_in_hand_at_the_first_signal_is_finished(migrated: Path) -> None:

@@ -1,5 +1,7 @@
 """``run``, ``relay``, ``consume``: the loops of an app as a process of their own.
 
+A database that is away at the start is waited for, as it is later on: after a power cut everything starts at the same time.
+
 The first SIGTERM or SIGINT drains: reading stops, what is in hand is finished within the app's ``grace_seconds``. The second
 ends the process at once; what is lost by that is nothing but time.
 """
@@ -7,16 +9,20 @@ ends the process at once; what is lost by that is nothing but time.
 import asyncio
 import logging
 import os
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, AsyncExitStack
 
+import anyio
 import click
 
 from outboxkit.app import App
 from outboxkit.cli.loading import with_app
 from outboxkit.cli.signals import stop_signals
-from outboxkit.errors import ConfigurationError
+from outboxkit.errors import ConfigurationError, StoreUnavailableError
+from outboxkit.observe import shielded
+from outboxkit.retry import Backoff
 
 _logger = logging.getLogger("outboxkit.cli")
+_BACKOFF = Backoff()
 
 
 @click.command()
@@ -49,13 +55,32 @@ def _run(app: App, *, relay: bool, consume: bool) -> None:
 async def _run_until_stopped(app: App, *, relay: bool, consume: bool) -> None:
     stop = asyncio.Event()
     with _stopped_by_signals(stop):
-        async with app.running(relay=relay, consume=consume):
+        async with AsyncExitStack() as running:
+            if not await _started(app, running, stop, relay=relay, consume=consume):
+                return
             _logger.info("app %s is running: %s", app.name, _doing(app, relay=relay, consume=consume))
             await stop.wait()
             _logger.info(
                 "app %s is stopping, within %.0f s: a second signal ends it at once", app.name, app.settings.grace_seconds
             )
     _logger.info("app %s has stopped", app.name)
+
+
+async def _started(app: App, running: AsyncExitStack, stop: asyncio.Event, *, relay: bool, consume: bool) -> bool:
+    """Start the loops as soon as the database answers; False when told to stop before that."""
+    observer, failures = shielded(app.observer), 0
+    while not stop.is_set():
+        try:
+            await running.enter_async_context(app.running(relay=relay, consume=consume))
+        except StoreUnavailableError as error:
+            failures += 1
+            seconds = _BACKOFF.seconds(failures)
+            observer.troubled(f"starting app {app.name}", error, failures, seconds)
+            with anyio.move_on_after(seconds):
+                await stop.wait()
+        else:
+            return True
+    return False
 
 
 def _stopped_by_signals(stop: asyncio.Event) -> AbstractContextManager[None]:
