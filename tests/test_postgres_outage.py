@@ -147,6 +147,48 @@ async def test_a_number_that_the_server_forgot_is_of_a_transaction_that_did_not_
             assert await store.outbox.was_committed(link, unborn, new_rows()[0].id) is False
 
 
+# nobody answers any more, and nothing says so
+
+
+@pytest.mark.parametrize("what", [b"BEGIN", b"COMMIT;"])
+async def test_reading_the_log_of_a_server_that_fell_silent_can_be_cancelled(postgres_url: str, what: bytes) -> None:
+    """Or a stop would wait for ever on a half-open connection."""
+    async with proxied(postgres_url) as (proxy, store):
+        await publish(store, new_rows())
+        proxy.silent = True
+        proxy.lose_next(what)
+        with anyio.fail_after(10):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(log_of, store)
+                await until(lambda: proxy.requests == 1)
+                tasks.cancel_scope.cancel()
+        assert len(await log_of(store)) == 1
+
+
+@pytest.mark.parametrize("what", [b"BEGIN", b"COMMIT;"])
+async def test_reading_the_log_of_a_server_that_fell_silent_ends_by_itself(
+    postgres_url: str, what: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with proxied(postgres_url) as (proxy, store):
+        await publish(store, new_rows())
+        monkeypatch.setattr("outboxkit_postgres.connection.STATEMENT_SECONDS", 0.2)
+        proxy.silent = True
+        proxy.lose_next(what)
+        with anyio.fail_after(10), pytest.raises(StoreUnavailableError):
+            await log_of(store)
+        assert len(await log_of(store)) == 1
+
+
+async def test_a_unit_of_work_that_cannot_even_begin_ends_by_itself(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with proxied(postgres_url) as (proxy, store):
+        monkeypatch.setattr("outboxkit_postgres.connection.STATEMENT_SECONDS", 0.2)
+        proxy.silent = True
+        proxy.lose_next(b"BEGIN")
+        with anyio.fail_after(10), pytest.raises(StoreUnavailableError):
+            await publish(store, new_rows())
+        assert await log_of(store) == []
+
+
 # a connection that breaks inside a unit of work
 
 

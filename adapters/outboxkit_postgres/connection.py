@@ -49,16 +49,19 @@ class WorkLink(AsyncpgLink):
 async def whole_transaction(raw: Any) -> AsyncGenerator[None, None]:
     """Keep a transaction at READ COMMITTED open for the block; ended in any case, whoever is cancelled.
 
-    Not asyncpg's own context manager: a cancel scope of anyio's cancels the rollback that it waits for, too.
+    Not asyncpg's own context manager: a cancel scope of anyio's cancels the rollback that it waits for, too. Neither its begin
+    nor its commit is waited for without end, as a server may fall silent: then the connection is cut.
     """
     transaction = raw.transaction(isolation="read_committed")
-    await uninterrupted(transaction.start())
     try:
+        with anyio.fail_after(STATEMENT_SECONDS):
+            await transaction.start()
         yield
+        with anyio.fail_after(STATEMENT_SECONDS):
+            await transaction.commit()
     except BaseException:
         await uninterrupted(_rolled_back(raw, transaction))
         raise
-    await uninterrupted(transaction.commit())
 
 
 async def _rolled_back(raw: Any, transaction: Any) -> None:
@@ -129,7 +132,8 @@ class AsyncpgUnit(AsyncpgLink):
 
     async def begin(self) -> None:
         """Begin it."""
-        await self._transaction.start()
+        with anyio.fail_after(STATEMENT_SECONDS):
+            await self._transaction.start()
 
     async def flush(self) -> None:
         """Nothing is held back."""
