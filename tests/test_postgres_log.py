@@ -8,6 +8,7 @@ from typing import Any
 import asyncpg
 import pytest
 
+from outboxkit.errors import SchemaError, StoreError
 from outboxkit.events import partition
 from outboxkit.message import ORIGIN, Envelope, OutboxRow, new_id
 from outboxkit.testing.rows import EVERYTHING, envelopes, log_of, new_rows, publish
@@ -56,6 +57,39 @@ async def test_a_number_taken_before_the_transaction_has_its_id_is_no_reason_to_
             )
             written.append(row.id)
             assert envelopes(await log_of(store))[-1] == row.envelope
+
+
+async def test_a_sequence_that_starts_again_hides_no_row(postgres_url: str) -> None:
+    """As after TRUNCATE ... RESTART IDENTITY, or a sequence set by hand: a low number in a late tick."""
+    async with opened(postgres_url) as store:
+        rows: list[OutboxRow] = []
+        for at in (1, 1000, 2):
+            await ask(postgres_url, "SELECT setval('outboxkit_outbox_seq_seq', $1, false)", at)
+            rows += await publish(store, new_rows())
+            await log_of(store)  # a tick each
+        assert envelopes(await log_of(store, page=1)) == envelopes(rows)
+
+
+async def test_a_tick_that_went_away_again_is_told_once(postgres_url: str) -> None:
+    """It held nothing, so the cursor is below it all the same."""
+    async with opened(postgres_url) as store:
+        await publish(store, new_rows())
+        (entry,) = await log_of(store)
+        await ask(postgres_url, "INSERT INTO outboxkit_tick (tick, snapshot, high) VALUES (2, pg_current_snapshot(), 1)")
+        assert await store.read(entry.position, 1, EVERYTHING) == []
+        await ask(postgres_url, "DELETE FROM outboxkit_tick WHERE tick = 2")
+        with pytest.raises(StoreError, match="back in time"):
+            await store.read(entry.position, 1, EVERYTHING)
+        rows = await publish(store, new_rows())
+        assert envelopes(await store.read(entry.position, 10, EVERYTHING)) == envelopes(rows)
+
+
+async def test_a_tick_table_that_somebody_emptied_is_told_by_name(postgres_url: str) -> None:
+    async with opened(postgres_url) as store:
+        await publish(store, new_rows())
+        await ask(postgres_url, "DELETE FROM outboxkit_tick")
+        with pytest.raises(SchemaError, match=r"outboxkit_tick is empty.*restore"):
+            await log_of(store)
 
 
 # what it costs

@@ -12,7 +12,7 @@ for it. Two things make it quick:
 
 from collections.abc import Mapping, Sequence
 
-from outboxkit.errors import StoreError
+from outboxkit.errors import SchemaError, StoreError
 from outboxkit.message import LAST, ORIGIN, LogEntry, OutboxRow, Position, Stream
 from outboxkit.store import Progress
 from outboxkit_postgres.link import Link
@@ -29,6 +29,7 @@ class OutboxTables:
         self.names = names
         self._source = source
         outbox, tick = names.table("outbox"), names.table("tick")
+        self._ticks = tick
         sequence = names.table("outbox_seq_seq")
         self._insert = (
             f"INSERT INTO {outbox} (id, topic, partition, key, type, envelope) "
@@ -36,10 +37,11 @@ class OutboxTables:
             "RETURNING xid::text"
         )
         # One statement, so that the snapshot it stores is the snapshot it looked with. Its commit is synchronous whatever the
-        # default is, and with it everything is durable that it saw.
+        # default is, and with it everything is durable that it saw. And its high is never below the last one's, should somebody
+        # start the sequence again.
         self._make_tick = f"""
             WITH last AS MATERIALIZED (
-                SELECT tick, snapshot, pg_snapshot_xmax(snapshot)::text::bigint - 1 AS seen
+                SELECT tick, snapshot, high, pg_snapshot_xmax(snapshot)::text::bigint - 1 AS seen
                 FROM {tick} ORDER BY tick DESC LIMIT 1
             ), edge AS MATERIALIZED (
                 SELECT seen::text::xid8 AS xid FROM last
@@ -55,7 +57,7 @@ class OutboxTables:
                         SELECT FROM {outbox} o WHERE o.xid > gap.low AND o.xid < gap.high ORDER BY o.xid LIMIT 1) found))
             ), made AS (
                 INSERT INTO {tick} (tick, snapshot, high)
-                SELECT last.tick + 1, pg_current_snapshot(), s.last_value
+                SELECT last.tick + 1, pg_current_snapshot(), greatest(last.high, s.last_value)
                 FROM due, last, {sequence} s, set_config('synchronous_commit', CASE current_setting('synchronous_commit')
                     WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, true)
                 ON CONFLICT DO NOTHING
@@ -174,10 +176,17 @@ class OutboxTables:
         """Return the last tick's number: a new one's if `last` was it and there are rows for one.
 
         Raises:
+            SchemaError: there is no tick at all.
             StoreError: transaction ids went back, so that nobody can tell new rows from old ones.
         """
         while True:
-            tick, raced, went_back = (await link.fetch(self._make_tick, last))[0]
+            found = await link.fetch(self._make_tick, last)
+            if not found:
+                raise SchemaError(
+                    f"the table {self._ticks} is empty, and with it the order of the outbox of {self._source!r} is gone: restore "
+                    "it from a backup"
+                )
+            tick, raced, went_back = found[0]
             if not raced:
                 break
             # Another relay was faster, and what it made is seen only by the next look.

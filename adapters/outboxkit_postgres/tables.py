@@ -202,6 +202,7 @@ class PostgresTables:
         async with self.translated(), self._database.link() as link:
             last = await outbox.make_tick(link, tick)
             if last < tick:
+                self._read_up = ORIGIN, 0  # or this would be said again for a cursor that is below what went away
                 # Or nobody would make the next tick. A relay takes this for an interruption, and looks where everything stands.
                 raise StoreError(
                     f"{self._database.name}: the log ends at tick {last} and has been read up to {tick}: the database went "

@@ -22,12 +22,12 @@ async def publish(store: Store, rows: Sequence[OutboxRow]) -> Sequence[OutboxRow
     return rows
 
 
-async def log_of(store: Store, after: Position = ORIGIN) -> Sequence[LogEntry]:
-    """Return the log after a position, whole, as a relay would read it."""
+async def log_of(store: Store, after: Position = ORIGIN, page: int = 100) -> Sequence[LogEntry]:
+    """Return the log after a position, whole, as a relay would read it: at most `page` entries at a time."""
     entries: list[LogEntry] = []
-    while page := await store.read(after, 100, EVERYTHING):
-        entries += page
-        after = page[-1].position
+    while following := await store.read(after, page, EVERYTHING):
+        entries += following
+        after = following[-1].position
     return entries
 
 
