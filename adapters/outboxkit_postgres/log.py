@@ -183,8 +183,8 @@ class OutboxTables:
             found = await link.fetch(self._make_tick, last)
             if not found:
                 raise SchemaError(
-                    f"the table {self._ticks} is empty, and with it the order of the outbox of {self._source!r} is gone: restore "
-                    "it from a backup"
+                    f"the table {self._ticks} is empty, and with it the order of the outbox of {self._source!r} is gone: "
+                    "restore it from a backup"
                 )
             tick, raced, went_back = found[0]
             if not raced:
