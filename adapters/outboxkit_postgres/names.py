@@ -1,12 +1,15 @@
 """The names of one app's tables, as they stand in SQL."""
 
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
 from outboxkit.errors import ConfigurationError
 
 _PREFIX = re.compile(r"[a-z][a-z0-9_]{0,30}_")
 _SCHEMA = re.compile(r"[A-Za-z_][A-Za-z0-9_$]{0,62}")
+# Only these, as other braces are SQL's own: those of an empty array, '{}', say.
+_NOUN = re.compile(r"\{(schema|topic|outbox|outbox_seq_seq|tick|cursor|stream|lease|floor|inbox)\}")
 
 
 class Names(NamedTuple):
@@ -22,14 +25,23 @@ class Names(NamedTuple):
         """Return a table's qualified name."""
         return f'"{self.schema}".{self.prefix}{noun}'
 
+    def sql(self, text: str) -> str:
+        """Fill a statement in: ``{outbox}`` becomes the outbox's qualified name, and so does each noun of schema.sql."""
+        return _filled(self, text)
+
     def script(self, text: str) -> str:
-        """Fill a script of ours in."""
+        """Fill schema.sql or publish.sql in, where ``{schema}`` is the schema itself."""
         return text.replace("{schema}", f'"{self.schema}"').replace("{prefix}", self.prefix)
 
     @property
     def channel(self) -> str:
         """The channel on which commits are signalled."""
         return f"{self.prefix}log_{self.schema}"[:63]
+
+
+@lru_cache(maxsize=256)  # statements are asked for each time they run
+def _filled(names: Names, text: str) -> str:
+    return _NOUN.sub(lambda found: names.table(found[1]), text)
 
 
 def checked_prefix(prefix: str) -> str:
