@@ -6,6 +6,7 @@ import sys
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +214,66 @@ async def test_a_statement_that_failed_unheard_costs_its_savepoint_only(shop: Sh
         uow.session.add(Sale(number=2))
         uow.publish(Sold(2))
     assert await shop.both() == ([2], [2])
+
+
+async def test_a_call_that_fails_after_a_savepoint_of_its_own_was_released_is_undone_alone(shop: Shop) -> None:
+    @shop.app.publishes(Sold)
+    async def sell(uow: UnitOfWork, number: int) -> Sold:
+        async with uow.session.begin_nested():
+            uow.session.add(Sale(number=number))
+        raise LookupError
+
+    async with shop.app.unit_of_work() as uow:
+        with pytest.raises(LookupError):
+            await sell(number=1)
+        uow.session.add(Sale(number=2))
+        with pytest.raises(LookupError):
+            await sell(number=3)
+        uow.publish(Sold(2))
+    assert await shop.both() == ([2], [2])
+
+
+async def test_a_call_is_undone_to_its_savepoint_whatever_listeners_execute_in_it(engine: AsyncEngine) -> None:
+    class Below(Session):
+        pass
+
+    async with Shop(engine, session=async_sessionmaker(engine, sync_session_class=Below)).open() as shop:
+
+        @shop.app.publishes(Sold)
+        async def sell(uow: UnitOfWork, number: int) -> Sold:
+            async with uow.session.begin_nested():
+                uow.session.add(Sale(number=number))
+            raise LookupError
+
+        begun = count(100)
+
+        def note(_session: Session, _transaction: object, connection: Connection) -> None:
+            connection.execute(text("INSERT INTO sale VALUES (:number, '')"), {"number": next(begun)})
+
+        async with shop.app.unit_of_work() as uow:
+            event.listen(Below, "after_begin", note)
+            with pytest.raises(LookupError):
+                await sell(number=1)
+            uow.session.add(Sale(number=2))
+            uow.publish(Sold(2))
+        assert await shop.both() == ([2], [2])
+
+
+async def test_a_call_whose_flush_failed_is_undone_with_what_went_to_the_connection_since(shop: Shop) -> None:
+    @shop.app.publishes(Sold)
+    async def sell(uow: UnitOfWork) -> Sold:
+        uow.session.add_all([Sale(number=1), Sale(number=1)])
+        with pytest.raises(IntegrityError):
+            await uow.session.flush()
+        async with uow.connection.begin_nested():
+            await uow.connection.execute(text("INSERT INTO sale VALUES (2, '')"))
+        raise LookupError
+
+    async with shop.app.unit_of_work() as uow:
+        with pytest.raises(LookupError):
+            await sell()
+        uow.publish(Sold(3))
+    assert await shop.both() == ([], [3])
 
 
 @pytest.mark.parametrize("name", ["commit", "rollback", "close", "begin", "reset", "invalidate", "aclose"])
