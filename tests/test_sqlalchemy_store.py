@@ -1,6 +1,7 @@
 """The SQLAlchemy store: sessions that commit with inbox and outbox, events in sessions of the user's own, and its engine."""
 
 import asyncio
+import contextlib
 import gc
 import sys
 import weakref
@@ -395,6 +396,24 @@ async def test_a_cancelled_statement_is_told_from_a_lost_server(shop: Shop) -> N
             await uow.session.flush()
             async with asyncio.timeout(0.05):
                 await uow.session.execute(text(slow))
+    assert await shop.both() == ([], [])
+    async with shop.app.unit_of_work() as uow:
+        uow.publish(Sold(2))
+    assert await shop.both() == ([], [2])
+
+
+async def test_a_cancelled_flush_is_the_end_of_the_unit_though_sqlalchemy_would_connect_again(shop: Shop) -> None:
+    slow = "(SELECT 'slow' FROM pg_sleep(60))"
+    if shop.engine.dialect.name == "sqlite":
+        slow = "(WITH RECURSIVE n AS (SELECT 1 AS i UNION ALL SELECT i + 1 FROM n WHERE i < 600000) SELECT max(i) FROM n)"
+    with pytest.raises(TransactionLostError, match="was cancelled"):
+        async with shop.app.unit_of_work() as uow:
+            uow.publish(Sold(1))
+            uow.session.add(Sale(number=1, note=text(slow)))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    await uow.session.flush()
+            await uow.connection.execute(text("INSERT INTO sale VALUES (2, '')"))
     assert await shop.both() == ([], [])
     async with shop.app.unit_of_work() as uow:
         uow.publish(Sold(2))

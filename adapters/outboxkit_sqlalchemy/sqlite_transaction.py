@@ -13,7 +13,7 @@ from outboxkit.errors import ConfigurationError, NoUnitOfWorkError, OutboxkitErr
 from outboxkit.message import Delivery, OutboxRow
 from outboxkit.store import Floor, Outcome, Retry, Subscription, ThreadTransaction
 from outboxkit_sqlalchemy.connection import UnitConnection
-from outboxkit_sqlalchemy.cutting import CUT_OFF
+from outboxkit_sqlalchemy.cutting import CUT_OFF, was_cancelled
 from outboxkit_sqlalchemy.takeover import TakenOver, on_thread
 from outboxkit_sqlalchemy.unit import SessionUnit, cut
 from outboxkit_sqlite.store import SQLiteStore
@@ -37,7 +37,7 @@ class SQLiteUnit(SessionUnit):
     @property
     def lost(self) -> bool:
         """Whether the connection is gone, as it is after a statement that was cancelled."""
-        return self.connection.invalidated
+        return self.connection.invalidated or was_cancelled(self.driver)
 
     @property
     def in_transaction(self) -> bool:
