@@ -723,6 +723,62 @@ async def test_what_goes_wrong_at_the_commit_is_told_truly(
     await engine.dispose()
 
 
+@asynccontextmanager
+async def shop_with_children(folder: Path) -> AsyncGenerator[Shop, None]:
+    """On SQLite, with a table whose rows refer to sales, which is checked at the commit."""
+    engine = create_async_engine(f"sqlite+aiosqlite:///{folder}/shop.db")
+
+    def check_foreign_keys(connection: Any, _: object) -> None:
+        connection.execute("PRAGMA foreign_keys = ON")
+
+    event.listen(engine.sync_engine, "connect", check_foreign_keys)
+    shop = Shop(engine)
+    await shop.migrate()
+    async with engine.begin() as connection:
+        await connection.execute(text("CREATE TABLE child (id INTEGER REFERENCES sale DEFERRABLE INITIALLY DEFERRED)"))
+        await connection.execute(text("INSERT INTO sale VALUES (0, ''), (1, ''), (3, ''), (4, '')"))
+    yield shop
+    await engine.dispose()
+
+
+INSERT_CHILD = text("INSERT INTO child VALUES (:number)")
+
+
+async def children(shop: Shop) -> list[int]:
+    async with shop.sessions() as session:
+        return list(await session.scalars(text("SELECT id FROM child ORDER BY id")))
+
+
+async def test_a_deferred_constraint_of_sqlites_loses_the_transaction_and_nothing_else(tmp_path: Path) -> None:
+    async with shop_with_children(tmp_path) as shop, shop.open():
+        with pytest.raises(TransactionLostError, match=r"refused the commit: FOREIGN KEY constraint failed.*refers to no row"):
+            async with shop.app.unit_of_work() as uow:
+                await uow.session.execute(INSERT_CHILD, {"number": 2})
+                uow.publish(Sold(2))
+        async with shop.app.unit_of_work() as uow:
+            await uow.session.execute(INSERT_CHILD, {"number": 5})
+            uow.session.add(Sale(number=5))
+            uow.publish(Sold(5))
+        assert (await children(shop), await shop.events()) == ([5], [5])
+
+
+async def test_a_message_that_a_deferred_constraint_of_sqlites_refuses_is_dead_alone(tmp_path: Path) -> None:
+    async with shop_with_children(tmp_path) as shop:
+
+        @shop.app.consumes(Sold)
+        async def note(sold: Sold, uow: UnitOfWork) -> None:
+            await uow.session.execute(INSERT_CHILD, {"number": sold.number})
+
+        async with shop.open(run=True):
+            async with shop.app.unit_of_work() as uow:
+                for number in range(5):
+                    uow.publish(Sold(number))
+            await until(lambda: shop.observer.count["dead"] == 1 and shop.observer.count["settled"] == 4)
+            assert await children(shop) == [0, 1, 3, 4]
+            assert shop.observer.count["retry"] == 2, "its attempts are counted"
+            assert shop.observer.troubles == []
+
+
 @pytest.mark.parametrize("url", ["sqlite+aiosqlite://", "sqlite+aiosqlite:///:memory:", "sqlite+aiosqlite:///file:x?uri=true"])
 def test_a_database_in_memory_is_refused(url: str) -> None:
     with pytest.raises(ConfigurationError, match="in memory, or may be"):

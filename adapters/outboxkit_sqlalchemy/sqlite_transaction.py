@@ -17,7 +17,7 @@ from outboxkit_sqlalchemy.cutting import CUT_OFF, was_cancelled
 from outboxkit_sqlalchemy.takeover import TakenOver, on_thread
 from outboxkit_sqlalchemy.unit import SessionUnit, cut
 from outboxkit_sqlite.store import SQLiteStore
-from outboxkit_sqlite.transaction import LOST, with_own_factories
+from outboxkit_sqlite.transaction import LOST, commit_refused, with_own_factories
 
 T = TypeVar("T")
 
@@ -126,6 +126,8 @@ class EngineSQLiteTransaction:
         try:
             await self.unit.commit()
         except DBAPIError as error:
+            if isinstance(error.orig, sqlite3.IntegrityError):
+                raise commit_refused(error.orig) from error
             if isinstance(error.orig, sqlite3.Error):
                 self._books.failed(error.orig)
             raise
