@@ -386,6 +386,22 @@ async def test_a_listener_that_raises_after_the_commit_changes_nothing(
         assert "is committed" in caplog.text
 
 
+async def test_a_flush_that_fails_within_the_commit_is_no_commit(engine: AsyncEngine) -> None:
+    class Below(Session):
+        pass
+
+    async with Shop(engine, session=async_sessionmaker(engine, sync_session_class=Below)).open() as shop:
+
+        def add_two(session: Session) -> None:
+            session.add_all([Sale(number=1), Sale(number=1)])
+
+        event.listen(Below, "before_commit", add_two)
+        with pytest.raises(TransactionLostError, match="refused the commit"):
+            async with shop.app.unit_of_work() as uow:
+                uow.publish(Sold(1))
+        assert await shop.both() == ([], [])
+
+
 async def test_a_cancelled_statement_is_told_from_a_lost_server(shop: Shop) -> None:
     slow = "SELECT pg_sleep(60)"
     if shop.engine.dialect.name == "sqlite":

@@ -35,6 +35,8 @@ class UnitConnection(AsyncConnection):
         self._commits = False
         self.last_statement = ""
         """What was executed last; nothing as long as the server has not been told of the transaction."""
+        self.asked_to_commit = False
+        """Whether a COMMIT was sent to the server, or is just about to be."""
         super().__init__(engine)
 
     def __getattribute__(self, name: str) -> Any:
@@ -71,3 +73,4 @@ class UnitConnection(AsyncConnection):
     def _before_commit(self, _connection: Connection) -> None:
         if not self._commits:
             raise TransactionError(f"leave out commit(): {_OWNED['commit']}")
+        self.asked_to_commit = True

@@ -56,8 +56,10 @@ class SessionUnit:
             with anyio.fail_after(STATEMENT_SECONDS):
                 await self._with_user_methods(lambda session: session.commit())
         except Exception:
-            # SQLAlchemy lets go of a transaction when its COMMIT was answered; what raised later is a listener.
-            if self.connection.invalidated or self.connection.get_transaction() is not None:
+            # SQLAlchemy lets go of a transaction when its COMMIT was answered; what raised later is a listener. But it does so
+            # as well when a flush failed before that, of what a listener had added.
+            unanswered = self.connection.invalidated or self.connection.get_transaction() is not None
+            if unanswered or not self.connection.asked_to_commit:
                 raise
             _logger.exception("a listener to the session's commit raised; the unit of work is committed")
         finally:
