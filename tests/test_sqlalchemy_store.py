@@ -739,6 +739,33 @@ async def test_what_goes_wrong_at_the_commit_is_told_truly(
     await engine.dispose()
 
 
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+@pytest.mark.parametrize("late", [False, True])
+async def test_a_refused_commit_is_told_without_the_statement_and_its_values(
+    postgres_url: str, driver: str, late: bool
+) -> None:
+    engine = create_async_engine(make_url(postgres_url).set(drivername=f"postgresql+{driver}"))
+
+    class Below(Session):
+        pass
+
+    def add_two(session: Session) -> None:
+        session.add_all([Sale(number=1, note="ada@example.com"), Sale(number=2, note="ada@example.com")])
+
+    async with Shop(engine, session=async_sessionmaker(engine, sync_session_class=Below)).open() as shop:
+        async with engine.begin() as connection:
+            deferred = "DEFERRABLE INITIALLY DEFERRED" if late else ""
+            await connection.exec_driver_sql(f"ALTER TABLE sale ADD CONSTRAINT one_each UNIQUE (note) {deferred}")
+        event.listen(Below, "before_commit", add_two)  # what that adds is sent by the commit itself
+        with pytest.raises(TransactionLostError, match=r"refused the commit: .*\"one_each\"") as refused:
+            async with shop.app.unit_of_work() as uow:
+                uow.publish(Sold(1))
+        assert "ada@" not in str(refused.value)
+        assert "INSERT" not in str(refused.value)
+        assert await shop.both() == ([], [])
+    await engine.dispose()
+
+
 @asynccontextmanager
 async def shop_with_children(folder: Path) -> AsyncGenerator[Shop, None]:
     """On SQLite, with a table whose rows refer to sales, which is checked at the commit."""
