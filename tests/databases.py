@@ -10,6 +10,8 @@ from typing import Any
 
 import asyncpg
 
+from outboxkit_sqlite import SQLiteStore
+
 CHECKER = "checker"
 """What connections from outside are called, so that who attacks the library's can leave them alone."""
 
@@ -64,6 +66,19 @@ class SQLiteDatabase(Database):
 
     async def insert(self, connection: Any, into: str, number: int) -> None:
         await connection.execute(f"INSERT INTO {into} VALUES (?)", (number,))
+
+
+async def check_foreign_keys(store: SQLiteStore) -> None:
+    """Have an open store's units of work check foreign keys, as those of an SQLite that was built so do.
+
+    Nobody can ask for it inside a transaction, where SQLite ignores that.
+    """
+
+    def switch_on(connection: sqlite3.Connection) -> None:
+        connection.execute("PRAGMA foreign_keys = ON").close()
+
+    behind: Any = store
+    await behind._writer.run(switch_on)
 
 
 class PostgresDatabase(Database):

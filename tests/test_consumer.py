@@ -18,7 +18,7 @@ from outboxkit.errors import BrokerUnavailableError, StreamConflictError
 from outboxkit.message import ORIGIN, LogEntry, Position, Stream
 from outboxkit.testing import MemoryBroker
 from outboxkit_sqlite import SQLiteStore
-from tests.databases import SQLiteDatabase
+from tests.databases import SQLiteDatabase, check_foreign_keys
 from tests.services import QUICK, Drawn, Failing, Publisher, Reader, Recording
 from tests.waiting import until
 
@@ -359,6 +359,38 @@ async def test_a_handler_that_ends_the_transaction_fails_alone(tmp_path: Path, s
         await until(lambda: len(service.noted()) == 9)
         await until(lambda: [row[0] for row in service.inbox()] == ["dead"])
     assert sorted(service.noted()) == [number for number in range(0, 100, 10) if number != 50]
+
+
+@pytest.mark.parametrize("kind", ["async", "plain"])
+async def test_a_message_whose_commit_a_deferred_constraint_refuses_is_dead_and_its_neighbours_are_settled(
+    tmp_path: Path, kind: str
+) -> None:
+    service = Service(tmp_path)
+    insert = "INSERT INTO child VALUES (?)"
+    if kind == "async":
+
+        @service.app.consumes(Drawn)
+        async def note(drawn: Drawn, uow: UnitOfWork) -> None:
+            await uow.connection.execute(insert, (drawn.number,))
+    else:
+
+        @service.app.consumes(Drawn)
+        def note_plainly(drawn: Drawn, uow: UnitOfWork) -> None:
+            uow.connection.execute(insert, (drawn.number,))
+
+    async with service.running():
+        service.database.ask("CREATE TABLE parent (id INTEGER PRIMARY KEY)")
+        service.database.ask("CREATE TABLE child (id INTEGER REFERENCES parent DEFERRABLE INITIALLY DEFERRED)")
+        service.database.ask("INSERT INTO parent VALUES (0), (10), (30), (40)")
+        assert isinstance(service.app.store, SQLiteStore)
+        await check_foreign_keys(service.app.store)
+        await service.draw(*range(0, 50, 10))
+        await until(lambda: [row[0] for row in service.inbox()] == ["dead"])
+        await service.quiet()
+    assert sorted(service.database.column("SELECT id FROM child")) == [0, 10, 30, 40]
+    ((_, attempt, error),) = service.inbox()
+    assert (attempt, "refused the commit" in error) == (3, True)
+    assert (service.observer.count["settled"], service.observer.count["dead"], service.observer.troubles) == (4, 1, [])
 
 
 async def test_slow_handlers_share_no_transaction_and_fast_ones_do(tmp_path: Path) -> None:

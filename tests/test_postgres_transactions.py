@@ -195,6 +195,15 @@ async def test_a_deferred_constraint_blames_only_the_message_that_broke_it(postg
     assert (state, "child_id_fkey" in error) == ("dead", True)
 
 
+async def test_a_refused_commit_is_told_without_the_values_that_it_is_about(postgres_url: str) -> None:
+    async with shop(postgres_url) as app, app.running(relay=False, consume=False):
+        await ask(postgres_url, "CREATE TABLE person (email text CONSTRAINT one_each UNIQUE DEFERRABLE INITIALLY DEFERRED)")
+        with pytest.raises(TransactionLostError, match=r"refused the commit: .*\"one_each\"") as refused:
+            async with app.unit_of_work() as uow:
+                await uow.connection.execute("INSERT INTO person VALUES ('ada@example.com'), ('ada@example.com')")
+    assert "ada@" not in str(refused.value)
+
+
 async def test_an_error_swallowed_without_a_savepoint_fails_its_own_message_alone(postgres_url: str) -> None:
     broker = MemoryBroker()
     async with shop(postgres_url, broker=broker) as app:

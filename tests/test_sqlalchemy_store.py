@@ -1,11 +1,13 @@
 """The SQLAlchemy store: sessions that commit with inbox and outbox, events in sessions of the user's own, and its engine."""
 
 import asyncio
+import contextlib
 import gc
 import sys
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +217,66 @@ async def test_a_statement_that_failed_unheard_costs_its_savepoint_only(shop: Sh
     assert await shop.both() == ([2], [2])
 
 
+async def test_a_call_that_fails_after_a_savepoint_of_its_own_was_released_is_undone_alone(shop: Shop) -> None:
+    @shop.app.publishes(Sold)
+    async def sell(uow: UnitOfWork, number: int) -> Sold:
+        async with uow.session.begin_nested():
+            uow.session.add(Sale(number=number))
+        raise LookupError
+
+    async with shop.app.unit_of_work() as uow:
+        with pytest.raises(LookupError):
+            await sell(number=1)
+        uow.session.add(Sale(number=2))
+        with pytest.raises(LookupError):
+            await sell(number=3)
+        uow.publish(Sold(2))
+    assert await shop.both() == ([2], [2])
+
+
+async def test_a_call_is_undone_to_its_savepoint_whatever_listeners_execute_in_it(engine: AsyncEngine) -> None:
+    class Below(Session):
+        pass
+
+    async with Shop(engine, session=async_sessionmaker(engine, sync_session_class=Below)).open() as shop:
+
+        @shop.app.publishes(Sold)
+        async def sell(uow: UnitOfWork, number: int) -> Sold:
+            async with uow.session.begin_nested():
+                uow.session.add(Sale(number=number))
+            raise LookupError
+
+        begun = count(100)
+
+        def note(_session: Session, _transaction: object, connection: Connection) -> None:
+            connection.execute(text("INSERT INTO sale VALUES (:number, '')"), {"number": next(begun)})
+
+        async with shop.app.unit_of_work() as uow:
+            event.listen(Below, "after_begin", note)
+            with pytest.raises(LookupError):
+                await sell(number=1)
+            uow.session.add(Sale(number=2))
+            uow.publish(Sold(2))
+        assert await shop.both() == ([2], [2])
+
+
+async def test_a_call_whose_flush_failed_is_undone_with_what_went_to_the_connection_since(shop: Shop) -> None:
+    @shop.app.publishes(Sold)
+    async def sell(uow: UnitOfWork) -> Sold:
+        uow.session.add_all([Sale(number=1), Sale(number=1)])
+        with pytest.raises(IntegrityError):
+            await uow.session.flush()
+        async with uow.connection.begin_nested():
+            await uow.connection.execute(text("INSERT INTO sale VALUES (2, '')"))
+        raise LookupError
+
+    async with shop.app.unit_of_work() as uow:
+        with pytest.raises(LookupError):
+            await sell()
+        uow.publish(Sold(3))
+    assert await shop.both() == ([], [3])
+
+
 @pytest.mark.parametrize("name", ["commit", "rollback", "close", "begin", "reset", "invalidate", "aclose"])
 async def test_ending_the_transaction_by_hand_is_refused_and_harms_nothing(shop: Shop, name: str) -> None:
     async with shop.app.unit_of_work() as uow:
@@ -324,6 +386,22 @@ async def test_a_listener_that_raises_after_the_commit_changes_nothing(
         assert "is committed" in caplog.text
 
 
+async def test_a_flush_that_fails_within_the_commit_is_no_commit(engine: AsyncEngine) -> None:
+    class Below(Session):
+        pass
+
+    async with Shop(engine, session=async_sessionmaker(engine, sync_session_class=Below)).open() as shop:
+
+        def add_two(session: Session) -> None:
+            session.add_all([Sale(number=1), Sale(number=1)])
+
+        event.listen(Below, "before_commit", add_two)
+        with pytest.raises(TransactionLostError, match="refused the commit"):
+            async with shop.app.unit_of_work() as uow:
+                uow.publish(Sold(1))
+        assert await shop.both() == ([], [])
+
+
 async def test_a_cancelled_statement_is_told_from_a_lost_server(shop: Shop) -> None:
     slow = "SELECT pg_sleep(60)"
     if shop.engine.dialect.name == "sqlite":
@@ -334,6 +412,24 @@ async def test_a_cancelled_statement_is_told_from_a_lost_server(shop: Shop) -> N
             await uow.session.flush()
             async with asyncio.timeout(0.05):
                 await uow.session.execute(text(slow))
+    assert await shop.both() == ([], [])
+    async with shop.app.unit_of_work() as uow:
+        uow.publish(Sold(2))
+    assert await shop.both() == ([], [2])
+
+
+async def test_a_cancelled_flush_is_the_end_of_the_unit_though_sqlalchemy_would_connect_again(shop: Shop) -> None:
+    slow = "(SELECT 'slow' FROM pg_sleep(60))"
+    if shop.engine.dialect.name == "sqlite":
+        slow = "(WITH RECURSIVE n AS (SELECT 1 AS i UNION ALL SELECT i + 1 FROM n WHERE i < 600000) SELECT max(i) FROM n)"
+    with pytest.raises(TransactionLostError, match="was cancelled"):
+        async with shop.app.unit_of_work() as uow:
+            uow.publish(Sold(1))
+            uow.session.add(Sale(number=1, note=text(slow)))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    await uow.session.flush()
+            await uow.connection.execute(text("INSERT INTO sale VALUES (2, '')"))
     assert await shop.both() == ([], [])
     async with shop.app.unit_of_work() as uow:
         uow.publish(Sold(2))
@@ -641,6 +737,89 @@ async def test_what_goes_wrong_at_the_commit_is_told_truly(
                 uow.publish(Sold(1))
         assert await shop.both() == ([], [])
     await engine.dispose()
+
+
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+@pytest.mark.parametrize("late", [False, True])
+async def test_a_refused_commit_is_told_without_the_statement_and_its_values(
+    postgres_url: str, driver: str, late: bool
+) -> None:
+    engine = create_async_engine(make_url(postgres_url).set(drivername=f"postgresql+{driver}"))
+
+    class Below(Session):
+        pass
+
+    def add_two(session: Session) -> None:
+        session.add_all([Sale(number=1, note="ada@example.com"), Sale(number=2, note="ada@example.com")])
+
+    async with Shop(engine, session=async_sessionmaker(engine, sync_session_class=Below)).open() as shop:
+        async with engine.begin() as connection:
+            deferred = "DEFERRABLE INITIALLY DEFERRED" if late else ""
+            await connection.exec_driver_sql(f"ALTER TABLE sale ADD CONSTRAINT one_each UNIQUE (note) {deferred}")
+        event.listen(Below, "before_commit", add_two)  # what that adds is sent by the commit itself
+        with pytest.raises(TransactionLostError, match=r"refused the commit: .*\"one_each\"") as refused:
+            async with shop.app.unit_of_work() as uow:
+                uow.publish(Sold(1))
+        assert "ada@" not in str(refused.value)
+        assert "INSERT" not in str(refused.value)
+        assert await shop.both() == ([], [])
+    await engine.dispose()
+
+
+@asynccontextmanager
+async def shop_with_children(folder: Path) -> AsyncGenerator[Shop, None]:
+    """On SQLite, with a table whose rows refer to sales, which is checked at the commit."""
+    engine = create_async_engine(f"sqlite+aiosqlite:///{folder}/shop.db")
+
+    def check_foreign_keys(connection: Any, _: object) -> None:
+        connection.execute("PRAGMA foreign_keys = ON")
+
+    event.listen(engine.sync_engine, "connect", check_foreign_keys)
+    shop = Shop(engine)
+    await shop.migrate()
+    async with engine.begin() as connection:
+        await connection.execute(text("CREATE TABLE child (id INTEGER REFERENCES sale DEFERRABLE INITIALLY DEFERRED)"))
+        await connection.execute(text("INSERT INTO sale VALUES (0, ''), (1, ''), (3, ''), (4, '')"))
+    yield shop
+    await engine.dispose()
+
+
+INSERT_CHILD = text("INSERT INTO child VALUES (:number)")
+
+
+async def children(shop: Shop) -> list[int]:
+    async with shop.sessions() as session:
+        return list(await session.scalars(text("SELECT id FROM child ORDER BY id")))
+
+
+async def test_a_deferred_constraint_of_sqlites_loses_the_transaction_and_nothing_else(tmp_path: Path) -> None:
+    async with shop_with_children(tmp_path) as shop, shop.open():
+        with pytest.raises(TransactionLostError, match=r"refused the commit: FOREIGN KEY constraint failed.*refers to no row"):
+            async with shop.app.unit_of_work() as uow:
+                await uow.session.execute(INSERT_CHILD, {"number": 2})
+                uow.publish(Sold(2))
+        async with shop.app.unit_of_work() as uow:
+            await uow.session.execute(INSERT_CHILD, {"number": 5})
+            uow.session.add(Sale(number=5))
+            uow.publish(Sold(5))
+        assert (await children(shop), await shop.events()) == ([5], [5])
+
+
+async def test_a_message_that_a_deferred_constraint_of_sqlites_refuses_is_dead_alone(tmp_path: Path) -> None:
+    async with shop_with_children(tmp_path) as shop:
+
+        @shop.app.consumes(Sold)
+        async def note(sold: Sold, uow: UnitOfWork) -> None:
+            await uow.session.execute(INSERT_CHILD, {"number": sold.number})
+
+        async with shop.open(run=True):
+            async with shop.app.unit_of_work() as uow:
+                for number in range(5):
+                    uow.publish(Sold(number))
+            await until(lambda: shop.observer.count["dead"] == 1 and shop.observer.count["settled"] == 4)
+            assert await children(shop) == [0, 1, 3, 4]
+            assert shop.observer.count["retry"] == 2, "its attempts are counted"
+            assert shop.observer.troubles == []
 
 
 @pytest.mark.parametrize("url", ["sqlite+aiosqlite://", "sqlite+aiosqlite:///:memory:", "sqlite+aiosqlite:///file:x?uri=true"])

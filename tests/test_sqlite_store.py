@@ -15,13 +15,13 @@ import anyio
 import pytest
 
 from outboxkit import App, StoreError
-from outboxkit.errors import ConfigurationError, NotADatabaseError, SchemaError, StoreUnavailableError
+from outboxkit.errors import ConfigurationError, NotADatabaseError, SchemaError, StoreUnavailableError, TransactionLostError
 from outboxkit.events import partition
 from outboxkit.message import ORIGIN, OutboxRow, Position, Stream, new_id
 from outboxkit.testing import MemoryBroker
 from outboxkit.testing.rows import log_of, new_rows, publish
 from outboxkit_sqlite import SQLiteStore
-from tests.databases import SQLiteDatabase
+from tests.databases import SQLiteDatabase, check_foreign_keys
 from tests.services import QUICK, Publisher, Reader
 from tests.waiting import until
 
@@ -254,6 +254,25 @@ async def test_a_unit_of_work_cannot_weaken_the_durability_of_its_commit(tmp_pat
                 await transaction.connection.execute_fetchall(statement)
             await transaction.commit(new_rows())
         assert (await pragma(store, "journal_mode"), await pragma(store, "synchronous")) == ("wal", 2)
+
+
+async def test_a_deferred_constraint_that_refuses_the_commit_loses_the_transaction_and_nothing_else(tmp_path: Path) -> None:
+    store = store_in(tmp_path)
+    async with opened(store):
+        ask(store.path, "CREATE TABLE parent (id INTEGER PRIMARY KEY)")
+        ask(store.path, "CREATE TABLE child (id INTEGER REFERENCES parent DEFERRABLE INITIALLY DEFERRED)")
+        await check_foreign_keys(store)
+        with pytest.raises(TransactionLostError, match=r"refused the commit: FOREIGN KEY constraint failed.*refers to no row"):
+            async with store.transaction() as transaction:
+                await transaction.connection.execute("INSERT INTO child VALUES (7)")
+                await transaction.commit(new_rows())
+        assert await log_of(store) == []
+        async with store.transaction() as transaction:
+            await transaction.connection.execute("INSERT INTO child VALUES (7)")
+            await transaction.connection.execute("INSERT INTO parent VALUES (7)")
+            await transaction.commit(new_rows())
+        assert len(await log_of(store)) == 1
+    assert ask(store.path, "SELECT id FROM child") == [(7,)]
 
 
 async def test_a_commit_is_in_the_file_when_it_returns(tmp_path: Path) -> None:

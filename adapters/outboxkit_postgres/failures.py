@@ -5,6 +5,7 @@ By the code and not by a driver's class, so that it holds for every driver, also
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from outboxkit.errors import (
     AccessDeniedError,
@@ -55,7 +56,7 @@ def meaning(error: BaseException, where: str) -> StoreError:
         where: the database, without its password.
     """
     code = sqlstate(error)
-    text = _told(error)
+    text = told(error)
     match code:
         case _ if code in _CONFLICTS:
             return ConflictError(f"{where}: {_CONFLICTS[code]}: run the whole transaction again")
@@ -89,12 +90,19 @@ def is_confused(error: BaseException) -> bool:
     return type(error).__name__ == "InternalClientError"
 
 
-def _told(error: BaseException) -> str:
-    """Return what the driver said, without what libraries put around it: the statement, and the user's values."""
+def told(error: BaseException) -> str:
+    """Return what the server said, or the driver, without the user's values: for logs.
+
+    Libraries put the statement and its values around it, and the server names values in its DETAIL.
+    """
     inner = getattr(error, "orig", None)
     while isinstance(inner, BaseException):
         error, inner = inner, getattr(inner, "orig", None) or inner.__cause__
-    return " ".join(str(error).split()) or type(error).__name__
+    said: Any = getattr(error, "diag", None)  # psycopg; asyncpg's errors have it themselves
+    message = said.message_primary if said else getattr(error, "message", None)
+    hint = said.message_hint if said else getattr(error, "hint", None)
+    text = f"{message} HINT: {hint}" if message and hint else f"{message or error}"
+    return " ".join(text.split()) or type(error).__name__
 
 
 def _is_broken_link(error: BaseException) -> bool:

@@ -19,7 +19,7 @@ from outboxkit.message import Delivery, OutboxRow
 from outboxkit.retry import Backoff
 from outboxkit.store import Floor, Outcome, Retry, Subscription, ThreadTransaction
 from outboxkit_postgres.database import Database, Savepoint, Unit
-from outboxkit_postgres.failures import is_conflict, is_confused, meaning, means_connection_lost, sqlstate, went_away
+from outboxkit_postgres.failures import is_conflict, is_confused, meaning, means_connection_lost, sqlstate, told, went_away
 from outboxkit_postgres.inbox import InboxTables
 from outboxkit_postgres.log import OutboxTables
 
@@ -132,7 +132,7 @@ class PostgresTransaction:
             elif is_conflict(error):
                 self._fail(error)
             else:  # a deferred constraint, say
-                raise TransactionLostError(f"the database refused the commit: {error}") from error
+                raise TransactionLostError(f"the database refused the commit: {told(error)}") from error
         self.finished = True
         self._committed()
 

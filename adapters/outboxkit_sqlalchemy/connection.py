@@ -33,8 +33,10 @@ class UnitConnection(AsyncConnection):
     def __init__(self, engine: AsyncEngine) -> None:
         self._ended = False
         self._commits = False
-        self.used = False
-        """Whether anything was executed, and so whether a transaction is open at the server."""
+        self.last_statement = ""
+        """What was executed last; nothing as long as the server has not been told of the transaction."""
+        self.asked_to_commit = False
+        """Whether a COMMIT was sent to the server, or is just about to be."""
         super().__init__(engine)
 
     def __getattribute__(self, name: str) -> Any:
@@ -46,16 +48,15 @@ class UnitConnection(AsyncConnection):
 
     async def get_raw_connection(self) -> PoolProxiedConnection:
         """Return the driver's connection, in a transaction: SQLAlchemy would begin it with its own first statement only."""
-        if not self.used:
+        if not self.last_statement:
             await self.exec_driver_sql("SELECT 1")
         return await super().get_raw_connection()
 
-    def guard(self) -> Connection:
-        """Refuse a COMMIT also where it does not come through these methods; returns the connection below."""
+    def guard(self) -> None:
+        """Refuse a COMMIT also where it does not come through these methods."""
         below = self._proxied
         event.listen(below, "before_cursor_execute", self._before_execute)
         event.listen(below, "commit", self._before_commit)
-        return below
 
     def may_commit(self) -> None:
         """From here on the transaction may be committed."""
@@ -67,8 +68,9 @@ class UnitConnection(AsyncConnection):
 
     def _before_execute(self, _connection: Connection, _cursor: object, statement: str, *_: object) -> None:
         refuse_control(statement)
-        self.used = True
+        self.last_statement = statement
 
     def _before_commit(self, _connection: Connection) -> None:
         if not self._commits:
             raise TransactionError(f"leave out commit(): {_OWNED['commit']}")
+        self.asked_to_commit = True

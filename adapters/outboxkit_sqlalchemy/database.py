@@ -48,7 +48,7 @@ class PostgresUnit(SessionUnit):
         """Whether a transaction is open, or will be with the first statement."""
         if self.lost:
             return False
-        if not self.connection.used:
+        if not self.connection.last_statement:
             return True
         if self.connection.dialect.driver == "asyncpg":
             return bool(self._driver.is_in_transaction())

@@ -13,11 +13,11 @@ from outboxkit.errors import ConfigurationError, NoUnitOfWorkError, OutboxkitErr
 from outboxkit.message import Delivery, OutboxRow
 from outboxkit.store import Floor, Outcome, Retry, Subscription, ThreadTransaction
 from outboxkit_sqlalchemy.connection import UnitConnection
-from outboxkit_sqlalchemy.cutting import CUT_OFF
+from outboxkit_sqlalchemy.cutting import CUT_OFF, was_cancelled
 from outboxkit_sqlalchemy.takeover import TakenOver, on_thread
 from outboxkit_sqlalchemy.unit import SessionUnit, cut
 from outboxkit_sqlite.store import SQLiteStore
-from outboxkit_sqlite.transaction import LOST, with_own_factories
+from outboxkit_sqlite.transaction import LOST, commit_refused, with_own_factories
 
 T = TypeVar("T")
 
@@ -37,7 +37,7 @@ class SQLiteUnit(SessionUnit):
     @property
     def lost(self) -> bool:
         """Whether the connection is gone, as it is after a statement that was cancelled."""
-        return self.connection.invalidated
+        return self.connection.invalidated or was_cancelled(self.driver)
 
     @property
     def in_transaction(self) -> bool:
@@ -126,6 +126,8 @@ class EngineSQLiteTransaction:
         try:
             await self.unit.commit()
         except DBAPIError as error:
+            if isinstance(error.orig, sqlite3.IntegrityError):
+                raise commit_refused(error.orig) from error
             if isinstance(error.orig, sqlite3.Error):
                 self._books.failed(error.orig)
             raise

@@ -6,7 +6,6 @@ from contextlib import asynccontextmanager
 from typing import Any, NoReturn, TypeVar, cast
 
 import anyio
-from sqlalchemy import Connection, event
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, AsyncSessionTransaction, async_sessionmaker
 
 from outboxkit.cancellation import uninterrupted
@@ -30,14 +29,12 @@ class SessionUnit:
         self.connection = connection
         self.session = session
         self._session = cast("UnitSession", session.sync_session)
-        self.releasing: str | None = None
-        """The savepoint that was released last."""
 
     async def begin(self) -> None:
         """Begin the transaction; SQLAlchemy tells the server with the first statement."""
         await self.session.connection()
         # Only now: listeners of the engine's may execute a BEGIN.
-        event.listen(self.connection.guard(), "release_savepoint", self._before_release)
+        self.connection.guard()
 
     async def flush(self) -> None:
         """Send what the session holds back."""
@@ -47,7 +44,9 @@ class SessionUnit:
         """Set a savepoint."""
         nested = self.session.begin_nested()
         await nested.start()
-        return SessionSavepoint(self, nested)
+        # Nothing public tells the name; and the last statement may be one of a listener's to `after_begin`.
+        set_last: Any = self.connection.get_nested_transaction()
+        return SessionSavepoint(self.connection, nested, set_last.sync_transaction._savepoint)  # noqa: SLF001 - see above
 
     async def commit(self) -> None:
         """Commit, through the session, so that the user's own listeners of it are told."""
@@ -57,8 +56,10 @@ class SessionUnit:
             with anyio.fail_after(STATEMENT_SECONDS):
                 await self._with_user_methods(lambda session: session.commit())
         except Exception:
-            # SQLAlchemy lets go of a transaction when its COMMIT was answered; what raised later is a listener.
-            if self.connection.invalidated or self.connection.get_transaction() is not None:
+            # SQLAlchemy lets go of a transaction when its COMMIT was answered; what raised later is a listener. But it does so
+            # as well when a flush failed before that, of what a listener had added.
+            unanswered = self.connection.invalidated or self.connection.get_transaction() is not None
+            if unanswered or not self.connection.asked_to_commit:
                 raise
             _logger.exception("a listener to the session's commit raised; the unit of work is committed")
         finally:
@@ -90,31 +91,25 @@ class SessionUnit:
         """Call a method of the user's class of session that `UnitSession` refuses."""
         return await self.session.run_sync(lambda _: call(super(UnitSession, self._session)))
 
-    def _before_release(self, _connection: Connection, name: str, _context: object) -> None:
-        self.releasing = name
-
 
 class SessionSavepoint:
     """A savepoint that the session knows of, so that its objects go back with the rows."""
 
-    def __init__(self, unit: SessionUnit, nested: AsyncSessionTransaction) -> None:
-        self._unit = unit
+    def __init__(self, connection: UnitConnection, nested: AsyncSessionTransaction, name: str) -> None:
+        self._connection = connection
         self._nested = nested
+        self._undoing = f"ROLLBACK TO SAVEPOINT {name}"
 
     async def release(self) -> None:
         """Keep what came after it."""
-        self._unit.releasing = None
         await self._nested.commit()
-        self._unit.releasing = None
 
     async def undo(self) -> None:
         """Undo what came after it."""
         await self._nested.rollback()
-        name, self._unit.releasing = self._unit.releasing, None
-        if name is not None and not self._unit.connection.invalidated:
-            # SQLAlchemy takes a savepoint whose release was refused for gone, but the server still has it.
-            for statement in (f"ROLLBACK TO SAVEPOINT {name}", f"RELEASE SAVEPOINT {name}"):
-                await self._unit.connection.exec_driver_sql(statement)
+        # SQLAlchemy takes a savepoint whose release was refused for gone, but the server still has it.
+        if self._connection.last_statement != self._undoing and not self._connection.invalidated:
+            await self._connection.exec_driver_sql(self._undoing)
 
 
 U = TypeVar("U", bound=SessionUnit)

@@ -143,7 +143,10 @@ class SQLiteTransaction:
             if not connection.in_transaction:
                 raise TransactionLostError(LOST)
             self._outbox.insert(connection, rows)
-            connection.control("COMMIT")
+            try:
+                connection.control("COMMIT")
+            except sqlite3.IntegrityError as error:
+                raise commit_refused(error) from error
 
         self._end()
         await self._on_thread(commit)
@@ -174,6 +177,14 @@ class SQLiteTransaction:
             return await self._writer.run(function)
         except sqlite3.Error as error:
             self._failed(error)
+
+
+def commit_refused(error: sqlite3.IntegrityError) -> TransactionLostError:
+    """Return the error that says that the unit of work broke a deferred constraint: run again, it would break it again."""
+    text = f"the database refused the commit: {error}"
+    if error.sqlite_errorcode == sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY:  # which SQLite does not name
+        text += ": a row that the unit of work wrote refers to no row, or one that it deleted is still referred to"
+    return TransactionLostError(text)
 
 
 def with_own_factories(connection: C, function: Callable[[C], T]) -> T:
