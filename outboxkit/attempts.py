@@ -1,17 +1,21 @@
 """Attempts: runs of handlers, one message at a time or many, each undone alone when it raises.
 
-`async def` handlers run on the event loop; plain ones run on the database's thread, a whole segment in one hop.
+`async def` handlers run on the event loop, each within its time limit; plain ones run on the database's thread, a whole segment
+in one hop, where nothing can interrupt them.
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any
 
-from outboxkit.errors import TransactionLostError
-from outboxkit.message import Delivery, Message
-from outboxkit.routing import Handler, publish_returned
+import anyio
+
+from outboxkit.errors import TimeLimitError, TransactionLostError
+from outboxkit.outcomes import Outcomes, Work
+from outboxkit.routing import publish_returned
 from outboxkit.store import ThreadTransaction, Transaction
 from outboxkit.unit_of_work import UnitOfWork
 
@@ -20,73 +24,55 @@ class HandlerCancelledError(Exception):
     """A handler raised `asyncio.CancelledError` although nobody cancelled it."""
 
 
-class Work(NamedTuple):
-    """A delivery whose envelope has been read, and the handler for it."""
-
-    delivery: Delivery
-    message: Message
-    event: Any
-    handler: Handler
-
-    @property
-    def cause(self) -> str | None:
-        """The trace that events published in handling this one go on with."""
-        return self.message.headers.get("traceparent")
-
-
-Result = tuple[Work, Exception | None]
-
-
 def segments(works: Sequence[Work]) -> Iterator[Sequence[Work]]:
     """Split into runs of messages that one handler takes."""
     for _, segment in groupby(works, key=lambda work: id(work.handler)):
         yield list(segment)
 
 
-async def run_segment(transaction: Transaction, unit: UnitOfWork, segment: Sequence[Work], deadline: float) -> Sequence[Result]:
+async def run_segment(
+    transaction: Transaction, unit: UnitOfWork, segment: Sequence[Work], deadline: float, outcomes: Outcomes
+) -> None:
     """Run one handler over its messages: on the event loop, or in one hop on the database's thread."""
-    attempts = _attempts(segment, deadline)
-    if not segment[0].handler.is_async:
-
-        def on_thread(scope: ThreadTransaction) -> Sequence[Result]:
-            return _driven(attempts, lambda works: _attempt_on_thread(unit, scope, works))
-
-        return await transaction.run(on_thread)
-    try:
-        works = next(attempts)
-        while True:
-            works = attempts.send(await _attempt(transaction, unit, works))
-    except StopIteration as end:
-        results: Sequence[Result] = end.value
-        return results
+    attempts = _attempts(segment, deadline, outcomes)
+    if segment[0].handler.is_async:
+        with contextlib.suppress(StopIteration):
+            works = next(attempts)
+            while True:
+                works = attempts.send(await _attempt(transaction, unit, works))
+    else:
+        await transaction.run(lambda scope: _driven(attempts, lambda works: _attempt_on_thread(unit, scope, works)))
 
 
-def _attempts(segment: Sequence[Work], deadline: float) -> Generator[Sequence[Work], Exception | None, Sequence[Result]]:
-    """Yield what to call the handler with, be sent how that ended, and return the results, from the first message on.
+def _attempts(
+    segment: Sequence[Work], deadline: float, outcomes: Outcomes
+) -> Generator[Sequence[Work], Exception | None, None]:
+    """Yield what to call the handler with, be sent how that ended, and see that each message has its outcome.
 
-    A list handler gets the whole segment; if that fails it gets them one by one, so that only the bad ones fail.
+    A list handler gets all that nothing waits before; if that fails it gets them one by one, so that only the bad ones fail.
     """
-    if segment[0].handler.takes_list and len(segment) > 1 and (yield segment) is None:
-        return [(work, None) for work in segment]
-    results: list[Result] = []
+    free = [work for work in segment if not outcomes.blocks(work)]
+    if segment[0].handler.takes_list and len(free) > 1 and (yield free) is None:
+        done = set(map(id, free))
+        for work in segment:
+            outcomes.ended(work, None) if id(work) in done else outcomes.park(work)
+        return
     for work in segment:
-        if results and time.monotonic() > deadline:
-            break
-        results.append((work, (yield [work])))
-    return results
+        if outcomes.blocks(work):
+            outcomes.park(work)
+        elif outcomes.tried and time.monotonic() > deadline:
+            outcomes.defer(work)
+        else:
+            outcomes.ended(work, (yield [work]))
 
 
 def _driven(
-    attempts: Generator[Sequence[Work], Exception | None, Sequence[Result]],
-    attempt: Callable[[Sequence[Work]], Exception | None],
-) -> Sequence[Result]:
-    try:
+    attempts: Generator[Sequence[Work], Exception | None, None], attempt: Callable[[Sequence[Work]], Exception | None]
+) -> None:
+    with contextlib.suppress(StopIteration):
         works = next(attempts)
         while True:
             works = attempts.send(attempt(works))
-    except StopIteration as end:
-        results: Sequence[Result] = end.value
-        return results
 
 
 async def _attempt(transaction: Transaction, unit: UnitOfWork, works: Sequence[Work]) -> Exception | None:
@@ -94,7 +80,7 @@ async def _attempt(transaction: Transaction, unit: UnitOfWork, works: Sequence[W
     handler = works[0].handler
     try:
         async with unit.joined(handler.publishes, works[0].cause) as inner:
-            publish_returned(inner, await handler.function(**_arguments(works, inner)), handler.name)
+            publish_returned(inner, await _within_limit(works, inner), handler.name)
     except asyncio.CancelledError as error:
         task = asyncio.current_task()
         if task is None or task.cancelling():
@@ -110,6 +96,14 @@ async def _attempt(transaction: Transaction, unit: UnitOfWork, works: Sequence[W
             raise
         return error
     return None
+
+
+async def _within_limit(works: Sequence[Work], unit: UnitOfWork) -> object:
+    """Run the handler; its savepoint is beyond the limit, or the work of one that was just in time would stay all the same."""
+    handler, limit = works[0].handler, works[0].policy.limit_seconds
+    with anyio.move_on_after(limit):
+        return await handler.function(**_arguments(works, unit))
+    raise TimeLimitError(f"{handler.name} did not come to an end within {limit:g} s, and was cancelled")
 
 
 def _attempt_on_thread(unit: UnitOfWork, scope: ThreadTransaction, works: Sequence[Work]) -> Exception | None:

@@ -117,7 +117,7 @@ class Consumer:
             while after is not None:
                 limit = await self._hand.room()
                 entries = await self._broker.pending(self.group, self._reader, stream, after=after, limit=limit)
-                self._hand.add(entries)
+                self._hand.add(_had_before(entries))
                 after = entries[-1].position if entries else None
 
     async def _discover(self) -> None:
@@ -203,7 +203,7 @@ class Consumer:
         if before > self._settled[stream]:
             missing = await self._read_again(stream, self._settled[stream], before)
             if missing:
-                self._hand.add(missing)
+                self._hand.add(_had_before(missing))
                 return []
             if before > self._settled[stream]:
                 raise _LostAgainError
@@ -245,7 +245,7 @@ class Consumer:
             await self._broker.extend(self.group, self._reader, self._hand.positions())
             # A full hand must not be waited for here: what is in it would look abandoned meanwhile.
             if limit := min(_RECLAIM_MESSAGES, self._hand.room_now):
-                self._hand.add(await self._reclaim(limit))
+                self._hand.add(_had_before(await self._reclaim(limit)))
             working()
 
     async def _reclaim(self, limit: int) -> Sequence[Delivery]:
@@ -285,17 +285,21 @@ class Consumer:
         self._stood[stream] = floor.position
         # Entries of a hole that are beyond the broker's end were lost by it: the relay will bring them.
         if stands and upto <= last and not self._hand.holds_any(stream, floor.position, upto):
-            self._hand.add(await self._read_again(stream, floor.position, upto))
+            self._hand.add(_had_before(await self._read_again(stream, floor.position, upto)))
 
     # retrying
 
     async def _retry(self, working: Callable[[], None]) -> None:
         """Run again what failed before and is due."""
         while True:
+            await self._settler.give_back()
             due, next_seconds = await self._store.retries(self.group, _RETRIES)
-            for retry in due:
-                await self._settler.retry(retry)
+            await self._settler.retry(due, self._settings.transaction_seconds)
             working()
             if not due:
                 poll_seconds = self._settings.retry_poll_seconds
                 await anyio.sleep(poll_seconds if next_seconds is None else min(poll_seconds, next_seconds))
+
+
+def _had_before(deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
+    return [delivery._replace(again=True) for delivery in deliveries]

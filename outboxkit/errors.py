@@ -12,6 +12,9 @@
     │   └── PayloadError            what could not be stored and read everywhere
     │       └── PayloadTooLargeError
     ├── EnvelopeError               bytes that are no event of ours
+    ├── AttemptError                an attempt of a handler that it did not end itself; seen in dead letters, and never raised
+    │   ├── TimeLimitError          it took longer than its retry policy allows
+    │   └── AttemptLostError        the process ended during it
     ├── StoreError                  the database
     │   ├── StoreUnavailableError   away or busy: trying again later may help
     │   │   └── CommitUnknownError      it went away during a commit, and there is nothing to tell the outcome by
@@ -76,6 +79,18 @@ class PayloadTooLargeError(PayloadError):
 
 class EnvelopeError(OutboxkitError):
     """Bytes from a stream could not be read as an event."""
+
+
+class AttemptError(OutboxkitError):
+    """An attempt came to an end that its handler did not make."""
+
+
+class TimeLimitError(AttemptError):
+    """A handler took longer than its retry policy's ``limit_seconds`` and was cancelled."""
+
+
+class AttemptLostError(AttemptError):
+    """The process ended, or was killed, while a handler ran."""
 
 
 class StoreError(OutboxkitError):

@@ -80,12 +80,14 @@ class Delivery(NamedTuple):
 
     `prev` is the position of the entry before this one in its stream: the link of the chain by which a reader proves
     that it skipped nothing. An entry that something else wrote has its content, in some readable form, as `envelope`.
+    `again`: somebody of the group may have had it before, and died of it.
     """
 
     stream: Stream
     position: Position
     prev: Position
     envelope: bytes
+    again: bool = False
 
 
 def digest(envelope: bytes) -> int:

@@ -5,7 +5,7 @@ import random
 
 import msgspec
 
-from outboxkit.errors import ConfigurationError
+from outboxkit.errors import BrokerUnavailableError, ConfigurationError, StoreUnavailableError
 
 
 class Backoff(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,28 +32,50 @@ class Backoff(msgspec.Struct, frozen=True, kw_only=True):
 class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """How often, and after which waits, a handler that raised is run again before its message is dead.
 
+    The wait after the n-th attempt is drawn between nothing and all of ``first_seconds * factor ** (n - 1)``, capped at
+    `cap_seconds` (full jitter: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/).
+
     Args:
         attempts: runs in all, the first included.
         first_seconds: the longest wait after the first failure; each later one may be `factor` times longer.
         factor: growth of the waits.
         cap_seconds: no wait is longer.
+        limit_seconds: how long one attempt may take until it is cancelled, which is a failure. None: as long as it likes. A
+            plain ``def`` on the database's thread cannot be interrupted.
         final: exceptions that no further attempt can mend: dead at once.
+        uncounted: exceptions that are not the message's fault, such as a dependency that is away: it waits, longer and longer,
+            and is tried again without end. A database or broker of this library that is away is always one.
     """
 
     attempts: int = 5
     first_seconds: float = 0.5
     factor: float = 4.0
     cap_seconds: float = 300.0
+    limit_seconds: float | None = 600.0
     final: tuple[type[Exception], ...] = ()
+    uncounted: tuple[type[Exception], ...] = ()
 
     def __post_init__(self) -> None:
         seconds = 0 <= self.first_seconds < math.inf and 0 <= self.cap_seconds < math.inf
         if self.attempts < 1 or not seconds or not 1 <= self.factor < math.inf:
             raise ConfigurationError(f"{self!r}: attempts and factor are at least 1, seconds at least 0")
+        if self.limit_seconds is not None and not self.limit_seconds > 0:
+            raise ConfigurationError(f"{self!r}: limit_seconds is more than 0, or None")
+
+    def counts(self, error: Exception) -> bool:
+        """Whether an attempt that ended in `error` is one of the `attempts`."""
+        if isinstance(error, self.final):
+            return True
+        return not isinstance(error, (StoreUnavailableError, BrokerUnavailableError, *self.uncounted))
 
     def delay(self, attempt: int, error: Exception) -> float | None:
         """Seconds until the next attempt after `attempt` (from 1) ended in `error`; None: no more."""
         if attempt >= self.attempts or isinstance(error, self.final):
             return None
         full = min(self.cap_seconds, self.first_seconds * self.factor ** min(attempt - 1, 64))
-        return full * random.uniform(0.5, 1.0)  # noqa: S311 - spreading load is no secret
+        return full * random.random()  # noqa: S311 - spreading load is no secret
+
+    def patience(self, waited_seconds: float) -> float:
+        """Seconds until the next attempt of a message that has waited so long without one that counts: about as long again."""
+        full = min(self.cap_seconds, max(self.first_seconds, waited_seconds))
+        return full * random.uniform(0.5, 1.0)  # noqa: S311

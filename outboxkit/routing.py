@@ -5,7 +5,7 @@ import inspect
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from types import FrameType
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast, overload
+from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, cast, overload
 
 import msgspec
 
@@ -38,6 +38,8 @@ class Handler(msgspec.Struct, frozen=True):
     event: EventType
     group: str | None
     retry: RetryPolicy | None
+    ordered: bool
+    on_dead: Literal["continue", "hold"]
     arguments: Mapping[str, Argument]
     takes_list: bool
     is_async: bool
@@ -116,7 +118,15 @@ class Router:
         own = [*self._published, *(handler.function for handler in self._handlers)]
         return [*own, *(function for router in self._routers for function in router._functions())]  # noqa: SLF001 - its own class
 
-    def consumes(self, event: type[Any], *, group: str | None = None, retry: RetryPolicy | None = None) -> Callable[[F], F]:
+    def consumes(
+        self,
+        event: type[Any],
+        *,
+        group: str | None = None,
+        retry: RetryPolicy | None = None,
+        ordered: bool = True,
+        on_dead: Literal["continue", "hold"] = "continue",
+    ) -> Callable[[F], F]:
         """Run the decorated function for each event of a type, once, in one transaction with its inbox row.
 
         The function's arguments are chosen by annotation: the event (or a ``list`` of them, for set-based SQL), `UnitOfWork`,
@@ -128,11 +138,16 @@ class Router:
             group: the consumer group; the app's name when not given. Groups are independent readers: another reaction to
                 the same event is another group.
             retry: when to run a failed message again; the app's settings decide when not given.
+            ordered: whether later messages of a key wait while an earlier one does.
+            on_dead: what they do when it is dead: ``"continue"``, or ``"hold"`` until somebody retries or discards it.
 
         Raises:
             HandlerSignatureError, EventDeclarationError: at decoration.
+            ConfigurationError: `on_dead` is neither of the two, or there is no order to hold.
         """
         spec = _declared_event(event)
+        if on_dead not in ("continue", "hold") or (on_dead == "hold" and not ordered):
+            raise ConfigurationError(f'on_dead={on_dead!r}: "continue", or "hold" for an ordered handler')
         if group is not None:
             checked_name("group", group)
         names = _names_of(inspect.currentframe())  # annotations may name classes that are local to the caller
@@ -146,6 +161,8 @@ class Router:
                 event=spec,
                 group=group,
                 retry=retry,
+                ordered=ordered,
+                on_dead=on_dead,
                 arguments=arguments,
                 takes_list="events" in arguments.values(),
                 is_async=inspect.iscoroutinefunction(plain),

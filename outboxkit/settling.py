@@ -3,46 +3,36 @@
 Inbox rows first, then the handlers of the new ones in order, then their outbox rows, then the commit; acking comes after
 that and is the consumer's. A handler that raises undoes only its own message: its work goes back to the savepoint and its
 inbox row stays, as a retry or dead.
+
+A message may also end the process, and then nothing of it is written. So what somebody had before is tried with care: a run of
+such deliveries, or of waiting messages, is noted first, and what is noted already is tried alone. And whatever is tried alone
+has its attempt counted, in a transaction before its own.
 """
 
+import contextlib
 import time
-import traceback
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Literal, NamedTuple
 
 import anyio
 
-from outboxkit.attempts import Work, run_segment, segments
+from outboxkit.attempts import run_segment, segments
 from outboxkit.cancellation import uninterrupted
 from outboxkit.conflicts import again_on_conflict
-from outboxkit.errors import ConflictError, EnvelopeError, TransactionLostError
+from outboxkit.errors import ConflictError, EnvelopeError, StoreUnavailableError, TransactionLostError
 from outboxkit.events import Encoder
-from outboxkit.message import Delivery, Envelope, Message, OutboxRow, Position
+from outboxkit.message import ORIGIN, Delivery, Envelope, Message, OutboxRow, Position, Stream
 from outboxkit.observe import Observer
+from outboxkit.outcomes import BEGUN_SECONDS, Outcomes, Work
 from outboxkit.retry import RetryPolicy
 from outboxkit.routing import Handler
-from outboxkit.store import Outcome, Retry, Store, Subscription, Transaction
+from outboxkit.store import Retry, Store, Subscription, Transaction
 from outboxkit.unit_of_work import UnitOfWork
 
-_ERROR_CHARACTERS = 16_384
-_RETRY_SECONDS = 1.0
+_Positions = dict[Stream, Position]
 
-
-class _Handled(NamedTuple):
-    """What came of deliveries in a transaction, if it is committed."""
-
-    outcomes: list[Outcome]
-    skipped: int
-    """How many of the settled ones nobody here handles."""
-    reports: list[Callable[[], None]]
-    """What to tell the observer about failures, once they are recorded."""
-    rows: Sequence[OutboxRow] = ()
-
-    def deferred_from(self) -> Position | None:
-        """The first position that was not tried."""
-        return next((outcome.delivery.position for outcome in self.outcomes if outcome.state == "deferred"), None)
+_TOGETHER = 200
+"""Parked messages that are tried in one transaction at most."""
 
 
 class Settler:
@@ -66,6 +56,10 @@ class Settler:
         self._observer = observer
         self._slots = slots
         """Shared by all groups of the app: transactions that may be open at once, so that some connections stay free."""
+        self._begun: _Positions = {}
+        """Up to where this process has begun with deliveries that somebody had before: it knows how that ended."""
+        self._interrupted: list[Retry] = []
+        """Attempts that were begun and came to no end."""
 
     async def settle(self, subscription: Subscription, run: Sequence[Delivery], seconds: float) -> int:
         """Settle deliveries of one stream in one transaction.
@@ -79,7 +73,31 @@ class Settler:
             How many of the deliveries, from the first, now have an outcome, and may be acked.
         """
         async with self._slots:
+            if suspects := await self._suspects(subscription, run):
+                return await again_on_conflict(partial(self._set_aside, subscription, suspects))
             return await self._settle_or_defer(subscription, run, seconds)
+
+    async def _suspects(self, subscription: Subscription, run: Sequence[Delivery]) -> Sequence[Delivery]:
+        """Return the deliveries, from the first, that somebody began with and then died; note that we begin with the rest."""
+        known = self._begun.get(subscription.stream, ORIGIN)
+        upto = max((delivery.position for delivery in run if delivery.again), default=ORIGIN)
+        if upto <= known:
+            return []
+        before = await self._store.suspect(subscription, upto)
+        self._begun[subscription.stream] = upto
+        return [delivery for delivery in run if known < delivery.position <= before]
+
+    async def _set_aside(self, subscription: Subscription, run: Sequence[Delivery]) -> int:
+        async with self._store.transaction() as transaction:
+            fresh = await transaction.receive(subscription, run)
+            outcomes = Outcomes(self.group, self._observer)
+            works = await self._read(transaction, subscription, fresh, outcomes)
+            for work in works:
+                outcomes.set_aside(work)
+            await transaction.settle(subscription, outcomes.recorded)
+            await uninterrupted(transaction.commit())
+        outcomes.report(subscription.stream.topic, duplicates=len(run) - len(fresh))
+        return len(run)
 
     async def _settle_or_defer(self, subscription: Subscription, run: Sequence[Delivery], seconds: float) -> int:
         try:
@@ -95,133 +113,161 @@ class Settler:
         try:
             async with self._store.transaction() as transaction:
                 fresh = await transaction.receive(subscription, run)
-                handled = await self._handle(transaction, [(delivery, 1) for delivery in fresh], seconds)
-                await transaction.settle(subscription, handled.outcomes)
-                await uninterrupted(transaction.commit(handled.rows))
+                outcomes = Outcomes(self.group, self._observer)
+                works = await self._read(transaction, subscription, fresh, outcomes)
+                rows = await self._handle(transaction, works, seconds, outcomes)
+                await transaction.settle(subscription, outcomes.recorded)
+                await uninterrupted(transaction.commit(rows))
         except TransactionLostError as error:
             if len(run) > 1:  # whose fault it was shows when each is tried alone
                 return await self._settle(subscription, run[:1], seconds)
             await self._blame(subscription, run[0], error)
             return 1
-        self._report(subscription, handled, duplicates=len(run) - len(fresh))
-        deferred = handled.deferred_from()
+        outcomes.report(subscription.stream.topic, duplicates=len(run) - len(fresh))
+        deferred = outcomes.deferred_from()
         return sum(deferred is None or delivery.position < deferred for delivery in run)
 
-    async def retry(self, retry: Retry) -> None:
-        """Run a waiting message again, in a transaction of its own; nothing happens when another process was faster."""
-        async with self._slots:
-            try:
-                await again_on_conflict(partial(self._try_again, retry))
-            except ConflictError as error:
-                await again_on_conflict(partial(self._blame, retry.subscription, retry.delivery, error, retry))
+    async def retry(self, retries: Sequence[Retry], seconds: float) -> None:
+        """Run waiting messages again that are due; nothing happens to those where another process was faster.
 
-    async def _try_again(self, retry: Retry) -> None:
+        Args:
+            retries: what is due.
+            seconds: once this time has passed, no further handler is started in a transaction.
+        """
+        for subscription, due in _by_stream(retries).items():
+            async with self._slots:
+                if together := [retry for retry in due if not retry.alone]:
+                    await self._retry_together(subscription, together, seconds)
+                for retry in due:
+                    if retry.alone:
+                        await self._retry_alone(retry)
+
+    async def give_back(self) -> None:
+        """Take back the attempts that were begun and then came to no end, as the database went away or we were stopped."""
+        while self._interrupted:
+            await again_on_conflict(partial(self._give_back, self._interrupted[-1]))
+            self._interrupted.pop()
+
+    async def _retry_together(self, subscription: Subscription, due: Sequence[Retry], seconds: float) -> None:
+        begun = await again_on_conflict(partial(self._gather, subscription, due))
+        # Should it be lost altogether, each is tried alone, which shows whose fault that is.
+        with contextlib.suppress(ConflictError, TransactionLostError):
+            await again_on_conflict(partial(self._try, subscription, begun, seconds))
+
+    async def _gather(self, subscription: Subscription, due: Sequence[Retry]) -> Sequence[Retry]:
+        async with self._store.transaction() as transaction:
+            begun = await transaction.gather(subscription, due, _TOGETHER, BEGUN_SECONDS)
+            await uninterrupted(transaction.commit())
+        return begun
+
+    async def _retry_alone(self, retry: Retry) -> None:
+        begun = await again_on_conflict(partial(self._begin, retry))
+        if begun is None:
+            return
         try:
-            async with self._store.transaction() as transaction:
-                if not await transaction.take(retry):
-                    return
-                handled = await self._handle(transaction, [(retry.delivery, retry.attempt + 1)], _RETRY_SECONDS)
-                await transaction.settle(retry.subscription, handled.outcomes)
-                await uninterrupted(transaction.commit(handled.rows))
-        except TransactionLostError as error:
-            await self._blame(retry.subscription, retry.delivery, error, retry)
-        else:
-            self._report(retry.subscription, handled)
+            await again_on_conflict(partial(self._try, begun.subscription, [begun], 0.0))
+        except (ConflictError, TransactionLostError) as error:
+            await again_on_conflict(partial(self._blame, begun.subscription, begun.delivery, error, begun))
+        except (StoreUnavailableError, anyio.get_cancelled_exc_class()):
+            self._interrupted.append(begun)
+            raise
+
+    async def _begin(self, retry: Retry) -> Retry | None:
+        """Count the attempt that is about to be made; None when there is none to make."""
+        begun = retry._replace(attempt=retry.attempt + 1, begun=True)
+        async with self._store.transaction() as transaction:
+            if not await transaction.take(retry.subscription, [retry]):
+                return None
+            outcomes = Outcomes(self.group, self._observer)
+            work = self._decoded(retry.delivery, outcomes, begun)
+            may_run = work is not None and outcomes.begin(work)
+            await transaction.settle(retry.subscription, outcomes.recorded)
+            await uninterrupted(transaction.commit())
+        if may_run:
+            return begun
+        outcomes.report(retry.subscription.stream.topic)
+        return None
+
+    async def _try(self, subscription: Subscription, begun: Sequence[Retry], seconds: float) -> None:
+        async with self._store.transaction() as transaction:
+            outcomes = Outcomes(self.group, self._observer)
+            if len(await transaction.take(subscription, begun)) < len(begun):
+                return  # somebody else is at some of them: what waits behind those has to go on waiting
+            works = [work for retry in begun if (work := self._decoded(retry.delivery, outcomes, retry))]
+            rows = await self._handle(transaction, works, seconds, outcomes)
+            await transaction.settle(subscription, outcomes.recorded)
+            await uninterrupted(transaction.commit(rows))
+        outcomes.report(subscription.stream.topic)
+
+    async def _give_back(self, begun: Retry) -> None:
+        async with self._store.transaction() as transaction:
+            outcomes = Outcomes(self.group, self._observer)
+            mine = await transaction.take(begun.subscription, [begun])
+            if mine and (work := self._decoded(begun.delivery, outcomes, begun)):
+                outcomes.give_back(work)
+                await transaction.settle(begun.subscription, outcomes.recorded)
+                await uninterrupted(transaction.commit())
 
     async def _blame(
-        self, subscription: Subscription, delivery: Delivery, error: Exception, retry: Retry | None = None
+        self, subscription: Subscription, delivery: Delivery, error: Exception, begun: Retry | None = None
     ) -> None:
         """Record the failure of a message whose handler took its whole transaction with it, in a transaction without it."""
         async with self._store.transaction() as transaction:
-            mine = await (transaction.take(retry) if retry else transaction.receive(subscription, [delivery]))
+            mine = (
+                await transaction.take(subscription, [begun]) if begun else await transaction.receive(subscription, [delivery])
+            )
             if not mine:
                 return
-            handled = _Handled([], 0, [])
-            work = self._work(delivery, retry.attempt + 1 if retry else 1)
-            handled.outcomes.append(self._outcome(work, error, handled.reports))
-            await transaction.settle(subscription, handled.outcomes)
+            outcomes = Outcomes(self.group, self._observer)
+            if work := self._decoded(delivery, outcomes, begun):
+                outcomes.ended(work, error)
+            await transaction.settle(subscription, outcomes.recorded)
             await uninterrupted(transaction.commit())
-        self._report(subscription, handled)
+        outcomes.report(subscription.stream.topic)
 
-    async def _handle(self, transaction: Transaction, deliveries: Sequence[tuple[Delivery, int]], seconds: float) -> _Handled:
-        """Run the handlers in order; return each delivery's outcome, and the outbox rows of those that succeeded."""
+    async def _handle(
+        self, transaction: Transaction, works: Sequence[Work], seconds: float, outcomes: Outcomes
+    ) -> Sequence[OutboxRow]:
+        """Run the handlers in order, and return the outbox rows of those that succeeded."""
         deadline = time.monotonic() + seconds
         unit = UnitOfWork(transaction, self._encoder, declared={})
-        reports: list[Callable[[], None]] = []
-        outcomes, works = self._read(deliveries, reports)
-        skipped = sum(outcome.state == "settled" for outcome in outcomes)
-        tried = 0  # at least one is, or a run would never get anywhere
         for segment in segments(works):
-            late = tried > 0 and time.monotonic() > deadline
-            results = () if late else await run_segment(transaction, unit, segment, deadline)
-            tried += len(results)
-            outcomes += [self._outcome(work, error, reports) for work, error in results]
-            outcomes += [Outcome(work.delivery, "deferred") for work in segment[len(results) :]]
-        return _Handled(outcomes, skipped, reports, unit.end())
+            await run_segment(transaction, unit, segment, deadline, outcomes)
+        return unit.end()
 
-    def _read(
-        self, deliveries: Sequence[tuple[Delivery, int]], reports: list[Callable[[], None]]
-    ) -> tuple[list[Outcome], list[Work]]:
-        """Decode deliveries and find their handlers; what needs none has its outcome here."""
-        outcomes: list[Outcome] = []
-        works: list[Work] = []
-        for delivery, attempt in deliveries:
-            try:
-                works.append(self._work(delivery, attempt))
-            except _NobodyHandlesItError:
-                outcomes.append(Outcome(delivery, "settled", attempt))
-            except EnvelopeError as error:
-                outcomes.append(Outcome(delivery, "dead", attempt, error=_text(error)))
-                reports.append(partial(self._observer.undecodable, self.group, delivery.stream, delivery.position, error))
-        return outcomes, works
+    async def _read(
+        self, transaction: Transaction, subscription: Subscription, deliveries: Sequence[Delivery], outcomes: Outcomes
+    ) -> Sequence[Work]:
+        """Decode new deliveries and find their handlers, and which keys have to wait; what needs no handler has its outcome."""
+        works = [work for delivery in deliveries if (work := self._decoded(delivery, outcomes))]
+        if keys := {work.key for work in works if work.key is not None}:
+            outcomes.block(await transaction.blocked(subscription, keys))
+        return works
 
-    def _work(self, delivery: Delivery, attempt: int) -> Work:
-        envelope = Envelope.decode(delivery.envelope)
-        handler = self._handlers.get(envelope.type)
-        if handler is None:
-            raise _NobodyHandlesItError
+    def _decoded(self, delivery: Delivery, outcomes: Outcomes, retry: Retry | None = None) -> Work | None:
+        """Read a delivery; what needs no handler has its outcome."""
+        # One that is tried alone has been counted; of others the attempt is known when they fail.
+        attempt = 1 if retry is None else retry.attempt if retry.alone else retry.attempt + 1
         try:
-            event = handler.event.decode(bytes(envelope.data))
-        except Exception as error:  # the user's class may raise anything
-            raise EnvelopeError(f"{envelope.type} {envelope.id} does not fit {handler.event.cls.__name__}: {error}") from error
-        return Work(delivery, Message.of(delivery, envelope, attempt), event, handler)
-
-    def _outcome(self, work: Work, error: Exception | None, reports: list[Callable[[], None]]) -> Outcome:
-        if error is None:
-            return Outcome(work.delivery, "settled", work.message.attempt)
-        if isinstance(error, ConflictError):  # nobody's failure: it waits, and nothing is counted
-            reports.append(partial(self._observer.failed, self.group, work.message, error, _RETRY_SECONDS))
-            return Outcome(work.delivery, "retry", work.message.attempt - 1, _RETRY_SECONDS, _text(error))
-        delay = (work.handler.retry or self._retry).delay(work.message.attempt, error)
-        state: Literal["retry", "dead"] = "dead" if delay is None else "retry"
-        reports.append(partial(self._observer.failed, self.group, work.message, error, delay))
-        return Outcome(work.delivery, state, work.message.attempt, delay or 0.0, _text(error))
-
-    def _report(self, subscription: Subscription, handled: _Handled, duplicates: int = 0) -> None:
-        """Tell the observer; only after the commit, because until then it may all happen again."""
-        counts = Counter(outcome.state for outcome in handled.outcomes)
-        told = {
-            "settled": counts["settled"] - handled.skipped,
-            "skipped": handled.skipped,
-            "retry": counts["retry"],
-            "dead": counts["dead"],
-            "duplicate": duplicates,
-        }
-        for outcome, count in told.items():
-            if count:
-                self._observer.consumed(self.group, subscription.stream.topic, outcome, count)
-        for report in handled.reports:
-            report()
+            envelope = Envelope.decode(delivery.envelope)
+            handler = self._handlers.get(envelope.type)
+            if handler is None:
+                outcomes.skip(delivery, retry)
+                return None
+            message = Message.of(delivery, envelope, attempt)
+            try:
+                event = handler.event.decode(bytes(envelope.data))
+            except Exception as error:  # the user's class may raise anything
+                name = handler.event.cls.__name__
+                raise EnvelopeError(f"{envelope.type} {envelope.id} does not fit {name}: {error}") from error
+        except EnvelopeError as error:
+            outcomes.unreadable(delivery, error, retry)
+            return None
+        return Work(delivery, message, event, handler, handler.retry or self._retry, retry)
 
 
-class _NobodyHandlesItError(Exception):
-    """The group has no handler for an event of its topic: settled as skipped."""
-
-
-def _text(error: Exception) -> str:
-    """Return an error with its traceback as any database can store it."""
-    text = "".join(traceback.format_exception(error))
-    if len(text) > _ERROR_CHARACTERS:
-        half = _ERROR_CHARACTERS // 2
-        text = f"{text[:half]}\n[...]\n{text[-half:]}"
-    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
+def _by_stream(retries: Sequence[Retry]) -> Mapping[Subscription, Sequence[Retry]]:
+    found: dict[Subscription, list[Retry]] = {}
+    for retry in retries:
+        found.setdefault(retry.subscription, []).append(retry)
+    return found

@@ -10,13 +10,14 @@
 - **L5 read-only**: relaying changes no outbox row.
 
 **The inbox** remembers, for each group and stream, what has been settled: a *floor*, up to which everything is, and rows
-for what lies above it, waits for a retry, or is dead. A row is inserted first and the primary key decides who runs.
+for what lies above it, waits for a retry or behind one, or is dead. A row is inserted first and the primary key decides who
+runs.
 
 A store raises `StoreUnavailableError` for whatever may pass by itself, `ConflictError` for a transaction that was undone in
 favour of another, and leaves no transaction open whatever happens to its caller, cancellation included.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
@@ -61,23 +62,41 @@ class Outcome(NamedTuple):
     """What became of one delivery: its inbox row from now on.
 
     ``settled``: the effect is in this transaction, or there is none to have. ``retry``: undone, to be run again in
-    `delay_seconds`. ``dead``: undone, and not run again by itself. ``deferred``: not tried; as if never received.
+    `delay_seconds`. ``parked``: not tried, as an earlier message of its key waits; its turn comes when none does any more.
+    ``dead``: undone, and not run again by itself. ``held``: dead, and its key goes on waiting until somebody decides.
+    ``deferred``: not tried; as if never received.
     """
 
     delivery: Delivery
-    state: Literal["settled", "retry", "dead", "deferred"]
+    state: Literal["settled", "retry", "parked", "dead", "held", "deferred"]
     attempt: int = 1
+    """Attempts begun so far."""
     delay_seconds: float = 0.0
     error: str | None = None
+    id: str | None = None
+    type: str | None = None
+    key: str | None = None
+    """What keeps order: later messages of it wait behind this one. None: nothing does."""
+    waited: bool = False
+    """Whether it came by `Transaction.take`, and so has a row from before."""
+    alone: bool = False
+    """Whether it is to be tried alone, with its attempt counted before: it may have ended a process."""
 
 
 class Retry(NamedTuple):
-    """A message waiting in the inbox for its next attempt."""
+    """A message waiting in the inbox for its next attempt, or for its turn behind one that does."""
 
     subscription: Subscription
     delivery: Delivery
     attempt: int
-    """Attempts made so far."""
+    """Attempts begun so far."""
+    waited_seconds: float = 0.0
+    """How long it has been waiting, since it first failed or was parked."""
+    alone: bool = False
+    """Whether it is to be tried alone."""
+    parked: bool = False
+    begun: bool = False
+    """Whether it is noted as about to be tried, and so not due and nobody else's."""
 
 
 class ThreadTransaction(Protocol):
@@ -139,12 +158,32 @@ class Transaction(Protocol):
         """Insert inbox rows, and return the deliveries that were not known yet, in order."""
         ...
 
-    async def take(self, retry: Retry) -> bool:
-        """Whether `retry` still waits, is due, and is now this transaction's to run."""
+    async def blocked(self, subscription: Subscription, keys: Collection[str]) -> Collection[str]:
+        """Return which of these keys have a message waiting in the subscription's stream: later ones are to be parked.
+
+        After `receive`, and in the same transaction: nobody else changes what waits in this stream until that ends.
+        """
+        ...
+
+    async def take(self, subscription: Subscription, retries: Sequence[Retry]) -> Sequence[Retry]:
+        """Return those that still wait as they did, are due unless begun, and are now this transaction's; all of one stream."""
+        ...
+
+    async def gather(self, subscription: Subscription, retries: Sequence[Retry], limit: int, seconds: float) -> Sequence[Retry]:
+        """Take messages, and up to `limit` that are parked behind them, to be tried together in another transaction.
+
+        It is noted that they are to be tried alone, in `seconds` at the earliest: should that transaction never come to an
+        end, one of them may be the reason.
+
+        Returns: what was taken, in order, begun.
+        """
         ...
 
     async def settle(self, subscription: Subscription, outcomes: Sequence[Outcome]) -> Floor:
-        """Record what became of received or taken deliveries, and move the floor up the chain."""
+        """Record what became of received or taken deliveries, and move the floor up the chain.
+
+        The first parked message of a key is due at once when nothing before it waits any more.
+        """
         ...
 
     async def commit(self, rows: Sequence[OutboxRow] = ()) -> None:
@@ -282,6 +321,13 @@ class Store(Protocol):
 
     async def floors(self, group: str) -> Mapping[Stream, Floor]:
         """Return where all the group's floors stand, after moving each up over what is settled."""
+        ...
+
+    async def suspect(self, subscription: Subscription, upto: Position) -> Position:
+        """Note that deliveries up to a position, which somebody had before, are about to be tried together.
+
+        Returns: up to where that had been noted before. Whoever tried those did not come to an end.
+        """
         ...
 
     async def retries(self, group: str, limit: int) -> tuple[Sequence[Retry], float | None]:

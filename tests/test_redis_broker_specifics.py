@@ -19,7 +19,7 @@ from outboxkit.errors import (
     GroupMissingError,
     StreamConflictError,
 )
-from outboxkit.message import ORIGIN, Position, Stream
+from outboxkit.message import ORIGIN, Delivery, Position, Stream
 from outboxkit.testing.redis_server import RedisServer
 from outboxkit.testing.streams import chained, filled, majors_of, new_entries, new_stream, pending_all, read_all, until
 from outboxkit_redis import RedisBroker, client
@@ -95,7 +95,7 @@ async def test_the_first_entry_by_another_follows_the_origin(broker: RedisBroker
     stream = new_stream()
     raw.xadd(key(stream), {"a": "b"}, id="0-1")
     (entry,) = await broker.range(stream, after=ORIGIN, upto=None, limit=10)
-    assert entry == (stream, Position(0, 1), ORIGIN, b'{"a": "b"}')
+    assert entry == Delivery(stream, Position(0, 1), ORIGIN, b'{"a": "b"}')
 
 
 async def test_what_is_no_stream_is_a_conflict_that_names_the_key(broker: RedisBroker, raw: Any) -> None:

@@ -9,7 +9,8 @@ walked over, also what waits or is dead: its row remembers it, above the floor o
 are deleted, because being at or below it already means "seen".
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import Any
 
 from outboxkit.message import Delivery, Position, Stream, digest
 from outboxkit.store import Floor, Outcome, Retry, Subscription
@@ -38,8 +39,49 @@ _RECEIVE = """
 _LOCK = "SELECT 1 FROM {floor} WHERE id = $1 FOR NO KEY UPDATE"
 
 _TAKE = """
-    SELECT 1 FROM {inbox} WHERE floor_id = $1 AND major = $2 AND minor = $3
-        AND state = 'retry' AND attempt = $4 AND due_at <= clock_timestamp()
+    SELECT major, minor FROM {inbox} i JOIN unnest($2::bigint[], $3::bigint[], $4::text[], $5::integer[], $6::boolean[])
+        AS r (major, minor, state, attempt, begun) USING (major, minor)
+    WHERE i.floor_id = $1 AND i.state = r.state AND i.attempt = r.attempt AND (r.begun OR i.due_at <= clock_timestamp())
+"""
+
+# What is parked behind the messages at these positions. Behind one that is to be tried alone, the rest waits for that.
+_PARKED = """
+    SELECT i.major, i.minor, i.prev_major, i.prev_minor, i.envelope, i.attempt,
+        extract(epoch FROM clock_timestamp() - i.since)::float8
+    FROM {inbox} f JOIN {inbox} i ON i.floor_id = f.floor_id AND i.key = f.key AND i.state = 'parked'
+    WHERE f.floor_id = $1 AND (f.major, f.minor) IN (SELECT * FROM unnest($2::bigint[], $3::bigint[]))
+        AND NOT EXISTS (
+            SELECT FROM {inbox} a WHERE a.floor_id = $1 AND a.key = i.key AND a.state = 'parked' AND a.alone
+                AND (a.major, a.minor) <= (i.major, i.minor))
+    ORDER BY i.major, i.minor LIMIT $4
+"""
+
+_GATHER = """
+    UPDATE {inbox} i SET alone = true,
+        due_at = CASE i.state WHEN 'retry' THEN clock_timestamp() + make_interval(secs => $4) END
+    WHERE i.floor_id = $1 AND (i.major, i.minor) IN (SELECT * FROM unnest($2::bigint[], $3::bigint[]))
+"""
+
+_BLOCKED = """
+    SELECT key FROM unnest($2::text[]) AS key WHERE EXISTS (
+        SELECT FROM {inbox} i WHERE i.floor_id = $1 AND i.key = key.key AND i.state IN ('retry', 'parked', 'held'))
+"""
+
+# The first of a key is never parked.
+_PROMOTE = """
+    UPDATE {inbox} i SET state = 'retry', due_at = clock_timestamp(), at = clock_timestamp()
+    FROM unnest($2::text[]) AS key, LATERAL (
+        SELECT * FROM {inbox} f WHERE f.floor_id = $1 AND f.key = key.key AND f.state IN ('retry', 'parked', 'held')
+        ORDER BY f.major, f.minor LIMIT 1) first
+    WHERE i.floor_id = $1 AND (i.major, i.minor) = (first.major, first.minor) AND i.state = 'parked'
+"""
+
+_SUSPECT = """
+    WITH before AS MATERIALIZED (SELECT tried_major, tried_minor FROM {floor} WHERE id = $1 FOR NO KEY UPDATE), noted AS (
+        UPDATE {floor} f SET tried_major = $2, tried_minor = $3 FROM before
+        WHERE f.id = $1 AND (before.tried_major, before.tried_minor) < ($2, $3)
+    )
+    SELECT tried_major, tried_minor FROM before
 """
 
 _FORGET = """
@@ -53,15 +95,21 @@ _DONE = """
         WHERE i.floor_id = $1 AND (i.major, i.minor) IN (SELECT * FROM unnest($2::bigint[], $3::bigint[]))
             AND (i.major, i.minor) <= (floor.major, floor.minor)
     )
-    UPDATE {inbox} i SET state = 'settled', due_at = NULL, error = NULL, envelope = NULL FROM floor
+    UPDATE {inbox} i SET state = 'settled', alone = false, due_at = NULL, since = NULL, at = NULL, error = NULL,
+        envelope = NULL, id = NULL, type = NULL, key = NULL
+    FROM floor
     WHERE i.floor_id = $1 AND (i.major, i.minor) IN (SELECT * FROM unnest($2::bigint[], $3::bigint[]))
         AND (i.major, i.minor) > (floor.major, floor.minor)
 """
 
 _FAIL = """
-    UPDATE {inbox} SET state = $4, attempt = $5, error = $6, envelope = $7,
-        due_at = CASE $4 WHEN 'retry' THEN clock_timestamp() + make_interval(secs => $8) END
-    WHERE floor_id = $1 AND major = $2 AND minor = $3
+    UPDATE {inbox} i SET state = o.state, attempt = o.attempt, alone = o.alone, error = o.error, envelope = o.envelope,
+        id = o.id, type = o.type, key = o.key, since = coalesce(i.since, clock_timestamp()), at = clock_timestamp(),
+        due_at = CASE o.state WHEN 'retry' THEN clock_timestamp() + make_interval(secs => o.delay) END
+    FROM unnest($2::bigint[], $3::bigint[], $4::text[], $5::integer[], $6::text[], $7::bytea[], $8::text[], $9::text[],
+        $10::text[], $11::float8[], $12::boolean[])
+        AS o (major, minor, state, attempt, error, envelope, id, type, key, delay, alone)
+    WHERE i.floor_id = $1 AND i.major = o.major AND i.minor = o.minor
 """
 
 # The primary key, in order, from each of the `old` floors on, up to the first row whose prev is above the row before it.
@@ -113,9 +161,11 @@ _RETRIES = """
             SELECT min(i.due_at) AS due_at FROM {inbox} i JOIN {floor} f ON f.id = i.floor_id
             WHERE i.state = 'retry' AND f."group" = $1 AND i.due_at > now.at) next
         LEFT JOIN LATERAL (
-            SELECT f.id, f.topic, f.partition, f.source, i.major, i.minor, i.prev_major, i.prev_minor, i.envelope, i.attempt
+            SELECT f.id, f.topic, f.partition, f.source, i.major, i.minor, i.prev_major, i.prev_minor, i.envelope, i.attempt,
+                extract(epoch FROM now.at - i.since)::float8, i.alone
             FROM {inbox} i JOIN {floor} f ON f.id = i.floor_id
-            WHERE i.state = 'retry' AND f."group" = $1 AND i.due_at <= now.at ORDER BY i.due_at LIMIT $2) due ON true
+            WHERE i.state = 'retry' AND f."group" = $1 AND i.due_at <= now.at
+            ORDER BY i.due_at, i.floor_id, i.major, i.minor LIMIT $2) due ON true
 """
 
 
@@ -149,30 +199,68 @@ class InboxTables:
         fresh = {delivery.position: delivery for delivery in deliveries if delivery.position in inserted}
         return list(fresh.values())
 
-    async def take(self, link: Link, retry: Retry) -> bool:
+    async def blocked(self, link: Link, subscription: Subscription, keys: Collection[str]) -> Collection[str]:
+        """See `outboxkit.store.Transaction.blocked`. A statement after the lock, so that it sees what that waited for."""
+        return {key for (key,) in await link.fetch(self._sql(_BLOCKED), subscription.id, list(keys))}
+
+    async def suspect(self, link: Link, subscription: Subscription, upto: Position) -> Position:
+        """See `outboxkit.store.Store.suspect`."""
+        major, minor = (await link.fetch(self._sql(_SUSPECT), subscription.id, *upto))[0]
+        return Position(major, minor)
+
+    async def take(self, link: Link, subscription: Subscription, retries: Sequence[Retry]) -> Sequence[Retry]:
         """See `outboxkit.store.Transaction.take`."""
-        waits = (self._sql(_TAKE), retry.subscription.id, *retry.delivery.position, retry.attempt)
-        if not await link.fetch(*waits):  # another was faster: no reason to wait for whoever works on the stream
-            return False
-        await link.fetch(self._sql(_LOCK), retry.subscription.id)
-        return bool(await link.fetch(*waits))
+        if not await self._waiting(link, subscription, retries):  # others were faster: no reason to wait for one at work
+            return []
+        await link.fetch(self._sql(_LOCK), subscription.id)
+        waiting = await self._waiting(link, subscription, retries)
+        return [retry for retry in retries if retry.delivery.position in waiting]
+
+    async def _waiting(self, link: Link, subscription: Subscription, retries: Sequence[Retry]) -> Collection[Position]:
+        rows = [(*r.delivery.position, "parked" if r.parked else "retry", r.attempt, r.begun) for r in retries]
+        if not rows:
+            return ()
+        found = await link.fetch(self._sql(_TAKE), subscription.id, *map(list, zip(*rows, strict=True)))
+        return {Position(major, minor) for major, minor in found}
+
+    async def gather(
+        self, link: Link, subscription: Subscription, retries: Sequence[Retry], limit: int, seconds: float
+    ) -> Sequence[Retry]:
+        """See `outboxkit.store.Transaction.gather`."""
+        fronts = await self.take(link, subscription, retries)
+        if not fronts:
+            return []
+        parked: list[Retry] = []
+        for row in await link.fetch(self._sql(_PARKED), subscription.id, *_positions(fronts), limit):
+            major, minor, prev_major, prev_minor, envelope, attempt, waited = row
+            position, prev = Position(major, minor), Position(prev_major, prev_minor)
+            delivery = Delivery(subscription.stream, position, prev, envelope)
+            parked.append(Retry(subscription, delivery, attempt, waited, parked=True))
+        gathered = sorted([*fronts, *parked], key=lambda retry: retry.delivery.position)
+        await link.fetch(self._sql(_GATHER), subscription.id, *_positions(gathered), seconds)
+        return [retry._replace(begun=True) for retry in gathered]
 
     async def settle(self, link: Link, subscription: Subscription, outcomes: Sequence[Outcome]) -> Floor:
         """See `outboxkit.store.Transaction.settle`."""
-        done = [o.delivery.position for o in outcomes if o.state == "settled" and o.attempt > 1]
+        done = [o.delivery.position for o in outcomes if o.state == "settled" and o.waited]
         deferred = [o.delivery.position for o in outcomes if o.state == "deferred"]
-        for statement, positions in ((self._sql(_DONE), done), (self._sql(_FORGET), deferred)):
+        for statement, positions in ((_DONE, done), (_FORGET, deferred)):
             if positions:
                 majors, minors = (list(column) for column in zip(*positions, strict=True))
-                await link.fetch(statement, subscription.id, majors, minors)
-        for outcome in outcomes:
-            if outcome.state in ("retry", "dead"):
-                error = outcome.error or ""
-                if self._plain_errors:
-                    error = error.encode("ascii", "backslashreplace").decode()
-                values = (outcome.state, outcome.attempt, error, outcome.delivery.envelope, outcome.delay_seconds)
-                await link.fetch(self._sql(_FAIL), subscription.id, *outcome.delivery.position, *values)
+                await link.fetch(self._sql(statement), subscription.id, majors, minors)
+        if failed := [self._failed(o) for o in outcomes if o.state in ("retry", "parked", "dead", "held")]:
+            await link.fetch(self._sql(_FAIL), subscription.id, *map(list, zip(*failed, strict=True)))
+        if keys := {o.key for o in outcomes if o.waited and o.key is not None}:
+            await link.fetch(self._sql(_PROMOTE), subscription.id, list(keys))
         return _floor((await link.fetch(self._sql(_ADVANCE), subscription.id))[0])[1]
+
+    def _failed(self, outcome: Outcome) -> tuple[Any, ...]:
+        error = outcome.error
+        if self._plain_errors and error is not None:
+            error = error.encode("ascii", "backslashreplace").decode()
+        about = (outcome.id, outcome.type, outcome.key)
+        failure = (outcome.state, outcome.attempt, error, outcome.delivery.envelope)
+        return (*outcome.delivery.position, *failure, *about, outcome.delay_seconds, outcome.alone)
 
     async def floors(self, link: Link, group: str) -> tuple[dict[Stream, Floor], Sequence[int]]:
         """Return where the group's floors could stand, and the ids of those that stand lower; changes nothing."""
@@ -189,12 +277,17 @@ class InboxTables:
         found: list[Retry] = []
         rows = await link.fetch(self._sql(_RETRIES), group, limit)
         for _, *row in rows:
-            id, topic, partition, source, major, minor, prev_major, prev_minor, envelope, attempt = row
+            id, topic, partition, source, major, minor, prev_major, prev_minor, envelope, attempt, waited, alone = row
             if id is not None:
                 stream = Stream(topic, partition, source)
                 delivery = Delivery(stream, Position(major, minor), Position(prev_major, prev_minor), envelope)
-                found.append(Retry(Subscription(id, group, stream), delivery, attempt))
+                found.append(Retry(Subscription(id, group, stream), delivery, attempt, waited, alone))
         return found, rows[0][0]
+
+
+def _positions(retries: Sequence[Retry]) -> Sequence[list[int]]:
+    majors, minors = zip(*(retry.delivery.position for retry in retries), strict=True)
+    return [list(majors), list(minors)]
 
 
 def _floor(row: Row) -> tuple[Stream, Floor]:

@@ -287,6 +287,12 @@ class PostgresTables:
                     floors[stream] = floor
         return floors
 
+    async def suspect(self, subscription: Subscription, upto: Position) -> Position:
+        """See `outboxkit.store.Store.suspect`."""
+        inbox = self._opened().inbox
+        async with self.translated(), self._database.link() as link:
+            return await inbox.suspect(link, subscription, upto)
+
     async def retries(self, group: str, limit: int) -> tuple[Sequence[Retry], float | None]:
         """See `outboxkit.store.Store.retries`."""
         inbox = self._opened().inbox

@@ -1,6 +1,6 @@
 """One open transaction of a unit of work."""
 
-from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, NoReturn, TypeVar
 
@@ -105,11 +105,23 @@ class PostgresTransaction:
         with self._translated():
             return await self._inbox.receive(self._unit, subscription, deliveries)
 
-    async def take(self, retry: Retry) -> bool:
+    async def blocked(self, subscription: Subscription, keys: Collection[str]) -> Collection[str]:
+        """See `outboxkit.store.Transaction.blocked`."""
+        self._require_open()
+        with self._translated():
+            return await self._inbox.blocked(self._unit, subscription, keys)
+
+    async def take(self, subscription: Subscription, retries: Sequence[Retry]) -> Sequence[Retry]:
         """See `outboxkit.store.Transaction.take`."""
         self._require_open()
         with self._translated():
-            return await self._inbox.take(self._unit, retry)
+            return await self._inbox.take(self._unit, subscription, retries)
+
+    async def gather(self, subscription: Subscription, retries: Sequence[Retry], limit: int, seconds: float) -> Sequence[Retry]:
+        """See `outboxkit.store.Transaction.gather`."""
+        self._require_open()
+        with self._translated():
+            return await self._inbox.gather(self._unit, subscription, retries, limit, seconds)
 
     async def settle(self, subscription: Subscription, outcomes: Sequence[Outcome]) -> Floor:
         """See `outboxkit.store.Transaction.settle`."""

@@ -1,7 +1,7 @@
 """One open transaction on an SQLite engine's connection: the session's statements, and ours on the same thread."""
 
 import sqlite3
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -107,9 +107,18 @@ class EngineSQLiteTransaction:
         """See `outboxkit.store.Transaction.receive`."""
         return await self._library(lambda connection: self._books.inbox.receive(connection, subscription, deliveries))
 
-    async def take(self, retry: Retry) -> bool:
+    async def blocked(self, subscription: Subscription, keys: Collection[str]) -> Collection[str]:
+        """See `outboxkit.store.Transaction.blocked`."""
+        return await self._library(lambda connection: self._books.inbox.blocked(connection, subscription, keys))
+
+    async def take(self, subscription: Subscription, retries: Sequence[Retry]) -> Sequence[Retry]:
         """See `outboxkit.store.Transaction.take`."""
-        return await self._library(lambda connection: self._books.inbox.take(connection, retry))
+        return await self._library(lambda connection: self._books.inbox.take(connection, subscription, retries))
+
+    async def gather(self, subscription: Subscription, retries: Sequence[Retry], limit: int, seconds: float) -> Sequence[Retry]:
+        """See `outboxkit.store.Transaction.gather`."""
+        inbox = self._books.inbox
+        return await self._library(lambda connection: inbox.gather(connection, subscription, retries, limit, seconds))
 
     async def settle(self, subscription: Subscription, outcomes: Sequence[Outcome]) -> Floor:
         """See `outboxkit.store.Transaction.settle`."""

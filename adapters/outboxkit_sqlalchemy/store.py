@@ -176,6 +176,10 @@ class SQLAlchemyStore:
         """See `outboxkit.store.Store.floors`."""
         return await self._books.floors(group)
 
+    async def suspect(self, subscription: Subscription, upto: Position) -> Position:
+        """See `outboxkit.store.Store.suspect`."""
+        return await self._books.suspect(subscription, upto)
+
     async def retries(self, group: str, limit: int) -> tuple[Sequence[Retry], float | None]:
         """See `outboxkit.store.Store.retries`."""
         return await self._books.retries(group, limit)

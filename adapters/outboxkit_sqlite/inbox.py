@@ -7,7 +7,7 @@ are deleted, because being at or below it already means "seen".
 
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from outboxkit.message import Delivery, Position, Stream, digest
 from outboxkit.store import Floor, Outcome, Retry, Subscription
@@ -37,12 +37,34 @@ class InboxTables:
             f"INSERT INTO {inbox} (floor_id, major, minor, prev_major, prev_minor, digest, attempt) "
             "VALUES (?, ?, ?, ?, ?, ?, 1) ON CONFLICT DO NOTHING"
         )
-        self._fail = f"UPDATE {inbox} SET state = ?, attempt = ?, due_at = ?, error = ?, envelope = ? WHERE {one}"
+        self._fail = (
+            f"UPDATE {inbox} SET state = ?, attempt = ?, alone = ?, due_at = ?, since = coalesce(since, ?), at = ?, error = ?, "
+            f"envelope = ?, id = ?, type = ?, key = ? WHERE {one}"
+        )
+        waiting = "state IN ('retry', 'parked', 'held')"
+        self._blocked = f"SELECT 1 FROM {inbox} WHERE floor_id = ? AND key = ? AND {waiting} LIMIT 1"
+        # The first of a key is never parked.
+        self._promote = (
+            f"UPDATE {inbox} SET state = 'retry', due_at = ?, at = ? WHERE floor_id = ? AND state = 'parked' "
+            f"AND (major, minor) = (SELECT major, minor FROM {inbox} WHERE floor_id = ? AND key = ? AND {waiting} "
+            "ORDER BY major, minor LIMIT 1)"
+        )
+        self._tried = f"SELECT tried_major, tried_minor FROM {floor} WHERE id = ?"
+        self._suspect = (
+            f"UPDATE {floor} SET tried_major = ?, tried_minor = ? WHERE id = ? AND (tried_major, tried_minor) < (?, ?)"
+        )
         self._forget = f"DELETE FROM {inbox} WHERE {one}"
         self._done = (
-            f"UPDATE {inbox} SET state = 'settled', attempt = ?, due_at = NULL, error = NULL, envelope = NULL WHERE {one}"
+            f"UPDATE {inbox} SET state = 'settled', attempt = ?, alone = 0, due_at = NULL, since = NULL, at = NULL, "
+            f"error = NULL, envelope = NULL, id = NULL, type = NULL, key = NULL WHERE {one}"
         )
-        self._take = f"SELECT 1 FROM {inbox} WHERE {one} AND state = 'retry' AND attempt = ? AND due_at <= ?"
+        self._take = f"SELECT 1 FROM {inbox} WHERE {one} AND state = ? AND attempt = ? AND (? OR due_at <= ?)"
+        self._parked = (
+            "SELECT i.major, i.minor, i.prev_major, i.prev_minor, i.envelope, i.attempt, ? - i.since, i.alone "
+            f"FROM {inbox} p JOIN {inbox} i ON i.floor_id = p.floor_id AND i.key = p.key AND i.state = 'parked' "
+            "WHERE p.floor_id = ? AND p.major = ? AND p.minor = ? ORDER BY i.major, i.minor LIMIT ?"
+        )
+        self._gather = f"UPDATE {inbox} SET alone = 1, due_at = CASE state WHEN 'retry' THEN ? END WHERE {one}"
         # The primary key, in order, from the floor on; it is left at the first gap.
         self._above = (
             f"SELECT major, minor, prev_major, prev_minor, digest FROM {inbox} "
@@ -55,9 +77,10 @@ class InboxTables:
         # The partial index on due_at.
         self._due = (
             "SELECT i.floor_id, f.topic, f.partition, f.source, "
-            "i.major, i.minor, i.prev_major, i.prev_minor, i.envelope, i.attempt "
+            "i.major, i.minor, i.prev_major, i.prev_minor, i.envelope, i.attempt, ? - i.since, i.alone "
             f"FROM {inbox} i JOIN {floor} f ON f.id = i.floor_id "
-            "WHERE i.state = 'retry' AND f.\"group\" = ? AND i.due_at <= ? ORDER BY i.due_at LIMIT ?"
+            "WHERE i.state = 'retry' AND f.\"group\" = ? AND i.due_at <= ? "
+            "ORDER BY i.due_at, i.floor_id, i.major, i.minor LIMIT ?"
         )
         self._next_due = (
             f"SELECT min(i.due_at) FROM {inbox} i JOIN {floor} f ON f.id = i.floor_id "
@@ -89,31 +112,86 @@ class InboxTables:
 
         return [delivery for delivery in deliveries if delivery.position > floor and inserted(delivery)]
 
-    def take(self, connection: sqlite3.Connection, retry: Retry) -> bool:
+    def blocked(self, connection: sqlite3.Connection, subscription: Subscription, keys: Collection[str]) -> Collection[str]:
+        """See `outboxkit.store.Transaction.blocked`."""
+        return {key for key in keys if connection.execute(self._blocked, (subscription.id, key)).fetchone()}
+
+    def suspect(self, connection: sqlite3.Connection, subscription: Subscription, upto: Position) -> Position:
+        """See `outboxkit.store.Store.suspect`; within the caller's transaction."""
+        before = Position(*connection.execute(self._tried, (subscription.id,)).fetchone())
+        connection.execute(self._suspect, (*upto, subscription.id, *upto))
+        return before
+
+    def take(self, connection: sqlite3.Connection, subscription: Subscription, retries: Sequence[Retry]) -> Sequence[Retry]:
         """See `outboxkit.store.Transaction.take`."""
-        row = (retry.subscription.id, *retry.delivery.position, retry.attempt, time.time())
-        return connection.execute(self._take, row).fetchone() is not None
+        now = time.time()
+
+        def waits(retry: Retry) -> bool:
+            state = "parked" if retry.parked else "retry"
+            row = (subscription.id, *retry.delivery.position, state, retry.attempt, retry.begun, now)
+            return connection.execute(self._take, row).fetchone() is not None
+
+        return [retry for retry in retries if waits(retry)]
+
+    def gather(
+        self, connection: sqlite3.Connection, subscription: Subscription, retries: Sequence[Retry], limit: int, seconds: float
+    ) -> Sequence[Retry]:
+        """See `outboxkit.store.Transaction.gather`."""
+        now = time.time()
+        gathered = [*self.take(connection, subscription, retries)]
+        for front in list(gathered):
+            if limit <= 0:
+                break
+            row = (now, subscription.id, *front.delivery.position, limit)
+            for parked in connection.execute(self._parked, row).fetchall():
+                major, minor, prev_major, prev_minor, envelope, attempt, waited, alone = parked
+                if alone:
+                    break  # its turn comes, and what is behind it waits for that
+                position, prev = Position(major, minor), Position(prev_major, prev_minor)
+                delivery = Delivery(subscription.stream, position, prev, envelope)
+                gathered.append(Retry(subscription, delivery, attempt, waited, parked=True))
+                limit -= 1
+        for retry in gathered:
+            connection.execute(self._gather, (now + seconds, subscription.id, *retry.delivery.position))
+        return [retry._replace(begun=True) for retry in sorted(gathered, key=lambda retry: retry.delivery.position)]
 
     def settle(self, connection: sqlite3.Connection, subscription: Subscription, outcomes: Sequence[Outcome]) -> Floor:
         """See `outboxkit.store.Transaction.settle`."""
         floor = self._floor_at(connection, subscription)
         for outcome in outcomes:
             self._record(connection, subscription, outcome, floor.position)
+        for key in dict.fromkeys(outcome.key for outcome in outcomes if outcome.waited and outcome.key is not None):
+            self.promote(connection, subscription.id, key)
         return self.advance(connection, subscription.id, floor)
 
     def _record(self, connection: sqlite3.Connection, subscription: Subscription, outcome: Outcome, floor: Position) -> None:
         row = (subscription.id, *outcome.delivery.position)
         match outcome.state:
-            case "settled" if outcome.attempt == 1:
+            case "settled" if not outcome.waited:
                 pass  # what the inserted row says already
             case "settled" if outcome.delivery.position > floor:
                 connection.execute(self._done, (outcome.attempt, *row))
             case "settled" | "deferred":
                 connection.execute(self._forget, row)
-            case "retry" | "dead":
-                due_at = time.time() + outcome.delay_seconds if outcome.state == "retry" else None
-                failure = (outcome.state, outcome.attempt, due_at, outcome.error or "", outcome.delivery.envelope)
-                connection.execute(self._fail, (*failure, *row))
+            case "retry" | "parked" | "dead" | "held":
+                now = time.time()
+                due_at = now + outcome.delay_seconds if outcome.state == "retry" else None
+                failure = (
+                    outcome.state,
+                    outcome.attempt,
+                    outcome.alone,
+                    due_at,
+                    now,
+                    now,
+                    outcome.error,
+                    outcome.delivery.envelope,
+                )
+                connection.execute(self._fail, (*failure, outcome.id, outcome.type, outcome.key, *row))
+
+    def promote(self, connection: sqlite3.Connection, floor_id: int, key: str) -> None:
+        """Have the first parked message of a key run, if nothing before it waits any more."""
+        now = time.time()
+        connection.execute(self._promote, (now, now, floor_id, floor_id, key))
 
     def advance(self, connection: sqlite3.Connection, floor_id: int, start: Floor) -> Floor:
         """Walk the chain up from the floor at `start`, and delete what it makes needless."""
@@ -144,11 +222,11 @@ class InboxTables:
         """See `outboxkit.store.Store.retries`."""
         now = time.time()
         found: list[Retry] = []
-        for row in connection.execute(self._due, (group, now, limit)).fetchall():
-            id, topic, partition, source, major, minor, prev_major, prev_minor, envelope, attempt = row
+        for row in connection.execute(self._due, (now, group, now, limit)).fetchall():
+            id, topic, partition, source, major, minor, prev_major, prev_minor, envelope, attempt, waited, alone = row
             stream = Stream(topic, partition, source)
             delivery = Delivery(stream, Position(major, minor), Position(prev_major, prev_minor), envelope)
-            found.append(Retry(Subscription(id, group, stream), delivery, attempt))
+            found.append(Retry(Subscription(id, group, stream), delivery, attempt, waited, bool(alone)))
         next_due = connection.execute(self._next_due, (group, now)).fetchone()[0]
         return found, None if next_due is None else max(0.0, next_due - now)
 

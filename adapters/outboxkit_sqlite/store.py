@@ -249,6 +249,10 @@ class SQLiteStore:
         floors, behind = await self._query(look)
         return await self._write(advance) if behind else floors
 
+    async def suspect(self, subscription: Subscription, upto: Position) -> Position:
+        """See `outboxkit.store.Store.suspect`."""
+        return await self._write(lambda connection: self.inbox.suspect(connection, subscription, upto))
+
     async def retries(self, group: str, limit: int) -> tuple[Sequence[Retry], float | None]:
         """See `outboxkit.store.Store.retries`."""
         return await self._query(lambda connection: self.inbox.retries(connection, group, limit))

@@ -1,7 +1,7 @@
 """One open transaction on the writing connection, seen from the event loop and from its own thread."""
 
 import sqlite3
-from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from itertools import count
 from typing import Any, NoReturn, TypeVar
@@ -126,9 +126,17 @@ class SQLiteTransaction:
         """See `outboxkit.store.Transaction.receive`."""
         return await self._library(lambda connection: self._inbox.receive(connection, subscription, deliveries))
 
-    async def take(self, retry: Retry) -> bool:
+    async def blocked(self, subscription: Subscription, keys: Collection[str]) -> Collection[str]:
+        """See `outboxkit.store.Transaction.blocked`."""
+        return await self._library(lambda connection: self._inbox.blocked(connection, subscription, keys))
+
+    async def take(self, subscription: Subscription, retries: Sequence[Retry]) -> Sequence[Retry]:
         """See `outboxkit.store.Transaction.take`."""
-        return await self._library(lambda connection: self._inbox.take(connection, retry))
+        return await self._library(lambda connection: self._inbox.take(connection, subscription, retries))
+
+    async def gather(self, subscription: Subscription, retries: Sequence[Retry], limit: int, seconds: float) -> Sequence[Retry]:
+        """See `outboxkit.store.Transaction.gather`."""
+        return await self._library(lambda connection: self._inbox.gather(connection, subscription, retries, limit, seconds))
 
     async def settle(self, subscription: Subscription, outcomes: Sequence[Outcome]) -> Floor:
         """See `outboxkit.store.Transaction.settle`."""

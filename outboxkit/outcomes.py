@@ -1,0 +1,177 @@
+"""Outcomes: what becomes of deliveries in one transaction, as its handlers run.
+
+A failure makes its message wait or die, by the handler's retry policy. While a message waits, later ones of its key are parked.
+"""
+
+import traceback
+from collections import Counter
+from collections.abc import Callable, Collection
+from functools import partial
+from typing import Literal
+
+from outboxkit.errors import AttemptLostError, ConflictError
+from outboxkit.message import Delivery, Message, Position
+from outboxkit.observe import Observer
+from outboxkit.retry import RetryPolicy
+from outboxkit.routing import Handler
+from outboxkit.store import Outcome, Retry
+
+_Report = Callable[[], None]
+
+_ERROR_CHARACTERS = 16_384
+_CONFLICT_SECONDS = 1.0
+
+BEGUN_SECONDS = 2.0
+"""The least time after which an attempt that nobody ended is followed by the next one."""
+
+
+class Work:
+    """A delivery whose envelope has been read, and the handler for it."""
+
+    __slots__ = ("delivery", "event", "handler", "key", "message", "policy", "retry")
+
+    def __init__(
+        self, delivery: Delivery, message: Message, event: object, handler: Handler, policy: RetryPolicy, retry: Retry | None
+    ) -> None:
+        self.delivery = delivery
+        self.message = message
+        self.event = event
+        self.handler = handler
+        self.policy = policy
+        self.retry = retry
+        """What it waited as, None when it comes for the first time."""
+        self.key = message.key if handler.ordered else None
+        """What keeps order, None where nothing does."""
+
+    @property
+    def cause(self) -> str | None:
+        """The trace that events published in handling this one go on with."""
+        return self.message.headers.get("traceparent")
+
+
+class Outcomes:
+    """What becomes of the deliveries of one transaction, if it is committed."""
+
+    def __init__(self, group: str, observer: Observer, blocked: Collection[str] = ()) -> None:
+        self._group = group
+        self._observer = observer
+        self._blocked = set(blocked)
+        self._reports: list[_Report] = []
+        self._skipped = 0
+        self.tried = 0
+        """How many handlers have come to an end, one way or the other."""
+        self.recorded: list[Outcome] = []
+
+    def blocks(self, work: Work) -> bool:
+        """Whether an earlier message of its key waits."""
+        return work.key in self._blocked
+
+    def block(self, keys: Collection[str]) -> None:
+        """Note that messages of these keys wait."""
+        self._blocked.update(keys)
+
+    def deferred_from(self) -> Position | None:
+        """The first position that was not tried."""
+        return min((outcome.delivery.position for outcome in self.recorded if outcome.state == "deferred"), default=None)
+
+    def skip(self, delivery: Delivery, retry: Retry | None) -> None:
+        """Nobody here handles it."""
+        self._skipped += 1
+        self.recorded.append(Outcome(delivery, "settled", retry.attempt if retry else 1, waited=retry is not None))
+
+    def unreadable(self, delivery: Delivery, error: Exception, retry: Retry | None) -> None:
+        """It is no event of ours, or does not fit its class."""
+        attempt = retry.attempt if retry else 1
+        self.recorded.append(Outcome(delivery, "dead", attempt, error=_text(error), waited=retry is not None))
+        self._reports.append(partial(self._observer.undecodable, self._group, delivery.stream, delivery.position, error))
+
+    def ended(self, work: Work, error: Exception | None) -> None:
+        """Its handler came to an end."""
+        self.tried += 1
+        if error is None:
+            self._record(work, Outcome(work.delivery, "settled", work.message.attempt))
+        elif isinstance(error, ConflictError):  # nobody's failure
+            self._fail(work, error, _CONFLICT_SECONDS, counted=False)
+        elif work.policy.counts(error):
+            self._fail(work, error, work.policy.delay(work.message.attempt, error), counted=True)
+        else:
+            waited = work.retry.waited_seconds if work.retry else 0.0
+            self._fail(work, error, work.policy.patience(waited), counted=False)
+
+    def park(self, work: Work) -> None:
+        """It is not tried, as an earlier message of its key waits."""
+        self._record(work, Outcome(work.delivery, "parked", work.message.attempt - 1))
+
+    def defer(self, work: Work) -> None:
+        """It is not tried, as time is up."""
+        if work.retry is None:
+            self._record(work, Outcome(work.delivery, "deferred"))
+        elif work.key is not None:  # whose turn it is shows when all of its key have their outcome
+            self.park(work)
+        else:
+            self._record(work, Outcome(work.delivery, "retry", work.message.attempt - 1))
+
+    def set_aside(self, work: Work) -> None:
+        """It is to be tried alone."""
+        state: Literal["parked", "retry"] = "parked" if self.blocks(work) else "retry"
+        self._record(work, Outcome(work.delivery, state, 0, alone=True))
+
+    def begin(self, work: Work) -> bool:
+        """Count an attempt that is about to begin, should nobody come to its end; False when there were enough of those."""
+        error = AttemptLostError(
+            f"the process ended during attempt {work.message.attempt} of {work.handler.name}, or was killed: look at its exit "
+            "code and at the memory it took"
+        )
+        if work.message.attempt > work.policy.attempts:
+            ended = AttemptLostError(f"the process ended during each of {work.policy.attempts} attempts of {work.handler.name}")
+            self._fail(work, ended, None, counted=False)
+            return False
+        delay = max(BEGUN_SECONDS, work.policy.delay(work.message.attempt, error) or 0.0)
+        self._record(work, Outcome(work.delivery, "retry", work.message.attempt, delay, str(error), alone=True))
+        return True
+
+    def give_back(self, work: Work) -> None:
+        """An attempt that was begun is none, through no fault of the handler's."""
+        self._record(work, Outcome(work.delivery, "retry", work.message.attempt - 1, alone=True))
+
+    def report(self, topic: str, duplicates: int = 0) -> None:
+        """Tell the observer; only after the commit, because until then it may all happen again."""
+        counts = Counter(outcome.state for outcome in self.recorded)
+        told = {
+            "settled": counts["settled"] - self._skipped,
+            "skipped": self._skipped,
+            "retry": counts["retry"],
+            "parked": counts["parked"],
+            "dead": counts["dead"] + counts["held"],
+            "duplicate": duplicates,
+        }
+        for outcome, count in told.items():
+            if count:
+                self._observer.consumed(self._group, topic, outcome, count)
+        for report in self._reports:
+            report()
+
+    def _fail(self, work: Work, error: Exception, delay: float | None, *, counted: bool) -> None:
+        self._reports.append(partial(self._observer.failed, self._group, work.message, error, delay))
+        attempt = work.message.attempt if counted else work.message.attempt - 1
+        if delay is None:
+            holds = work.handler.on_dead == "hold" and work.key is not None
+            state: Literal["dead", "held"] = "held" if holds else "dead"
+            self._record(work, Outcome(work.delivery, state, attempt, error=_text(error)))
+        else:
+            self._record(work, Outcome(work.delivery, "retry", attempt, delay, _text(error)))
+
+    def _record(self, work: Work, outcome: Outcome) -> None:
+        message = work.message
+        self.recorded.append(outcome._replace(id=message.id, type=message.type, key=work.key, waited=work.retry is not None))
+        if outcome.state in ("retry", "parked", "held") and work.key is not None:
+            self._blocked.add(work.key)
+
+
+def _text(error: Exception) -> str:
+    """Return an error with its traceback as any database can store it."""
+    text = "".join(traceback.format_exception(error))
+    if len(text) > _ERROR_CHARACTERS:
+        half = _ERROR_CHARACTERS // 2
+        text = f"{text[:half]}\n[...]\n{text[-half:]}"
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
