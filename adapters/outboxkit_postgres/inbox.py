@@ -38,29 +38,43 @@ _RECEIVE = """
 
 _LOCK = "SELECT 1 FROM {floor} WHERE id = $1 FOR NO KEY UPDATE"
 
-_TAKE = """
-    SELECT major, minor FROM {inbox} i JOIN unnest($2::bigint[], $3::bigint[], $4::text[], $5::integer[], $6::boolean[])
+
+def _at_positions(statement: str) -> str:
+    """Return a statement that has, as ``at``, the rows at the positions ``$2``, ``$3`` of floor ``$1``.
+
+    They are looked up one by one and changed where they lie: without statistics the planner would rather compare all that waits
+    with each of them. Nobody moves them meanwhile, as we hold the floor.
+    """
+    at = """
+        at AS MATERIALIZED (
+            SELECT i.* FROM unnest($2::bigint[], $3::bigint[]) AS p (major, minor), LATERAL (
+                SELECT i.ctid AS place, i.major, i.minor, i.state, i.attempt, i.due_at, i.key FROM {inbox} i
+                WHERE i.floor_id = $1 AND i.major = p.major AND i.minor = p.minor LIMIT 1) i)
+    """
+    return f"WITH {at} {statement}"
+
+
+_TAKE = _at_positions("""
+    SELECT major, minor FROM at JOIN unnest($2::bigint[], $3::bigint[], $4::text[], $5::integer[], $6::boolean[])
         AS r (major, minor, state, attempt, begun) USING (major, minor)
-    WHERE i.floor_id = $1 AND i.state = r.state AND i.attempt = r.attempt AND (r.begun OR i.due_at <= clock_timestamp())
-"""
+    WHERE at.state = r.state AND at.attempt = r.attempt AND (r.begun OR at.due_at <= clock_timestamp())
+""")
 
-# What is parked behind the messages at these positions. Behind one that is to be tried alone, the rest waits for that.
-_PARKED = """
-    SELECT i.major, i.minor, i.prev_major, i.prev_minor, i.envelope, i.attempt,
-        extract(epoch FROM clock_timestamp() - i.since)::float8
-    FROM {inbox} f JOIN {inbox} i ON i.floor_id = f.floor_id AND i.key = f.key AND i.state = 'parked'
-    WHERE f.floor_id = $1 AND (f.major, f.minor) IN (SELECT * FROM unnest($2::bigint[], $3::bigint[]))
-        AND NOT EXISTS (
-            SELECT FROM {inbox} a WHERE a.floor_id = $1 AND a.key = i.key AND a.state = 'parked' AND a.alone
-                AND (a.major, a.minor) <= (i.major, i.minor))
-    ORDER BY i.major, i.minor LIMIT $4
-"""
+# What is parked behind the messages at these positions: some for each.
+_PARKED = _at_positions("""
+    SELECT p.major, p.minor, p.prev_major, p.prev_minor, p.envelope, p.attempt,
+        extract(epoch FROM clock_timestamp() - p.since)::float8, p.key, p.alone
+    FROM at, LATERAL (
+        SELECT * FROM {inbox} i WHERE i.floor_id = $1 AND i.key = at.key AND i.state = 'parked'
+        ORDER BY i.major, i.minor LIMIT $4) p
+    ORDER BY p.major, p.minor LIMIT $5
+""")
 
-_GATHER = """
+_GATHER = _at_positions("""
     UPDATE {inbox} i SET alone = true,
         due_at = CASE i.state WHEN 'retry' THEN clock_timestamp() + make_interval(secs => $4) END
-    WHERE i.floor_id = $1 AND (i.major, i.minor) IN (SELECT * FROM unnest($2::bigint[], $3::bigint[]))
-"""
+    FROM at WHERE i.ctid = at.place
+""")
 
 _BLOCKED = """
     SELECT key FROM unnest($2::text[]) AS key WHERE EXISTS (
@@ -69,11 +83,14 @@ _BLOCKED = """
 
 # The first of a key is never parked.
 _PROMOTE = """
+    WITH first AS MATERIALIZED (
+        SELECT i.* FROM unnest($2::text[]) AS key, LATERAL (
+            SELECT i.ctid AS place, i.state FROM {inbox} i
+            WHERE i.floor_id = $1 AND i.key = key.key AND i.state IN ('retry', 'parked', 'held')
+            ORDER BY i.major, i.minor LIMIT 1) i
+    )
     UPDATE {inbox} i SET state = 'retry', due_at = clock_timestamp(), at = clock_timestamp()
-    FROM unnest($2::text[]) AS key, LATERAL (
-        SELECT * FROM {inbox} f WHERE f.floor_id = $1 AND f.key = key.key AND f.state IN ('retry', 'parked', 'held')
-        ORDER BY f.major, f.minor LIMIT 1) first
-    WHERE i.floor_id = $1 AND (i.major, i.minor) = (first.major, first.minor) AND i.state = 'parked'
+    FROM first WHERE i.ctid = first.place AND first.state = 'parked'
 """
 
 _SUSPECT = """
@@ -84,33 +101,26 @@ _SUSPECT = """
     SELECT tried_major, tried_minor FROM before
 """
 
-_FORGET = """
-    DELETE FROM {inbox} i
-    WHERE i.floor_id = $1 AND (i.major, i.minor) IN (SELECT * FROM unnest($2::bigint[], $3::bigint[]))
-"""
+_FORGET = _at_positions("DELETE FROM {inbox} i USING at WHERE i.ctid = at.place")
 
-_DONE = """
-    WITH floor AS MATERIALIZED (SELECT major, minor FROM {floor} WHERE id = $1), gone AS (
-        DELETE FROM {inbox} i USING floor
-        WHERE i.floor_id = $1 AND (i.major, i.minor) IN (SELECT * FROM unnest($2::bigint[], $3::bigint[]))
-            AND (i.major, i.minor) <= (floor.major, floor.minor)
+_DONE = _at_positions("""
+    , floor AS MATERIALIZED (SELECT major, minor FROM {floor} WHERE id = $1), gone AS (
+        DELETE FROM {inbox} i USING at, floor WHERE i.ctid = at.place AND (at.major, at.minor) <= (floor.major, floor.minor)
     )
     UPDATE {inbox} i SET state = 'settled', alone = false, due_at = NULL, since = NULL, at = NULL, error = NULL,
         envelope = NULL, id = NULL, type = NULL, key = NULL
-    FROM floor
-    WHERE i.floor_id = $1 AND (i.major, i.minor) IN (SELECT * FROM unnest($2::bigint[], $3::bigint[]))
-        AND (i.major, i.minor) > (floor.major, floor.minor)
-"""
+    FROM at, floor WHERE i.ctid = at.place AND (at.major, at.minor) > (floor.major, floor.minor)
+""")
 
-_FAIL = """
+_FAIL = _at_positions("""
     UPDATE {inbox} i SET state = o.state, attempt = o.attempt, alone = o.alone, error = o.error, envelope = o.envelope,
         id = o.id, type = o.type, key = o.key, since = coalesce(i.since, clock_timestamp()), at = clock_timestamp(),
         due_at = CASE o.state WHEN 'retry' THEN clock_timestamp() + make_interval(secs => o.delay) END
-    FROM unnest($2::bigint[], $3::bigint[], $4::text[], $5::integer[], $6::text[], $7::bytea[], $8::text[], $9::text[],
-        $10::text[], $11::float8[], $12::boolean[])
-        AS o (major, minor, state, attempt, error, envelope, id, type, key, delay, alone)
-    WHERE i.floor_id = $1 AND i.major = o.major AND i.minor = o.minor
-"""
+    FROM at JOIN unnest($2::bigint[], $3::bigint[], $4::text[], $5::integer[], $6::text[], $7::bytea[], $8::text[],
+        $9::text[], $10::text[], $11::float8[], $12::boolean[])
+        AS o (major, minor, state, attempt, error, envelope, id, type, key, delay, alone) USING (major, minor)
+    WHERE i.ctid = at.place
+""")
 
 # The primary key, in order, from each of the `old` floors on, up to the first row whose prev is above the row before it.
 # 10,000 rows at most are walked over in one transaction; what is left is walked in the next.
@@ -231,8 +241,14 @@ class InboxTables:
         if not fronts:
             return []
         parked: list[Retry] = []
-        for row in await link.fetch(self._sql(_PARKED), subscription.id, *_positions(fronts), limit):
-            major, minor, prev_major, prev_minor, envelope, attempt, waited = row
+        kept_back: set[str] = set()
+        each = -(-limit // len(fronts))
+        for row in await link.fetch(self._sql(_PARKED), subscription.id, *_positions(fronts), each, limit):
+            major, minor, prev_major, prev_minor, envelope, attempt, waited, key, alone = row
+            if alone:
+                kept_back.add(key)  # its turn comes, and what is behind it waits for that
+            if key in kept_back:
+                continue
             position, prev = Position(major, minor), Position(prev_major, prev_minor)
             delivery = Delivery(subscription.stream, position, prev, envelope)
             parked.append(Retry(subscription, delivery, attempt, waited, parked=True))
