@@ -18,8 +18,11 @@ from outboxkit_postgres.failures import is_conflict, meaning, sqlstate, went_awa
 from outboxkit_postgres.inbox import InboxTables
 from outboxkit_postgres.leases import LeaseTable
 from outboxkit_postgres.link import Link
-from outboxkit_postgres.log import OutboxTables
 from outboxkit_postgres.names import Names
+from outboxkit_postgres.outbox import OutboxTable
+from outboxkit_postgres.progress import ProgressTables
+from outboxkit_postgres.rebasing import rebase
+from outboxkit_postgres.ticks import TickLog
 from outboxkit_postgres.transaction import PostgresTransaction
 
 _DEAF_SECONDS = 0.05
@@ -30,7 +33,9 @@ _SOON_SECONDS, _EXPECTED_SECONDS = 0.01, 1.0
 
 
 class _Tables(NamedTuple):
-    outbox: OutboxTables
+    outbox: OutboxTable
+    ticks: TickLog
+    progress: ProgressTables
     inbox: InboxTables
     leases: LeaseTable
 
@@ -81,8 +86,13 @@ class PostgresTables:
         except BaseException:
             await self._database.aclose()
             raise
-        inbox = InboxTables(names, plain_errors=encoding != "UTF8")
-        self._tables = _Tables(OutboxTables(names, source), inbox, LeaseTable(names))
+        self._tables = _Tables(
+            outbox=OutboxTable(names),
+            ticks=TickLog(names, source),
+            progress=ProgressTables(names, source),
+            inbox=InboxTables(names, plain_errors=encoding != "UTF8"),
+            leases=LeaseTable(names),
+        )
         self._read_up = ORIGIN, 0
         self._doorbell = Doorbell(self._database, names.channel, self._has_grown)
         self._doorbell.start()
@@ -192,15 +202,15 @@ class PostgresTables:
                 return entries
 
     async def _read(self, after: Position, limit: int, max_bytes: int) -> Sequence[LogEntry]:
-        outbox = self._opened().outbox
+        ticks = self._opened().ticks
         async with self.translated(), self._database.work() as link:
-            return await outbox.read(link, after, limit, max_bytes)
+            return await ticks.read(link, after, limit, max_bytes)
 
     async def _tick_after(self, tick: int) -> int | None:
         """Return the tick that follows one, made if there are rows for it; None when there are none."""
-        outbox = self._opened().outbox
+        ticks = self._opened().ticks
         async with self.translated(), self._database.link() as link:
-            last = await outbox.make_tick(link, tick)
+            last = await ticks.make_tick(link, tick)
             if last < tick:
                 self._read_up = ORIGIN, 0  # or this would be said again for a cursor that is below what went away
                 # Or nobody would make the next tick. A relay takes this for an interruption, and looks where everything stands.
@@ -210,13 +220,13 @@ class PostgresTables:
                 )
             if last == tick:
                 return None
-            return last if last == tick + 1 else await outbox.next_tick(link, tick)
+            return last if last == tick + 1 else await ticks.next_tick(link, tick)
 
     async def find(self, stream: Stream, position: Position) -> bytes | None:
         """See `outboxkit.store.Store.find`."""
-        outbox = self._opened().outbox
+        ticks = self._opened().ticks
         async with self.translated(), self._database.link() as link:
-            return await outbox.find(link, stream, position)
+            return await ticks.find(link, stream, position)
 
     async def wait(self, seconds: float) -> None:
         """See `outboxkit.store.Store.wait`."""
@@ -229,23 +239,23 @@ class PostgresTables:
 
     async def progress(self) -> Progress:
         """See `outboxkit.store.Store.progress`."""
-        outbox = self._opened().outbox
+        tables = self._opened().progress
         async with self.translated(), self._database.link() as link:
-            return await outbox.progress(link)
+            return await tables.progress(link)
 
     async def save_progress(self, progress: Progress) -> None:
         """See `outboxkit.store.Store.save_progress`."""
-        outbox = self._opened().outbox
+        tables = self._opened().progress
         async with self.translated(), self._database.link() as link:
-            await outbox.save_progress(link, progress)
+            await tables.save_progress(link, progress)
 
     async def rebase(self, divergences: Mapping[Stream, tuple[Position, Position]]) -> int:
         """See `outboxkit.store.Store.rebase`."""
         if not divergences:
             return 0
-        outbox = self._opened().outbox
+        names = self._opened().outbox.names
         async with self.translated(), self._database.work() as link:
-            return await outbox.rebase(link, divergences)
+            return await rebase(link, names, divergences)
 
     # leases
 
@@ -294,7 +304,7 @@ class PostgresTables:
             return await inbox.retries(link, group, limit)
 
     @property
-    def outbox(self) -> OutboxTables:
+    def outbox(self) -> OutboxTable:
         """The statements on the outbox."""
         return self._opened().outbox
 

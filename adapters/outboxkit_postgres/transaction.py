@@ -21,7 +21,7 @@ from outboxkit.store import Floor, Outcome, Retry, Subscription, ThreadTransacti
 from outboxkit_postgres.database import Database, Savepoint, Unit
 from outboxkit_postgres.failures import is_conflict, is_confused, meaning, means_connection_lost, sqlstate, went_away
 from outboxkit_postgres.inbox import InboxTables
-from outboxkit_postgres.log import OutboxTables
+from outboxkit_postgres.outbox import OutboxTable
 
 T = TypeVar("T")
 
@@ -39,7 +39,7 @@ class PostgresTransaction:
     """See `outboxkit.store.Transaction`."""
 
     def __init__(
-        self, unit: Unit, database: Database, outbox: OutboxTables, inbox: InboxTables, committed: Callable[[], None]
+        self, unit: Unit, database: Database, outbox: OutboxTable, inbox: InboxTables, committed: Callable[[], None]
     ) -> None:
         self._unit = unit
         self._database = database
