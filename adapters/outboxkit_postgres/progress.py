@@ -26,14 +26,14 @@ class ProgressTables:
         self._sql = names.sql
         self._source = source
 
-    async def progress(self, link: Link) -> Progress:
+    async def load(self, link: Link) -> Progress:
         """See `outboxkit.store.Store.progress`."""
         cursor = await link.fetch(self._sql(_CURSOR))
         streams = await link.fetch(self._sql(_STREAMS))
         last = {Stream(topic, partition, self._source): Position(major, minor) for topic, partition, major, minor in streams}
         return Progress(Position(*cursor[0]) if cursor else ORIGIN, last)
 
-    async def save_progress(self, link: Link, progress: Progress) -> None:
+    async def save(self, link: Link, progress: Progress) -> None:
         """See `outboxkit.store.Store.save_progress`."""
         # In one order, as two relays save at the same time.
         last = sorted((stream.topic, stream.partition, *at) for stream, at in progress.last.items())
