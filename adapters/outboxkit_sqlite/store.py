@@ -13,6 +13,7 @@ import aiosqlite
 import anyio
 
 from outboxkit.cancellation import uninterrupted
+from outboxkit.config import checked_prefix
 from outboxkit.errors import (
     ConfigurationError,
     NotADatabaseError,
@@ -67,7 +68,7 @@ class SQLiteStore:
         path, options = parse_url(url)
         self.path = path.absolute()  # whatever the working directory becomes
         schema.require_sqlite()
-        self.prefix = schema.checked_prefix(options.pop("prefix", "outboxkit_"))
+        self.prefix = checked_prefix(options.pop("prefix", "outboxkit_"))
         self._busy_seconds = _seconds(url, options.pop("busy_seconds", "30"))
         durability = options.pop("durability", "full")
         if durability not in ("full", _RELAXED) or options:
