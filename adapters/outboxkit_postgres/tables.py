@@ -293,5 +293,5 @@ class PostgresTables:
             yield
         except OutboxkitError:
             raise
-        except Exception as error:
+        except Exception as error:  # what drivers, SQLAlchemy and the system raise has no class in common
             raise meaning(error, self._database.name) from error

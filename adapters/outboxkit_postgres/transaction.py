@@ -80,7 +80,7 @@ class PostgresTransaction:
         try:
             with self._translated():
                 await uninterrupted(savepoint.release())  # cancelled, it is released all the same
-        except Exception as error:
+        except Exception as error:  # whatever it was: what the block did must not stay
             await self._undo(savepoint, error)
             raise
 
@@ -125,7 +125,7 @@ class PostgresTransaction:
         xid = await self._write(rows)
         try:
             await self._unit.commit()
-        except Exception as error:
+        except Exception as error:  # as the driver raises it: it is looked at next
             if means_connection_lost(error):
                 await self._unit.rollback()  # nobody answers there: cut it
                 await self._look(xid, rows, error)
@@ -140,7 +140,7 @@ class PostgresTransaction:
         """Have the user's own layer send what it holds back, so that its errors are raised here and as they are."""
         try:
             await self._unit.flush()
-        except Exception as error:
+        except Exception as error:  # the user's own statements run here, and may raise anything
             self._give_up_on(error)
             raise
 
