@@ -5,13 +5,13 @@ from contextlib import asynccontextmanager
 from typing import NamedTuple
 
 from outboxkit.cancellation import uninterrupted
-from outboxkit.errors import OutboxkitError, SchemaError, StoreError, TransactionLostError
+from outboxkit.errors import OutboxkitError, StoreError, TransactionLostError
 from outboxkit.message import ORIGIN, LogEntry, Position, Stream
 from outboxkit.store import Floor, Progress, Retry, Subscription
 from outboxkit_postgres import schema
-from outboxkit_postgres.comparison import differing
+from outboxkit_postgres.comparison import compare
 from outboxkit_postgres.database import Database
-from outboxkit_postgres.failures import is_conflict, meaning, sqlstate, went_away
+from outboxkit_postgres.failures import is_conflict, meaning, went_away
 from outboxkit_postgres.growth import Growth
 from outboxkit_postgres.inbox import InboxTables
 from outboxkit_postgres.leases import LeaseTable
@@ -101,15 +101,7 @@ class PostgresTables:
         async with self._reached(), self.translated():
             async with self._database.link() as link:
                 names = await self._names(link)
-            try:
-                async with self._database.link() as link:
-                    await schema.check(link, names, source, self._database.name)
-            except SchemaError as error:
-                return [str(error)]
-            except Exception as error:  # as the driver raises it
-                if sqlstate(error) != "42703":
-                    raise  # of an undefined column the comparison tells more
-            return await differing(self._database, names)
+            return await compare(self._database, names, source)
 
     @asynccontextmanager
     async def _reached(self) -> AsyncGenerator[None, None]:
