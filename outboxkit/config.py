@@ -9,6 +9,7 @@ from outboxkit.errors import ConfigurationError
 from outboxkit.retry import Backoff, RetryPolicy
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_PREFIX = re.compile(r"[a-z][a-z0-9_]{0,30}_")
 
 
 def checked_name(kind: str, name: object) -> str:
@@ -20,6 +21,19 @@ def checked_name(kind: str, name: object) -> str:
     if isinstance(name, str) and _NAME.fullmatch(name):
         return name
     raise ConfigurationError(f"{kind} {name!r}: use 1 to 64 letters, digits, '.', '_' or '-', starting with a letter or digit")
+
+
+def checked_prefix(prefix: str) -> str:
+    """Return a table prefix if it is a safe identifier.
+
+    Raises:
+        ConfigurationError: it is not 2 to 32 lower-case letters, digits and underscores that end in an underscore.
+    """
+    if _PREFIX.fullmatch(prefix):
+        return prefix
+    raise ConfigurationError(
+        f"table prefix {prefix!r}: use 2 to 32 lower-case letters, digits and '_', starting with a letter and ending in '_'"
+    )
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):

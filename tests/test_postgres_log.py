@@ -12,6 +12,7 @@ from outboxkit.errors import SchemaError, StoreError
 from outboxkit.events import partition
 from outboxkit.message import ORIGIN, Envelope, OutboxRow, new_id
 from outboxkit.testing.rows import EVERYTHING, envelopes, log_of, new_rows, publish
+from outboxkit_postgres import ticks
 from tests.postgres import SOURCE, ask, connected, opened
 from tests.waiting import until
 
@@ -143,7 +144,7 @@ async def test_a_page_of_a_large_log_keeps_to_the_indexes_and_is_not_compiled(po
             "SELECT gen_random_uuid(), 'topic', 0, 'type', repeat('e', 100)::bytea FROM generate_series(1, 60000)"
         )
         (first,) = await store.read(ORIGIN, 1, EVERYTHING)
-        settings, statement = vars(store.outbox)["_plan"], vars(store.outbox)["_read"]
+        settings, statement = vars(ticks)["_PLAN"], store.outbox.names.sql(vars(ticks)["_READ"])
         async with outside.transaction():
             await outside.execute(settings)
             for minor in (0, 30_000, 60_000):

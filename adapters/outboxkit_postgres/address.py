@@ -4,8 +4,9 @@ import re
 from typing import NamedTuple
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
+from outboxkit.config import checked_prefix
 from outboxkit.errors import ConfigurationError
-from outboxkit_postgres.names import checked_prefix, checked_schema
+from outboxkit_postgres.names import checked_schema
 
 _ISOLATION = ("read committed", "repeatable read", "serializable")
 OPTIONS = ("prefix", "schema", "isolation", "max_connections", "connect_seconds", "acquire_seconds")

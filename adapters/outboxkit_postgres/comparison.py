@@ -9,8 +9,10 @@ import re
 from collections.abc import Sequence
 
 from outboxkit.comparison import Part, differences
+from outboxkit.errors import SchemaError
 from outboxkit_postgres import schema
 from outboxkit_postgres.database import Database
+from outboxkit_postgres.failures import sqlstate
 from outboxkit_postgres.link import Link
 from outboxkit_postgres.names import Names
 
@@ -44,12 +46,23 @@ _PARTS = """
 """
 
 
-async def differing(database: Database, names: Names) -> Sequence[str]:
-    """Return a line for each difference between the tables there and those that this version makes; changes nothing."""
+async def compare(database: Database, names: Names, source: str) -> Sequence[str]:
+    """Return a line for each difference between the tables there and those that this version makes for `source`.
+
+    It changes nothing.
+    """
+    try:
+        async with database.link() as link:
+            await schema.check(link, names, source, database.name)
+    except SchemaError as error:
+        return [str(error)]
+    except Exception as error:  # as the driver raises it
+        if sqlstate(error) != "42703":
+            raise  # of an undefined column the comparison tells more
     lines: Sequence[str] = ()
     with contextlib.suppress(_UndoneError):
         async with database.work() as link:
-            lines = await _compare(link, names)
+            lines = await _differences(link, names)
             raise _UndoneError
     return lines
 
@@ -58,7 +71,7 @@ class _UndoneError(Exception):
     """Undoes the transaction it leaves."""
 
 
-async def _compare(link: Link, names: Names) -> Sequence[str]:
+async def _differences(link: Link, names: Names) -> Sequence[str]:
     fresh = Names("pg_temp", names.prefix)
     for statement in schema.statements(fresh):
         await link.fetch(statement)

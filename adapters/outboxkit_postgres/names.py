@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 from outboxkit.errors import ConfigurationError
 
-_PREFIX = re.compile(r"[a-z][a-z0-9_]{0,30}_")
 _SCHEMA = re.compile(r"[A-Za-z_][A-Za-z0-9_$]{0,62}")
 # Only these, as other braces are SQL's own: those of an empty array, '{}', say.
 _NOUN = re.compile(r"\{(schema|topic|outbox|outbox_seq_seq|tick|cursor|stream|lease|floor|inbox)\}")
@@ -42,19 +41,6 @@ class Names(NamedTuple):
 @lru_cache(maxsize=256)  # statements are asked for each time they run
 def _filled(names: Names, text: str) -> str:
     return _NOUN.sub(lambda found: names.table(found[1]), text)
-
-
-def checked_prefix(prefix: str) -> str:
-    """Return a table prefix if it is a safe identifier.
-
-    Raises:
-        ConfigurationError: it is not 2 to 32 lower-case letters, digits and underscores that end in an underscore.
-    """
-    if _PREFIX.fullmatch(prefix):
-        return prefix
-    raise ConfigurationError(
-        f"table prefix {prefix!r}: use 2 to 32 lower-case letters, digits and '_', starting with a letter and ending in '_'"
-    )
 
 
 def checked_schema(schema: str) -> str:

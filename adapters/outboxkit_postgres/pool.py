@@ -181,14 +181,14 @@ class AsyncpgPool:
 async def _returned(pool: Any, raw: Any) -> None:
     try:
         await pool.release(raw, timeout=_CLOSE_SECONDS)
-    except Exception:  # whatever a driver raises
+    except Exception:  # what asyncpg and the system raise has no class in common
         return  # the pool has cut it, or had it back before us as it was lost, and will make another
 
 
 async def _ended(raw: Any) -> None:
     try:
         await raw.close(timeout=_CLOSE_SECONDS)
-    except Exception:  # whatever a driver raises
+    except Exception:  # the same; and whatever it is, the connection must go
         raw.terminate()
 
 

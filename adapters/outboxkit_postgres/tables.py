@@ -4,33 +4,30 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
-import anyio
-
 from outboxkit.cancellation import uninterrupted
-from outboxkit.errors import OutboxkitError, SchemaError, StoreError, TransactionLostError
+from outboxkit.errors import OutboxkitError, StoreError, TransactionLostError
 from outboxkit.message import ORIGIN, LogEntry, Position, Stream
 from outboxkit.store import Floor, Progress, Retry, Subscription
 from outboxkit_postgres import schema
-from outboxkit_postgres.comparison import differing
+from outboxkit_postgres.comparison import compare
 from outboxkit_postgres.database import Database
-from outboxkit_postgres.doorbell import Doorbell
-from outboxkit_postgres.failures import is_conflict, meaning, sqlstate, went_away
+from outboxkit_postgres.failures import is_conflict, meaning, went_away
+from outboxkit_postgres.growth import Growth
 from outboxkit_postgres.inbox import InboxTables
 from outboxkit_postgres.leases import LeaseTable
 from outboxkit_postgres.link import Link
-from outboxkit_postgres.log import OutboxTables
 from outboxkit_postgres.names import Names
+from outboxkit_postgres.outbox import OutboxTable
+from outboxkit_postgres.progress import ProgressTables
+from outboxkit_postgres.rebasing import rebase
+from outboxkit_postgres.ticks import TickLog
 from outboxkit_postgres.transaction import PostgresTransaction
-
-_DEAF_SECONDS = 0.05
-"""How often the log is looked at where no signals arrive."""
-
-_SOON_SECONDS, _EXPECTED_SECONDS = 0.01, 1.0
-"""How often, and for how long, it is looked at when a transaction of the user's own is about to be committed."""
 
 
 class _Tables(NamedTuple):
-    outbox: OutboxTables
+    outbox: OutboxTable
+    ticks: TickLog
+    progress: ProgressTables
     inbox: InboxTables
     leases: LeaseTable
 
@@ -51,11 +48,9 @@ class PostgresTables:
         self._prefix = prefix
         self._schema = schema
         self._tables: _Tables | None = None
-        self._doorbell: Doorbell | None = None
-        self._grown = anyio.Event()
+        self._growth = Growth(database)
         self._read_up: tuple[Position, int] = (ORIGIN, 0)
         """A position behind which no tick up to this one holds anything."""
-        self._expected_until = 0.0
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._database.name!r})"
@@ -69,7 +64,6 @@ class PostgresTables:
 
     async def open(self, source: str, partitions: Mapping[str, int] | None = None) -> None:
         """See `outboxkit.store.Store.open`."""
-        self._grown = anyio.Event()  # belongs to the running event loop
         await self._database.open()
         try:
             async with self.translated(), self._database.link() as link:
@@ -81,17 +75,20 @@ class PostgresTables:
         except BaseException:
             await self._database.aclose()
             raise
-        inbox = InboxTables(names, plain_errors=encoding != "UTF8")
-        self._tables = _Tables(OutboxTables(names, source), inbox, LeaseTable(names))
+        self._tables = _Tables(
+            outbox=OutboxTable(names),
+            ticks=TickLog(names, source),
+            progress=ProgressTables(names, source),
+            inbox=InboxTables(names, plain_errors=encoding != "UTF8"),
+            leases=LeaseTable(names),
+        )
         self._read_up = ORIGIN, 0
-        self._doorbell = Doorbell(self._database, names.channel, self._has_grown)
-        self._doorbell.start()
+        self._growth.start(names.channel)
 
     async def aclose(self) -> None:
         """See `outboxkit.store.Store.aclose`."""
-        doorbell, self._doorbell, self._tables = self._doorbell, None, None
-        if doorbell is not None:
-            await doorbell.stop()
+        self._tables = None
+        await self._growth.stop()
         await self._database.aclose()
 
     async def migrate(self, source: str) -> Sequence[str]:
@@ -104,15 +101,7 @@ class PostgresTables:
         async with self._reached(), self.translated():
             async with self._database.link() as link:
                 names = await self._names(link)
-            try:
-                async with self._database.link() as link:
-                    await schema.check(link, names, source, self._database.name)
-            except SchemaError as error:
-                return [str(error)]
-            except Exception as error:  # as the driver raises it
-                if sqlstate(error) != "42703":
-                    raise  # of an undefined column the comparison tells more
-            return await differing(self._database, names)
+            return await compare(self._database, names, source)
 
     @asynccontextmanager
     async def _reached(self) -> AsyncGenerator[None, None]:
@@ -159,24 +148,17 @@ class PostgresTables:
 
     def commit_seen(self) -> None:
         """Wake whoever waits for the log, here and in other processes."""
-        self._has_grown()
-        if self._doorbell is not None:
-            self._doorbell.press()
-
-    def _has_grown(self) -> None:
-        self._grown.set()
+        self._growth.seen()
 
     def expect_growth(self) -> None:
         """A commit is coming that nobody will tell of: look often for a while."""
-        self._expected_until = anyio.current_time() + _EXPECTED_SECONDS
-        self._has_grown()
+        self._growth.expect()
 
     # the log
 
     async def read(self, after: Position, limit: int, max_bytes: int) -> Sequence[LogEntry]:
         """See `outboxkit.store.Store.read`."""
-        if self._grown.is_set():  # before the read, so that no later commit goes unnoticed
-            self._grown = anyio.Event()
+        self._growth.forget()  # before the read, so that no later commit goes unnoticed
         known, tick = self._read_up
         if known != after:
             tick = after.major
@@ -192,15 +174,14 @@ class PostgresTables:
                 return entries
 
     async def _read(self, after: Position, limit: int, max_bytes: int) -> Sequence[LogEntry]:
-        outbox = self._opened().outbox
+        ticks = self._opened().ticks
         async with self.translated(), self._database.work() as link:
-            return await outbox.read(link, after, limit, max_bytes)
+            return await ticks.read(link, after, limit, max_bytes)
 
     async def _tick_after(self, tick: int) -> int | None:
         """Return the tick that follows one, made if there are rows for it; None when there are none."""
-        outbox = self._opened().outbox
-        async with self.translated(), self._database.link() as link:
-            last = await outbox.make_tick(link, tick)
+        async with self._link() as (tables, link):
+            last = await tables.ticks.make_tick(link, tick)
             if last < tick:
                 self._read_up = ORIGIN, 0  # or this would be said again for a cursor that is below what went away
                 # Or nobody would make the next tick. A relay takes this for an interruption, and looks where everything stands.
@@ -210,70 +191,58 @@ class PostgresTables:
                 )
             if last == tick:
                 return None
-            return last if last == tick + 1 else await outbox.next_tick(link, tick)
+            return last if last == tick + 1 else await tables.ticks.next_tick(link, tick)
 
     async def find(self, stream: Stream, position: Position) -> bytes | None:
         """See `outboxkit.store.Store.find`."""
-        outbox = self._opened().outbox
-        async with self.translated(), self._database.link() as link:
-            return await outbox.find(link, stream, position)
+        async with self._link() as (tables, link):
+            return await tables.ticks.find(link, stream, position)
 
     async def wait(self, seconds: float) -> None:
         """See `outboxkit.store.Store.wait`."""
-        if anyio.current_time() < self._expected_until:
-            seconds = min(seconds, _SOON_SECONDS)
-        elif self._doorbell is None or not self._doorbell.can_hear:
-            seconds = min(seconds, _DEAF_SECONDS)
-        with anyio.move_on_after(seconds):
-            await self._grown.wait()
+        await self._growth.wait(seconds)
 
     async def progress(self) -> Progress:
         """See `outboxkit.store.Store.progress`."""
-        outbox = self._opened().outbox
-        async with self.translated(), self._database.link() as link:
-            return await outbox.progress(link)
+        async with self._link() as (tables, link):
+            return await tables.progress.load(link)
 
     async def save_progress(self, progress: Progress) -> None:
         """See `outboxkit.store.Store.save_progress`."""
-        outbox = self._opened().outbox
-        async with self.translated(), self._database.link() as link:
-            await outbox.save_progress(link, progress)
+        async with self._link() as (tables, link):
+            await tables.progress.save(link, progress)
 
     async def rebase(self, divergences: Mapping[Stream, tuple[Position, Position]]) -> int:
         """See `outboxkit.store.Store.rebase`."""
         if not divergences:
             return 0
-        outbox = self._opened().outbox
+        names = self._opened().outbox.names
         async with self.translated(), self._database.work() as link:
-            return await outbox.rebase(link, divergences)
+            return await rebase(link, names, divergences)
 
     # leases
 
     async def lease(self, name: str, holder: str, seconds: float) -> int | None:
         """See `outboxkit.store.Store.lease`."""
-        leases = self._opened().leases
-        async with self.translated(), self._database.link() as link:
-            return await leases.lease(link, name, holder, seconds)
+        async with self._link() as (tables, link):
+            return await tables.leases.lease(link, name, holder, seconds)
 
     async def release(self, name: str, holder: str) -> None:
         """See `outboxkit.store.Store.release`."""
-        leases = self._opened().leases
-        async with self.translated(), self._database.link() as link:
-            await leases.release(link, name, holder)
+        async with self._link() as (tables, link):
+            await tables.leases.release(link, name, holder)
 
     # the inbox
 
     async def subscribe(self, group: str, stream: Stream, floor: Position = ORIGIN) -> tuple[Subscription, Position]:
         """See `outboxkit.store.Store.subscribe`."""
-        inbox = self._opened().inbox
-        async with self.translated(), self._database.link() as link:
-            return await inbox.subscribe(link, group, stream, floor)
+        async with self._link() as (tables, link):
+            return await tables.inbox.subscribe(link, group, stream, floor)
 
     async def floor_of(self, group: str, stream: Stream) -> Floor | None:
         """See `outboxkit.store.Store.floor_of`."""
-        inbox = self._opened().inbox
-        async with self.translated(), self._database.link() as link:
-            return await inbox.floor_of(link, group, stream)
+        async with self._link() as (tables, link):
+            return await tables.inbox.floor_of(link, group, stream)
 
     async def floors(self, group: str) -> Mapping[Stream, Floor]:
         """See `outboxkit.store.Store.floors`."""
@@ -295,14 +264,20 @@ class PostgresTables:
 
     async def retries(self, group: str, limit: int) -> tuple[Sequence[Retry], float | None]:
         """See `outboxkit.store.Store.retries`."""
-        inbox = self._opened().inbox
-        async with self.translated(), self._database.link() as link:
-            return await inbox.retries(link, group, limit)
+        async with self._link() as (tables, link):
+            return await tables.inbox.retries(link, group, limit)
 
     @property
-    def outbox(self) -> OutboxTables:
+    def outbox(self) -> OutboxTable:
         """The statements on the outbox."""
         return self._opened().outbox
+
+    @asynccontextmanager
+    async def _link(self) -> AsyncGenerator[tuple[_Tables, Link], None]:
+        """Borrow a connection for single statements, and raise what its errors mean."""
+        tables = self._opened()
+        async with self.translated(), self._database.link() as link:
+            yield tables, link
 
     def _opened(self) -> _Tables:
         if self._tables is None:
@@ -316,5 +291,5 @@ class PostgresTables:
             yield
         except OutboxkitError:
             raise
-        except Exception as error:
+        except Exception as error:  # what drivers, SQLAlchemy and the system raise has no class in common
             raise meaning(error, self._database.name) from error

@@ -21,7 +21,7 @@ from outboxkit.store import Floor, Outcome, Retry, Subscription, ThreadTransacti
 from outboxkit_postgres.database import Database, Savepoint, Unit
 from outboxkit_postgres.failures import is_conflict, is_confused, meaning, means_connection_lost, sqlstate, told, went_away
 from outboxkit_postgres.inbox import InboxTables
-from outboxkit_postgres.log import OutboxTables
+from outboxkit_postgres.outbox import OutboxTable
 
 T = TypeVar("T")
 
@@ -39,7 +39,7 @@ class PostgresTransaction:
     """See `outboxkit.store.Transaction`."""
 
     def __init__(
-        self, unit: Unit, database: Database, outbox: OutboxTables, inbox: InboxTables, committed: Callable[[], None]
+        self, unit: Unit, database: Database, outbox: OutboxTable, inbox: InboxTables, committed: Callable[[], None]
     ) -> None:
         self._unit = unit
         self._database = database
@@ -80,7 +80,7 @@ class PostgresTransaction:
         try:
             with self._translated():
                 await uninterrupted(savepoint.release())  # cancelled, it is released all the same
-        except Exception as error:
+        except Exception as error:  # whatever it was: what the block did must not stay
             await self._undo(savepoint, error)
             raise
 
@@ -137,7 +137,7 @@ class PostgresTransaction:
         xid = await self._write(rows)
         try:
             await self._unit.commit()
-        except Exception as error:
+        except Exception as error:  # as the driver raises it: it is looked at next
             if means_connection_lost(error):
                 await self._unit.rollback()  # nobody answers there: cut it
                 await self._look(xid, rows, error)
@@ -152,7 +152,7 @@ class PostgresTransaction:
         """Have the user's own layer send what it holds back, so that its errors are raised here and as they are."""
         try:
             await self._unit.flush()
-        except Exception as error:
+        except Exception as error:  # the user's own statements run here, and may raise anything
             self._give_up_on(error)
             raise
 

@@ -5,10 +5,10 @@ from typing import Any
 
 from sqlalchemy import DDL
 
-from outboxkit.config import checked_name
+from outboxkit.config import checked_name, checked_prefix
 from outboxkit.errors import ConfigurationError
 from outboxkit_postgres import schema as postgres
-from outboxkit_postgres.names import Names, checked_prefix, checked_schema
+from outboxkit_postgres.names import Names, checked_schema
 from outboxkit_sqlite import schema as sqlite
 
 

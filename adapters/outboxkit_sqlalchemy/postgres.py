@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
 
+from outboxkit.config import checked_prefix
 from outboxkit.message import OutboxRow
-from outboxkit_postgres.names import checked_prefix, checked_schema
+from outboxkit_postgres.names import checked_schema
 from outboxkit_postgres.tables import PostgresTables
 from outboxkit_sqlalchemy.database import EngineDatabase
 from outboxkit_sqlalchemy.statement import EngineLink

@@ -15,7 +15,8 @@ import anyio
 
 from outboxkit.cancellation import uninterrupted
 from outboxkit.errors import BrokerError, BrokerUnavailableError, ConfigurationError
-from outboxkit_sqlite.connection import SHORT_BUSY_TIMEOUT, ThreadConnection, connect, may_pass, next_look, primary_code
+from outboxkit_sqlite.connection import SHORT_BUSY_TIMEOUT, ThreadConnection, connect, next_look
+from outboxkit_sqlite.failures import may_pass, primary_code
 
 T = TypeVar("T")
 

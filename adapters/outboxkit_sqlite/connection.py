@@ -1,4 +1,4 @@
-"""One SQLite connection on one thread, and what SQLite's errors mean.
+"""One SQLite connection on one thread.
 
 Everything that touches a connection goes through its one queue, in order. That is what makes cancellation harmless: a
 statement whose caller was cancelled still runs, but a rollback asked for afterwards runs after it.
@@ -19,21 +19,9 @@ import anyio
 
 from outboxkit.cancellation import uninterrupted
 from outboxkit.errors import ConfigurationError, StoreError, TransactionError, TransactionLostError
+from outboxkit_sqlite.failures import primary_code
 
 T = TypeVar("T")
-
-_PASSING = frozenset(
-    (
-        sqlite3.SQLITE_BUSY,
-        sqlite3.SQLITE_LOCKED,
-        sqlite3.SQLITE_IOERR,
-        sqlite3.SQLITE_FULL,
-        sqlite3.SQLITE_CANTOPEN,
-        sqlite3.SQLITE_READONLY,
-        sqlite3.SQLITE_PROTOCOL,
-        sqlite3.SQLITE_NOMEM,
-    )
-)
 
 SHORT_BUSY_TIMEOUT = "PRAGMA busy_timeout = 5"
 """For connections whose callers wait for other writers by themselves, with `next_look`.
@@ -46,16 +34,6 @@ SQLite keeps no queue for its lock: whoever looks while it is free has it. Left 
 async def next_look() -> None:
     """Wait until a writer that was refused asks again: a step that can be cancelled, and not in step with other writers."""
     await anyio.sleep(random.uniform(0.001, 0.005))  # noqa: S311 - spreading load is no secret
-
-
-def primary_code(error: sqlite3.Error) -> int:
-    """Return SQLite's primary result code of an error, 0 where the driver gave none."""
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF
-
-
-def may_pass(error: sqlite3.Error) -> bool:
-    """Whether the same statement may succeed later: the file is locked, the disk full, the folder away."""
-    return primary_code(error) in _PASSING
 
 
 class GuardedConnection(sqlite3.Connection):

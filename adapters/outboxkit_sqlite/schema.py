@@ -9,20 +9,6 @@ from outboxkit.errors import ConfigurationError, SchemaError
 from outboxkit_sqlite.connection import GuardedConnection
 
 VERSION = 1
-_PREFIX = re.compile(r"[a-z][a-z0-9_]{0,30}_")
-
-
-def checked_prefix(prefix: str) -> str:
-    """Return a table prefix if it is a safe identifier.
-
-    Raises:
-        ConfigurationError: it is not 2 to 32 lower-case letters, digits and underscores that end in an underscore.
-    """
-    if _PREFIX.fullmatch(prefix):
-        return prefix
-    raise ConfigurationError(
-        f"table prefix {prefix!r}: use 2 to 32 lower-case letters, digits and '_', starting with a letter and ending in '_'"
-    )
 
 
 def require_sqlite() -> None:

@@ -13,28 +13,14 @@ import aiosqlite
 import anyio
 
 from outboxkit.cancellation import uninterrupted
-from outboxkit.errors import (
-    ConfigurationError,
-    NotADatabaseError,
-    SchemaError,
-    StoreError,
-    StoreUnavailableError,
-    TransactionError,
-)
+from outboxkit.config import checked_prefix
+from outboxkit.errors import ConfigurationError, SchemaError, StoreError, StoreUnavailableError, TransactionError
 from outboxkit.message import ORIGIN, LogEntry, OutboxRow, Position, Stream
 from outboxkit.store import Floor, Progress, Retry, Subscription
 from outboxkit_sqlite import schema
 from outboxkit_sqlite.comparison import compare
-from outboxkit_sqlite.connection import (
-    SHORT_BUSY_TIMEOUT,
-    GuardedConnection,
-    ThreadConnection,
-    connect,
-    may_pass,
-    next_look,
-    parse_url,
-    primary_code,
-)
+from outboxkit_sqlite.connection import SHORT_BUSY_TIMEOUT, GuardedConnection, ThreadConnection, connect, next_look, parse_url
+from outboxkit_sqlite.failures import meaning, primary_code
 from outboxkit_sqlite.inbox import InboxTables
 from outboxkit_sqlite.leases import LeaseTable
 from outboxkit_sqlite.log import OutboxTables
@@ -67,7 +53,7 @@ class SQLiteStore:
         path, options = parse_url(url)
         self.path = path.absolute()  # whatever the working directory becomes
         schema.require_sqlite()
-        self.prefix = schema.checked_prefix(options.pop("prefix", "outboxkit_"))
+        self.prefix = checked_prefix(options.pop("prefix", "outboxkit_"))
         self._busy_seconds = _seconds(url, options.pop("busy_seconds", "30"))
         durability = options.pop("durability", "full")
         if durability not in ("full", _RELAXED) or options:
@@ -286,16 +272,7 @@ class SQLiteStore:
 
     def failed(self, error: sqlite3.Error) -> NoReturn:
         """Raise what an SQLite error outside the user's own statements means."""
-        if primary_code(error) == sqlite3.SQLITE_NOTADB:
-            raise NotADatabaseError(f"{self.path} is not an SQLite database: name another file") from error
-        if may_pass(error):
-            raise StoreUnavailableError(
-                f"{self.path}: {error}: check that its folder exists and is writable, that the disk has room, and that no "
-                "other program holds it locked"
-            ) from error
-        if "no such table" in str(error):
-            raise SchemaError(f"{self.path}: {error}: run `outboxkit migrate module:app`") from error
-        raise StoreError(f"{self.path}: {error}") from error
+        raise meaning(error, self.path) from error
 
 
 async def _closed(connection: ThreadConnection) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from outboxkit_postgres import PostgresStore
-from outboxkit_postgres.log import OutboxTables
+from outboxkit_postgres.ticks import TickLog
 from outboxkit_postgres.transaction import PostgresTransaction
 from outboxkit_redis import RedisBroker
 from outboxkit_sqlite import SQLiteBroker, SQLiteStore
@@ -28,7 +28,7 @@ POINTS: dict[str, tuple[Any, ...]] = {
     "settle": (SQLiteTransaction, PostgresTransaction),
     "commit": (SQLiteTransaction, PostgresTransaction),
     "save_progress": (SQLiteStore, PostgresStore),
-    "make_tick": (OutboxTables,),
+    "make_tick": (TickLog,),
     "subscribe": (RedisBroker, SQLiteBroker),
     "announce": (RedisBroker, SQLiteBroker),
     "append": (RedisBroker, SQLiteBroker),

@@ -1,0 +1,166 @@
+"""The log in its order: making ticks, and reading by them.
+
+A tick is a stored snapshot. Tick n holds exactly the rows that are visible in snapshot n and not in that of the tick before it,
+in the order of `seq`; a position is (tick, seq). So a row whose transaction took long appears in a later tick, and nobody waits
+for it. Two things make it quick:
+
+- Whatever snapshot n shows has a `seq` at or below ``high`` of tick n. So nothing above ``high`` of the tick before is in that
+  one, and this part of a tick is a range of the primary key. What is below was written before the tick before was made,
+  by transactions that were in flight then or began at that very moment: few rows, found by `xid`.
+- A look for work asks the index between the transactions in flight, and so never walks over rows that nobody can see yet.
+"""
+
+from collections.abc import Sequence
+
+from outboxkit.errors import SchemaError, StoreError
+from outboxkit.message import LAST, LogEntry, Position, Stream
+from outboxkit_postgres.link import Link
+from outboxkit_postgres.names import Names
+
+# One statement, so that the snapshot it stores is the snapshot it looked with. Its commit is synchronous whatever the default
+# is, and with it everything is durable that it saw. And its high is never below the last one's, should somebody start the
+# sequence again.
+_MAKE_TICK = """
+    WITH last AS MATERIALIZED (
+        SELECT tick, snapshot, high, pg_snapshot_xmax(snapshot)::text::bigint - 1 AS seen
+        FROM {tick} ORDER BY tick DESC LIMIT 1
+    ), edge AS MATERIALIZED (
+        SELECT seen::text::xid8 AS xid FROM last
+        UNION ALL SELECT x FROM pg_snapshot_xip(pg_current_snapshot()) x, last WHERE x > last.seen::text::xid8
+    ), gap AS MATERIALIZED (
+        SELECT xid AS low, lead(xid, 1, pg_snapshot_xmax(pg_current_snapshot())) OVER (ORDER BY xid) AS high FROM edge
+    ), due AS MATERIALIZED (
+        SELECT FROM last WHERE tick = $1 AND (
+            EXISTS (SELECT FROM pg_snapshot_xip(last.snapshot) x, LATERAL (
+                SELECT FROM {outbox} o WHERE o.xid = x ORDER BY o.seq LIMIT 1) found
+                WHERE pg_visible_in_snapshot(x, pg_current_snapshot()))
+            OR EXISTS (SELECT FROM gap, LATERAL (
+                SELECT FROM {outbox} o WHERE o.xid > gap.low AND o.xid < gap.high ORDER BY o.xid LIMIT 1) found))
+    ), made AS (
+        INSERT INTO {tick} (tick, snapshot, high)
+        SELECT last.tick + 1, pg_current_snapshot(), greatest(last.high, s.last_value)
+        FROM due, last, {outbox_seq_seq} s, set_config('synchronous_commit', CASE current_setting('synchronous_commit')
+            WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, true)
+        ON CONFLICT DO NOTHING
+        RETURNING tick
+    )
+    SELECT coalesce((SELECT tick FROM made), tick), EXISTS (SELECT FROM due) AND NOT EXISTS (SELECT FROM made),
+        pg_snapshot_xmax(snapshot) > pg_snapshot_xmax(pg_current_snapshot())
+    FROM last
+"""
+
+_NEXT_TICK = "SELECT tick FROM {tick} WHERE tick > $1 ORDER BY tick LIMIT 1"
+
+# Each part of a tick is a range of an index. Without statistics, as after the first bulk load, the planner would rather gather
+# and sort whatever is left of the log for each page; or, thinking it does, compile the plan for half a second.
+_PLAN = """
+    SELECT set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true),
+        set_config('jit', 'off', true)
+"""
+
+# Ticks from $1 on that together hold about $3 rows, 500 at most. In the first, what is above $2. By the primary key of both
+# tables, and by (xid, seq) for what came late.
+_READ = """
+    WITH first AS MATERIALIZED (
+        SELECT greatest(coalesce((SELECT high FROM {tick} WHERE tick < $1 ORDER BY tick DESC LIMIT 1), 0), $2) AS high
+    ), span AS MATERIALIZED (
+        SELECT t.tick, t.snapshot, t.high, before.snapshot AS seen, before.high AS low,
+            CASE WHEN t.tick = $1 THEN $2 ELSE 0 END AS after
+        FROM (SELECT * FROM {tick} WHERE tick >= $1 ORDER BY tick LIMIT 500) t, first,
+            LATERAL (SELECT * FROM {tick} b WHERE b.tick < t.tick ORDER BY b.tick DESC LIMIT 1) before
+        WHERE t.tick = $1 OR t.high <= first.high + $3
+    ), entry AS (
+        SELECT span.tick, o.seq, o.topic, o.partition, o.envelope,
+            octet_length(o.envelope) AS size,
+            sum(octet_length(o.envelope)) OVER (ORDER BY span.tick, o.seq) AS bytes
+        FROM span, LATERAL (
+            (SELECT o.seq, o.topic, o.partition, o.envelope FROM pg_snapshot_xip(span.seen) x, LATERAL (
+                SELECT * FROM {outbox} o WHERE o.xid = x AND o.seq > span.after AND o.seq <= span.low
+                ORDER BY o.seq LIMIT $3) o
+            WHERE pg_visible_in_snapshot(x, span.snapshot))
+            UNION ALL
+            (SELECT o.seq, o.topic, o.partition, o.envelope FROM (
+                SELECT * FROM {outbox} o
+                WHERE o.xid >= pg_snapshot_xmax(span.seen) AND o.xid < pg_snapshot_xmax(span.snapshot)
+                    AND span.after < span.low AND o.seq > span.after AND o.seq <= span.low
+                ORDER BY o.xid, o.seq) o
+            WHERE pg_visible_in_snapshot(o.xid, span.snapshot))
+            UNION ALL
+            (SELECT o.seq, o.topic, o.partition, o.envelope FROM {outbox} o
+            WHERE o.seq > greatest(span.after, span.low) AND o.seq <= span.high
+                AND pg_visible_in_snapshot(o.xid, span.snapshot)
+            ORDER BY o.seq LIMIT $3)
+        ) o
+        ORDER BY span.tick, o.seq LIMIT $3
+    )
+    SELECT tick, seq, topic, partition, envelope FROM entry WHERE bytes <= $4 OR bytes = size ORDER BY tick, seq
+"""
+
+_FIND = """
+    SELECT o.envelope
+    FROM {outbox} o, {tick} t, LATERAL (SELECT * FROM {tick} b WHERE b.tick < t.tick ORDER BY b.tick DESC LIMIT 1) before
+    WHERE pg_visible_in_snapshot(o.xid, t.snapshot) AND NOT pg_visible_in_snapshot(o.xid, before.snapshot)
+        AND t.tick = $1 AND o.seq = $2 AND o.topic = $3 AND o.partition = $4
+"""
+
+
+class TickLog:
+    """The log of one source, by ticks; each method takes the connection it runs on."""
+
+    def __init__(self, names: Names, source: str) -> None:
+        self._table = names.table("tick")
+        self._sql = names.sql
+        self._source = source
+
+    async def make_tick(self, link: Link, last: int) -> int:
+        """Return the last tick's number: a new one's if `last` was it and there are rows for one.
+
+        Raises:
+            SchemaError: there is no tick at all.
+            StoreError: transaction ids went back, so that nobody can tell new rows from old ones.
+        """
+        while True:
+            found = await link.fetch(self._sql(_MAKE_TICK), last)
+            if not found:
+                raise SchemaError(
+                    f"the table {self._table} is empty, and with it the order of the outbox of {self._source!r} is gone: "
+                    "restore it from a backup"
+                )
+            tick, raced, went_back = found[0]
+            if not raced:
+                break
+            # Another relay was faster, and what it made is seen only by the next look.
+        if went_back:
+            raise StoreError(
+                f"the transaction ids of this server are below those in the outbox of {self._source!r}: it was restored from a "
+                "dump into a younger cluster. Restore a physical backup, or set the next transaction id above them "
+                "(pg_resetwal --next-transaction-id) before anything is published"
+            )
+        return int(tick)
+
+    async def next_tick(self, link: Link, after: int) -> int | None:
+        """Return the number of the tick that follows one, None at the end."""
+        found = await link.fetch(self._sql(_NEXT_TICK), after)
+        return int(found[0][0]) if found else None
+
+    async def read(self, link: Link, after: Position, limit: int, max_bytes: int) -> Sequence[LogEntry]:
+        """Return entries after a position, of its own tick and of some that follow; nothing may come although there are more.
+
+        Within a transaction of its own: it changes the planner's settings until the end of that.
+        """
+        await link.fetch(self._sql(_PLAN))
+        streams: dict[tuple[str, int], Stream] = {}
+        entries: list[LogEntry] = []
+        for tick, seq, topic, partition, envelope in await link.fetch(self._sql(_READ), *after, limit, max_bytes):
+            stream = streams.get((topic, partition))
+            if stream is None:
+                stream = streams[topic, partition] = Stream(topic, partition, self._source)
+            entries.append(LogEntry(stream, Position(tick, seq), envelope))
+        return entries
+
+    async def find(self, link: Link, stream: Stream, position: Position) -> bytes | None:
+        """See `outboxkit.store.Store.find`."""
+        if max(position) > LAST.minor:  # no position of this log; something else wrote it
+            return None
+        found = await link.fetch(self._sql(_FIND), *position, stream.topic, stream.partition)
+        return found[0][0] if found else None
