@@ -4,9 +4,11 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import NoReturn
 from urllib.parse import urlsplit
 
 import anyio
+import asyncpg
 import pytest
 
 from outboxkit import App, UnitOfWork
@@ -187,6 +189,26 @@ async def test_a_unit_of_work_that_cannot_even_begin_ends_by_itself(postgres_url
         with anyio.fail_after(10), pytest.raises(StoreUnavailableError):
             await publish(store, new_rows())
         assert await log_of(store) == []
+
+
+async def test_a_goodbye_that_confuses_the_driver_while_connecting_is_a_server_that_is_away(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(postgres_url) as store:
+
+        async def confused(*_: object, **__: object) -> NoReturn:
+            raise asyncpg.InternalClientError("cannot switch to state 15; another operation (2) is in progress")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(asyncpg.Pool, "acquire", confused)
+            with pytest.raises(StoreUnavailableError):
+                await store.progress()
+        await store.aclose()
+        with monkeypatch.context() as patch:
+            patch.setattr(asyncpg, "connect", confused)
+            with pytest.raises(StoreUnavailableError):
+                await store.open(SOURCE)
+        await store.open(SOURCE)
 
 
 # a connection that breaks inside a unit of work

@@ -16,6 +16,8 @@ from outboxkit_postgres.failures import meaning, sqlstate
 from outboxkit_postgres.link import Link
 
 _CLOSE_SECONDS = 5.0
+_FAILURES = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+"""What asyncpg raises when it cannot connect; the last one when the server says goodbye at the very moment of a statement."""
 _OLDEST = 130000
 _RESET = "RESET SESSION AUTHORIZATION; DISCARD TEMP;"
 """What RESET ALL leaves: a role that was set, and temporary tables, which would stand before others of their name."""
@@ -55,7 +57,7 @@ class AsyncpgPool:
                 reset=self._reset,
                 **self._session(),
             )
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
+        except (*_FAILURES, ValueError) as error:
             self._failed(error)
 
     async def aclose(self) -> None:
@@ -108,7 +110,7 @@ class AsyncpgPool:
                 f"{self.name}: none of the {self._address.max_connections} connections came free within {seconds:g} s: look "
                 "for units of work that are left open while waiting for something else, or raise ?max_connections="
             ) from error
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except _FAILURES as error:
             self._failed(error)
         try:
             yield raw
