@@ -9,13 +9,14 @@ Order comes from the chain: an entry is settled only when the one before it is, 
 is read from the broker first, whoever it was delivered to.
 """
 
+import contextlib
 from collections.abc import Awaitable, Callable, Collection, Sequence
 
 import anyio
 
 from outboxkit.broker import Broker
 from outboxkit.config import ConsumerSettings
-from outboxkit.errors import BrokerUnavailableError, GroupMissingError, StreamConflictError
+from outboxkit.errors import BrokerUnavailableError, GroupMissingError, OutboxkitError, StreamConflictError
 from outboxkit.hand import Hand
 from outboxkit.message import ORIGIN, Delivery, Position, Stream, digest
 from outboxkit.observe import Observer
@@ -73,18 +74,26 @@ class Consumer:
     def stop(self) -> None:
         """Stop reading; `run` returns when what is being settled is committed or undone."""
         self._hand.close()
+        self._settler.stop()
         self._stopping.set()
 
     async def run(self) -> None:
         """Consume until `stop`; a broker or database that is away is waited for."""
+        try:
+            await self._run()
+        finally:
+            with anyio.move_on_after(1, shield=True), contextlib.suppress(OutboxkitError):
+                await self._settler.give_back()
+
+    async def _run(self) -> None:
         async with anyio.create_task_group() as settling:
             for _ in range(self._store.concurrency):
                 settling.start_soon(self._supervised, "settling", self._settle)
+            settling.start_soon(self._supervised, "retrying", self._retry)
             async with anyio.create_task_group() as reading:
                 reading.start_soon(self._supervised, "receiving", self._receive)
                 reading.start_soon(self._supervised, "keeping deliveries", self._keep)
                 reading.start_soon(self._supervised, "looking for holes", self._mend)
-                reading.start_soon(self._supervised, "retrying", self._retry)
                 await self._stopping.wait()
                 reading.cancel_scope.cancel()
 
@@ -291,14 +300,15 @@ class Consumer:
 
     async def _retry(self, working: Callable[[], None]) -> None:
         """Run again what failed before and is due."""
-        while True:
+        while not self._stopping.is_set():
             await self._settler.give_back()
             due, next_seconds = await self._store.retries(self.group, _RETRIES)
             await self._settler.retry(due, self._settings.transaction_seconds)
             working()
             if not due:
                 poll_seconds = self._settings.retry_poll_seconds
-                await anyio.sleep(poll_seconds if next_seconds is None else min(poll_seconds, next_seconds))
+                with anyio.move_on_after(poll_seconds if next_seconds is None else min(poll_seconds, next_seconds)):
+                    await self._stopping.wait()
 
 
 def _had_before(deliveries: Sequence[Delivery]) -> Sequence[Delivery]:

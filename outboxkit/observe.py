@@ -49,7 +49,10 @@ class Observer:
             logger.info("group %s starts reading %s", group, stream)
 
     def consumed(self, group: str, topic: str, outcome: str, count: int) -> None:
-        """`count` messages were recorded: ``settled``, ``skipped``, ``duplicate``, ``retry`` or ``dead``."""
+        """`count` messages are ``settled``, ``skipped``, ``duplicate``, ``retry``, ``parked``, ``aside`` or ``dead`` from now on.
+
+        Parked is what waits behind another of its key; aside, what is tried alone as it may have ended a process.
+        """
 
     def failed(self, group: str, message: Message, error: Exception, delay_seconds: float | None) -> None:
         """A handler raised; the message runs again in `delay_seconds`, or is dead when None."""

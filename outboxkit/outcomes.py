@@ -136,11 +136,12 @@ class Outcomes:
 
     def report(self, topic: str, duplicates: int = 0) -> None:
         """Tell the observer; only after the commit, because until then it may all happen again."""
-        counts = Counter(outcome.state for outcome in self.recorded)
+        counts = Counter("aside" if outcome.alone else outcome.state for outcome in self.recorded)
         told = {
             "settled": counts["settled"] - self._skipped,
             "skipped": self._skipped,
             "retry": counts["retry"],
+            "aside": counts["aside"],
             "parked": counts["parked"],
             "dead": counts["dead"] + counts["held"],
             "duplicate": duplicates,

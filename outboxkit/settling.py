@@ -60,6 +60,7 @@ class Settler:
         """Up to where this process has begun with deliveries that somebody had before: it knows how that ended."""
         self._interrupted: list[Retry] = []
         """Attempts that were begun and came to no end."""
+        self._stopping = False
 
     async def settle(self, subscription: Subscription, run: Sequence[Delivery], seconds: float) -> int:
         """Settle deliveries of one stream in one transaction.
@@ -135,12 +136,15 @@ class Settler:
             seconds: once this time has passed, no further handler is started in a transaction.
         """
         for subscription, due in _by_stream(retries).items():
-            async with self._slots:
-                if together := [retry for retry in due if not retry.alone]:
-                    await self._retry_together(subscription, together, seconds)
-                for retry in due:
-                    if retry.alone:
-                        await self._retry_alone(retry)
+            if together := [retry for retry in due if not retry.alone]:
+                await self._retry_together(subscription, together, seconds)
+            for retry in due:
+                if retry.alone:
+                    await self._retry_alone(retry)
+
+    def stop(self) -> None:
+        """Begin with no further message that waits."""
+        self._stopping = True
 
     async def give_back(self) -> None:
         """Take back the attempts that were begun and then came to no end, as the database went away or we were stopped."""
@@ -149,10 +153,12 @@ class Settler:
             self._interrupted.pop()
 
     async def _retry_together(self, subscription: Subscription, due: Sequence[Retry], seconds: float) -> None:
-        begun = await again_on_conflict(partial(self._gather, subscription, due))
-        # Should it be lost altogether, each is tried alone, which shows whose fault that is.
-        with contextlib.suppress(ConflictError, TransactionLostError):
-            await again_on_conflict(partial(self._try, subscription, begun, seconds))
+        async with self._slots:
+            if self._stopping or not (begun := await again_on_conflict(partial(self._gather, subscription, due))):
+                return
+            # Should it be lost altogether, each is tried alone, which shows whose fault that is.
+            with contextlib.suppress(ConflictError, TransactionLostError):
+                await again_on_conflict(partial(self._try, subscription, begun, seconds))
 
     async def _gather(self, subscription: Subscription, due: Sequence[Retry]) -> Sequence[Retry]:
         async with self._store.transaction() as transaction:
@@ -161,16 +167,16 @@ class Settler:
         return begun
 
     async def _retry_alone(self, retry: Retry) -> None:
-        begun = await again_on_conflict(partial(self._begin, retry))
-        if begun is None:
-            return
-        try:
-            await again_on_conflict(partial(self._try, begun.subscription, [begun], 0.0))
-        except (ConflictError, TransactionLostError) as error:
-            await again_on_conflict(partial(self._blame, begun.subscription, begun.delivery, error, begun))
-        except (StoreUnavailableError, anyio.get_cancelled_exc_class()):
-            self._interrupted.append(begun)
-            raise
+        async with self._slots:
+            if self._stopping or not (begun := await again_on_conflict(partial(self._begin, retry))):
+                return
+            try:
+                await again_on_conflict(partial(self._try, begun.subscription, [begun], 0.0))
+            except (ConflictError, TransactionLostError) as error:
+                await again_on_conflict(partial(self._blame, begun.subscription, begun.delivery, error, begun))
+            except (StoreUnavailableError, anyio.get_cancelled_exc_class()):
+                self._interrupted.append(begun)
+                raise
 
     async def _begin(self, retry: Retry) -> Retry | None:
         """Count the attempt that is about to be made; None when there is none to make."""

@@ -110,8 +110,12 @@ class Reader:
         @self.app.consumes(Drawn)
         async def note(drawn: Drawn, uow: UnitOfWork) -> None:
             await self.database.insert(uow.connection, "noted (number)", drawn.number)
+            await self.noting(drawn.number)
 
         self.note = note
+
+    async def noting(self, number: int) -> None:
+        """Called within the handler, once the number is written: for readers that fail."""
 
     async def migrate(self) -> "Reader":
         self.database.create()

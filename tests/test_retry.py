@@ -36,8 +36,8 @@ def test_a_policy_counts_attempts_from_one_and_ends() -> None:
     first, second = policy.delay(1, FAILURE), policy.delay(2, FAILURE)
     assert first is not None
     assert second is not None
-    assert 0.5 <= first <= 1.0
-    assert 2.5 <= second <= 5.0
+    assert 0.0 <= first <= 1.0
+    assert 0.0 <= second <= 5.0
     assert policy.delay(3, FAILURE) is None
     assert policy.delay(4, FAILURE) is None
 
@@ -58,7 +58,7 @@ def test_a_policy_with_endless_attempts_never_overflows(attempt: int) -> None:
     delay = RetryPolicy(attempts=10**9, factor=10_000.0).delay(attempt, FAILURE)
     assert delay is not None
     assert math.isfinite(delay)
-    assert 0 < delay <= 300.0
+    assert 0 <= delay <= 300.0
 
 
 @pytest.mark.parametrize("wrong", [{"attempts": 0}, {"first_seconds": -1.0}, {"factor": 0.5}, {"cap_seconds": -1.0}])

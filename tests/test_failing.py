@@ -1,0 +1,282 @@
+"""When handlers fail: what waits, what waits behind it, what never counts, and what is too slow."""
+
+import asyncio
+import collections
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import msgspec
+import pytest
+
+from outboxkit import App, ConfigurationError, ConsumerSettings, Message, Observer, RetryPolicy, Settings, UnitOfWork, event
+from outboxkit.errors import StoreUnavailableError
+from outboxkit.testing import MemoryBroker
+from tests.databases import Place, database_at
+from tests.services import QUICK, Recording
+from tests.waiting import until
+
+
+@event("step.taken", topic="steps", key="walker")
+class StepTaken(msgspec.Struct, frozen=True):
+    """One step of a walker; all walkers are in one partition."""
+
+    walker: str
+    number: int
+
+
+ONE_STREAM = msgspec.structs.replace(QUICK, partitions={"steps": 1})
+
+Handle = Callable[[StepTaken, Message], Awaitable[None]]
+
+
+class Walk:
+    """An app that publishes steps, and notes those that its handler lets pass."""
+
+    def __init__(
+        self, place: Place, settings: Settings = ONE_STREAM, broker: Any = None, observer: Observer | None = None
+    ) -> None:
+        self.database = database_at(place, "walk")
+        self.broker = broker or MemoryBroker()
+        self.observer = observer or Recording()
+        self.app = App("walk", store=self.database.url, broker=self.broker, settings=settings, observer=self.observer)
+        self.begun: list[tuple[str, int, int]] = []
+        """Walker, number and attempt of each run of the handler."""
+
+    def handled_by(self, handle: Handle, **options: Any) -> "Walk":
+        """Note the steps for which `handle` does not raise; `options` are those of ``consumes``."""
+
+        @self.app.consumes(StepTaken, **options)
+        async def note(step: StepTaken, message: Message, uow: UnitOfWork) -> None:
+            self.begun.append((step.walker, step.number, message.attempt))
+            await self.database.insert(uow.connection, "noted (step)", step.number)
+            await handle(step, message)
+
+        return self
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator["Walk"]:
+        self.database.create()
+        await self.app.migrate()
+        self.database.ask(f"CREATE TABLE IF NOT EXISTS noted (id {self.database.serial}, step INTEGER NOT NULL)")
+        async with self.app:
+            yield self
+
+    async def step(self, walker: str, *numbers: int) -> None:
+        async with self.app.unit_of_work() as uow:
+            for number in numbers:
+                uow.publish(StepTaken(walker, number))
+
+    def noted(self) -> Sequence[int]:
+        return self.database.column("SELECT step FROM noted ORDER BY id")
+
+    def inbox(self) -> collections.Counter[str]:
+        return collections.Counter(self.database.column("SELECT state FROM outboxkit_inbox"))
+
+    async def unacked(self) -> int:
+        """How many deliveries the broker still waits for."""
+        streams = await self.broker.streams("steps")
+        found = [await self.broker.reclaim("walk", "nobody", [each], idle_seconds=0.0, limit=1000) for each in streams]
+        return sum(map(len, found))
+
+
+async def test_later_messages_of_a_key_wait_behind_a_failing_one_and_others_go_on(place: Place) -> None:
+    mended = anyio.Event()
+
+    async def handle(step: StepTaken, _: Message) -> None:
+        if step.number == 1 and not mended.is_set():
+            raise ValueError("not yet")
+
+    patient = RetryPolicy(attempts=1000, first_seconds=0.02, factor=1.0)
+    async with Walk(place).handled_by(handle, retry=patient).running() as walk:
+        await walk.step("ada", 1, 2, 3)
+        await walk.step("bob", 11, 12)
+        await until(walk.noted, [11, 12].__eq__)
+        await until(walk.inbox, {"retry": 1, "parked": 2}.__eq__)
+        await walk.step("ada", 4)
+        await walk.step("bob", 13)
+        await until(walk.inbox, {"retry": 1, "parked": 3}.__eq__)
+        await until(walk.unacked, (0).__eq__)  # waiting costs the broker nothing
+        mended.set()
+        await until(walk.inbox, {}.__eq__)
+    assert [number for number in walk.noted() if number < 10] == [1, 2, 3, 4]
+    assert {attempt for _, number, attempt in walk.begun if number > 1} == {1}, "no attempt while it was parked"
+
+
+async def test_when_the_first_is_dead_the_others_of_its_key_run_in_order(place: Place) -> None:
+    async def handle(step: StepTaken, _: Message) -> None:
+        if step.number in (1, 3):
+            raise ValueError("never")
+
+    async with Walk(place).handled_by(handle).running() as walk:
+        await walk.step("ada", 1, 2, 3, 4, 5)
+        await until(walk.inbox, {"dead": 2}.__eq__)
+    assert walk.noted() == [2, 4, 5]
+
+
+async def test_a_key_may_be_held_behind_a_dead_message(place: Place) -> None:
+    async def handle(step: StepTaken, _: Message) -> None:
+        if step.number == 1:
+            raise ValueError("never")
+
+    async with Walk(place).handled_by(handle, on_dead="hold").running() as walk:
+        await walk.step("ada", 1, 2)
+        await walk.step("bob", 11)
+        await until(walk.inbox, {"held": 1, "parked": 1}.__eq__)
+        await walk.step("ada", 3)
+        await walk.step("bob", 12)
+        await until(walk.inbox, {"held": 1, "parked": 2}.__eq__)
+        await until(walk.noted, [11, 12].__eq__)
+
+
+async def test_a_handler_without_order_waits_for_nobody(place: Place) -> None:
+    async def handle(step: StepTaken, _: Message) -> None:
+        if step.number == 1:
+            raise ValueError("never")
+
+    async with Walk(place).handled_by(handle, ordered=False).running() as walk:
+        await walk.step("ada", 1, 2, 3)
+        await until(walk.inbox, {"dead": 1}.__eq__)
+    assert walk.noted() == [2, 3]
+
+
+def test_there_is_nothing_to_hold_without_order() -> None:
+    app = App("walk", store="sqlite:///unused.db", broker=MemoryBroker())
+    with pytest.raises(ConfigurationError, match='"hold" for an ordered handler'):
+        app.consumes(StepTaken, ordered=False, on_dead="hold")
+    with pytest.raises(ConfigurationError, match='"continue", or "hold"'):
+        app.consumes(StepTaken, on_dead="skip")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+async def test_a_list_handler_parks_what_is_behind_its_failures_too(place: Place) -> None:
+    walk = Walk(place)
+    failures = collections.Counter[int]()
+
+    @walk.app.consumes(StepTaken)
+    async def note(steps: list[StepTaken], uow: UnitOfWork) -> None:
+        for step in steps:
+            await walk.database.insert(uow.connection, "noted (step)", step.number)
+            if step.number == 1 and failures[1] < 3:
+                failures[1] += len(steps) == 1
+                raise ValueError("not yet")
+
+    policy = RetryPolicy(attempts=10, first_seconds=0.01, factor=1.0)
+    walk.app.settings = msgspec.structs.replace(ONE_STREAM, retry=policy)
+    async with walk.running():
+        async with walk.app.unit_of_work() as uow:
+            for number in (1, 2, 3):
+                uow.publish(StepTaken("ada", number))
+                uow.publish(StepTaken("bob", number + 10))
+        await until(walk.noted, lambda noted: len(noted) == 6)
+        await until(walk.inbox, {}.__eq__)
+    assert [number for number in walk.noted() if number < 10] == [1, 2, 3]
+    assert [number for number in walk.noted() if number > 10] == [11, 12, 13]
+
+
+# what counts
+
+
+class PaymentsAwayError(Exception):
+    """A dependency is down."""
+
+
+@pytest.mark.parametrize("error", [PaymentsAwayError("down"), StoreUnavailableError("of another app")])
+async def test_what_is_nobodys_fault_counts_no_attempt_however_often(place: Place, error: Exception) -> None:
+    async def handle(step: StepTaken, _: Message) -> None:
+        if step.number == 1 and len(walk.begun) < 12:
+            raise error
+
+    policy = RetryPolicy(attempts=2, first_seconds=0.001, cap_seconds=0.02, uncounted=(PaymentsAwayError,))
+    walk = Walk(place).handled_by(handle, retry=policy)
+    async with walk.running():
+        await walk.step("ada", 1, 2)
+        await until(walk.inbox, lambda inbox: not inbox and len(walk.noted()) == 2)
+    assert walk.noted() == [1, 2]
+    assert {attempt for _, _, attempt in walk.begun} == {1}
+
+
+async def test_a_handler_that_hangs_meets_its_time_limit_and_what_it_did_is_undone(place: Place) -> None:
+    async def handle(step: StepTaken, _: Message) -> None:
+        if step.number == 1:
+            await anyio.sleep_forever()
+
+    policy = RetryPolicy(attempts=2, first_seconds=0.01, limit_seconds=0.1)
+    async with Walk(place).handled_by(handle, retry=policy).running() as walk:
+        await walk.step("ada", 1, 2)
+        await walk.step("bob", 11)
+        await until(walk.inbox, {"dead": 1}.__eq__)
+        ((error, attempt),) = walk.database.ask("SELECT error, attempt FROM outboxkit_inbox")
+    assert attempt == 2
+    assert "TimeLimitError" in error
+    assert "did not come to an end within 0.1 s" in error
+    assert sorted(walk.noted()) == [2, 11]
+
+
+async def test_a_handler_ten_times_slower_than_the_idle_time_runs_once_beside_another_consumer(place: Place) -> None:
+    settings = msgspec.structs.replace(
+        ONE_STREAM, consumer=ConsumerSettings(wait_seconds=0.05, idle_seconds=0.2, hole_seconds=0.05)
+    )
+    begun: list[int] = []
+
+    async def handle(step: StepTaken, _: Message) -> None:
+        begun.append(step.number)
+        await anyio.sleep(2.0)
+
+    broker = MemoryBroker()
+    one, two = (Walk(place, settings, broker).handled_by(handle) for _ in range(2))
+    two.app.reader = "two"
+    async with one.running(), two.running():
+        await one.step("ada", 1, 2)
+        await until(one.noted, lambda noted: len(noted) == 2)
+    assert begun == [1, 2]
+    assert one.noted() == [1, 2]
+
+
+# stopping
+
+
+async def test_a_retry_that_runs_at_the_stop_is_finished(place: Place) -> None:
+    again, go = anyio.Event(), anyio.Event()
+
+    async def handle(_: StepTaken, message: Message) -> None:
+        if message.attempt == 1:
+            raise ValueError("once")
+        again.set()
+        await go.wait()
+
+    async with anyio.create_task_group() as tasks, Walk(place).handled_by(handle).running() as walk:
+        await walk.step("ada", 1)
+        await again.wait()
+
+        async def let_go() -> None:
+            await asyncio.sleep(0)  # the app has begun to stop by then
+            go.set()
+
+        tasks.start_soon(let_go)
+    assert walk.noted() == [1]
+    assert walk.inbox() == {}
+
+
+async def test_an_attempt_that_the_stop_cuts_off_is_not_counted(place: Place) -> None:
+    hurried = msgspec.structs.replace(ONE_STREAM, grace_seconds=0.05)
+    hanging, mended = anyio.Event(), anyio.Event()
+
+    async def handle(_: StepTaken, message: Message) -> None:
+        if len(walk.begun) == 1:
+            raise ValueError("once")
+        if not mended.is_set():
+            hanging.set()
+            await anyio.sleep_forever()
+
+    walk = Walk(place, hurried).handled_by(handle)
+    for _ in range(4):
+        hanging = anyio.Event()
+        async with walk.running():
+            if not walk.begun:
+                await walk.step("ada", 1)
+            await hanging.wait()
+    mended.set()
+    async with walk.running():
+        await until(walk.noted, [1].__eq__)
+    assert [attempt for _, _, attempt in walk.begun] == [1, 2, 2, 2, 2, 2]
