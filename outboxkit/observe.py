@@ -49,7 +49,7 @@ class Observer:
             logger.info("group %s starts reading %s", group, stream)
 
     def consumed(self, group: str, topic: str, outcome: str, count: int) -> None:
-        """`count` messages are ``settled``, ``skipped``, ``duplicate``, ``retry``, ``parked``, ``aside`` or ``dead`` from now on.
+        """`count` messages are ``settled``, ``skipped``, ``duplicate``, ``retry``, ``parked``, ``aside`` or ``dead`` now.
 
         Parked is what waits behind another of its key; aside, what is tried alone as it may have ended a process.
         """
