@@ -13,6 +13,7 @@ from outboxkit.adapters import broker_of, store_of
 from outboxkit.broker import Broker
 from outboxkit.config import Settings, checked_name
 from outboxkit.consumer import Consumer
+from outboxkit.dead_letters import DeadLetters
 from outboxkit.errors import ConfigurationError, NoUnitOfWorkError
 from outboxkit.events import Encoder, event_type
 from outboxkit.lease import Lease
@@ -186,6 +187,11 @@ class App(Router):
     ) -> bool | None:
         running, self._running = self._running, None
         return await running.__aexit__(kind, error, trace) if running is not None else None
+
+    @property
+    def dead_letters(self) -> DeadLetters:
+        """The messages that failed for good in this app's groups, to be looked at, retried or discarded while it is open."""
+        return DeadLetters(self.store)
 
     @asynccontextmanager
     async def running(self, *, relay: bool = True, consume: bool = True) -> AsyncGenerator["App", None]:

@@ -21,6 +21,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
+from outboxkit.letter import LetterStore
 from outboxkit.message import ORIGIN, Delivery, LogEntry, OutboxRow, Position, Stream
 
 T = TypeVar("T")
@@ -199,7 +200,7 @@ class Transaction(Protocol):
         ...
 
 
-class Store(Protocol):
+class Store(LetterStore, Protocol):
     """A database that one app owns. Made from a URL by `Store(url)`; nothing is opened before `open`."""
 
     @property

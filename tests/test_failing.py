@@ -2,7 +2,7 @@
 
 import asyncio
 import collections
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -56,7 +56,7 @@ class Walk:
         return self
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator["Walk"]:
+    async def running(self) -> AsyncGenerator["Walk", None]:
         self.database.create()
         await self.app.migrate()
         self.database.ask(f"CREATE TABLE IF NOT EXISTS noted (id {self.database.serial}, step INTEGER NOT NULL)")

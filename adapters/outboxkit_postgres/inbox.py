@@ -267,13 +267,19 @@ class InboxTables:
         if failed := [self._failed(o) for o in outcomes if o.state in ("retry", "parked", "dead", "held")]:
             await link.fetch(self._sql(_FAIL), subscription.id, *map(list, zip(*failed, strict=True)))
         if keys := {o.key for o in outcomes if o.waited and o.key is not None}:
-            await link.fetch(self._sql(_PROMOTE), subscription.id, list(keys))
+            await self.promote(link, subscription.id, keys)
         return _floor((await link.fetch(self._sql(_ADVANCE), subscription.id))[0])[1]
 
+    async def promote(self, link: Link, floor_id: int, keys: Collection[str]) -> None:
+        """Have the first parked message of each key run, if nothing before it waits any more; with the floor locked."""
+        await link.fetch(self._sql(_PROMOTE), floor_id, list(keys))
+
+    def storable(self, error: str) -> str:
+        """Return an error's text with what this database's encoding has."""
+        return error.encode("ascii", "backslashreplace").decode() if self._plain_errors else error
+
     def _failed(self, outcome: Outcome) -> tuple[Any, ...]:
-        error = outcome.error
-        if self._plain_errors and error is not None:
-            error = error.encode("ascii", "backslashreplace").decode()
+        error = None if outcome.error is None else self.storable(outcome.error)
         about = (outcome.id, outcome.type, outcome.key)
         failure = (outcome.state, outcome.attempt, error, outcome.delivery.envelope)
         return (*outcome.delivery.position, *failure, *about, outcome.delay_seconds, outcome.alone)

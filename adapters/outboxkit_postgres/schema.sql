@@ -79,8 +79,8 @@ CREATE TABLE {schema}.{prefix}floor (
     UNIQUE ("group", topic, partition, source)
 ) WITH (fillfactor = 50);
 
--- What is settled above a floor, waits for its next attempt or behind one that does, or is dead. The primary key is what makes
--- effects happen once.
+-- What is settled above a floor, waits for its next attempt or behind one that does, is dead, or was dead and is kept elsewhere.
+-- The primary key is what makes effects happen once.
 CREATE TABLE {schema}.{prefix}inbox (
     floor_id bigint NOT NULL REFERENCES {schema}.{prefix}floor (id),
     major bigint NOT NULL,
@@ -88,14 +88,14 @@ CREATE TABLE {schema}.{prefix}inbox (
     prev_major bigint NOT NULL,
     prev_minor bigint NOT NULL,
     digest bigint NOT NULL,
-    state text NOT NULL DEFAULT 'settled' CHECK (state IN ('settled', 'retry', 'parked', 'dead', 'held')),
+    state text NOT NULL DEFAULT 'settled' CHECK (state IN ('settled', 'retry', 'parked', 'dead', 'held', 'exported')),
     attempt integer NOT NULL DEFAULT 1, -- begun so far
     alone boolean NOT NULL DEFAULT false, -- it is to be tried: it may have ended a process
     due_at timestamptz CHECK ((state = 'retry') = (due_at IS NOT NULL)),
     since timestamptz CHECK ((state = 'settled') = (since IS NULL)), -- it is not settled
     at timestamptz CHECK ((state = 'settled') = (at IS NULL)), -- it is in this state
     error text CHECK (error IS NOT NULL OR state NOT IN ('dead', 'held')),
-    envelope bytea CHECK ((state = 'settled') = (envelope IS NULL)),
+    envelope bytea CHECK ((state IN ('settled', 'exported')) = (envelope IS NULL)),
     id text,
     type text,
     key text CHECK (key IS NOT NULL OR state NOT IN ('parked', 'held')),
@@ -105,4 +105,4 @@ CREATE TABLE {schema}.{prefix}inbox (
 CREATE INDEX {prefix}inbox_due ON {schema}.{prefix}inbox (due_at) WHERE state = 'retry';
 CREATE INDEX {prefix}inbox_key ON {schema}.{prefix}inbox (floor_id, key, major, minor)
     WHERE state IN ('retry', 'parked', 'held');
-CREATE INDEX {prefix}inbox_dead ON {schema}.{prefix}inbox (at) WHERE state IN ('dead', 'held');
+CREATE INDEX {prefix}inbox_dead ON {schema}.{prefix}inbox (floor_id, major, minor) WHERE state IN ('dead', 'held');

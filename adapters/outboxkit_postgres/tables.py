@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from outboxkit.cancellation import uninterrupted
 from outboxkit.errors import OutboxkitError, StoreError, TransactionLostError
+from outboxkit.letter import DeadLetter, Letters
 from outboxkit.message import ORIGIN, LogEntry, Position, Stream
 from outboxkit.store import Floor, Progress, Retry, Subscription
 from outboxkit_postgres import schema
@@ -15,6 +16,7 @@ from outboxkit_postgres.failures import is_conflict, meaning, went_away
 from outboxkit_postgres.growth import Growth
 from outboxkit_postgres.inbox import InboxTables
 from outboxkit_postgres.leases import LeaseTable
+from outboxkit_postgres.letters import LetterTables
 from outboxkit_postgres.link import Link
 from outboxkit_postgres.names import Names
 from outboxkit_postgres.outbox import OutboxTable
@@ -29,6 +31,7 @@ class _Tables(NamedTuple):
     ticks: TickLog
     progress: ProgressTables
     inbox: InboxTables
+    letters: LetterTables
     leases: LeaseTable
 
 
@@ -75,11 +78,13 @@ class PostgresTables:
         except BaseException:
             await self._database.aclose()
             raise
+        inbox = InboxTables(names, plain_errors=encoding != "UTF8")
         self._tables = _Tables(
             outbox=OutboxTable(names),
             ticks=TickLog(names, source),
             progress=ProgressTables(names, source),
-            inbox=InboxTables(names, plain_errors=encoding != "UTF8"),
+            inbox=inbox,
+            letters=LetterTables(names, inbox),
             leases=LeaseTable(names),
         )
         self._read_up = ORIGIN, 0
@@ -258,14 +263,35 @@ class PostgresTables:
 
     async def suspect(self, subscription: Subscription, upto: Position) -> Position:
         """See `outboxkit.store.Store.suspect`."""
-        inbox = self._opened().inbox
-        async with self.translated(), self._database.link() as link:
-            return await inbox.suspect(link, subscription, upto)
+        async with self._link() as (tables, link):
+            return await tables.inbox.suspect(link, subscription, upto)
 
     async def retries(self, group: str, limit: int) -> tuple[Sequence[Retry], float | None]:
         """See `outboxkit.store.Store.retries`."""
         async with self._link() as (tables, link):
             return await tables.inbox.retries(link, group, limit)
+
+    # dead letters
+
+    async def letters(self, which: Letters, after: str | None, limit: int, *, envelopes: bool) -> Sequence[DeadLetter]:
+        """See `outboxkit.letter.LetterStore.letters`."""
+        async with self._link() as (tables, link):
+            return await tables.letters.find(link, which, after, limit, envelopes=envelopes)
+
+    async def revive(self, refs: Sequence[str]) -> int:
+        """See `outboxkit.letter.LetterStore.revive`."""
+        async with self._work() as (tables, link):
+            return await tables.letters.revive(link, refs)
+
+    async def discard(self, refs: Sequence[str], *, exported: bool = False) -> int:
+        """See `outboxkit.letter.LetterStore.discard`."""
+        async with self._work() as (tables, link):
+            return await tables.letters.discard(link, refs, exported=exported)
+
+    async def restore(self, letters: Sequence[DeadLetter]) -> Sequence[bool]:
+        """See `outboxkit.letter.LetterStore.restore`."""
+        async with self._work() as (tables, link):
+            return await tables.letters.restore(link, letters)
 
     @property
     def outbox(self) -> OutboxTable:
@@ -277,6 +303,13 @@ class PostgresTables:
         """Borrow a connection for single statements, and raise what its errors mean."""
         tables = self._opened()
         async with self.translated(), self._database.link() as link:
+            yield tables, link
+
+    @asynccontextmanager
+    async def _work(self) -> AsyncGenerator[tuple[_Tables, Link], None]:
+        """The same with a transaction."""
+        tables = self._opened()
+        async with self.translated(), self._database.work() as link:
             yield tables, link
 
     def _opened(self) -> _Tables:

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session, scoped_session
 
 from outboxkit.cancellation import uninterrupted
 from outboxkit.errors import ConfigurationError, TransactionError
+from outboxkit.letter import DeadLetter, Letters
 from outboxkit.message import ORIGIN, LogEntry, OutboxRow, Position, Stream
 from outboxkit.store import Floor, Progress, Retry, Store, Subscription, Transaction
 from outboxkit_sqlalchemy.cutting import watch
@@ -183,6 +184,24 @@ class SQLAlchemyStore:
     async def retries(self, group: str, limit: int) -> tuple[Sequence[Retry], float | None]:
         """See `outboxkit.store.Store.retries`."""
         return await self._books.retries(group, limit)
+
+    # dead letters
+
+    async def letters(self, which: Letters, after: str | None, limit: int, *, envelopes: bool) -> Sequence[DeadLetter]:
+        """See `outboxkit.letter.LetterStore.letters`."""
+        return await self._books.letters(which, after, limit, envelopes=envelopes)
+
+    async def revive(self, refs: Sequence[str]) -> int:
+        """See `outboxkit.letter.LetterStore.revive`."""
+        return await self._books.revive(refs)
+
+    async def discard(self, refs: Sequence[str], *, exported: bool = False) -> int:
+        """See `outboxkit.letter.LetterStore.discard`."""
+        return await self._books.discard(refs, exported=exported)
+
+    async def restore(self, letters: Sequence[DeadLetter]) -> Sequence[bool]:
+        """See `outboxkit.letter.LetterStore.restore`."""
+        return await self._books.restore(letters)
 
 
 def _unscoped(transaction: Any) -> Any:

@@ -104,7 +104,7 @@ class InboxTables:
         self, connection: sqlite3.Connection, subscription: Subscription, deliveries: Sequence[Delivery]
     ) -> Sequence[Delivery]:
         """See `outboxkit.store.Transaction.receive`. The floor cannot move meanwhile: this transaction holds the write lock."""
-        floor = self._floor_at(connection, subscription).position
+        floor = self.floor_at(connection, subscription.id).position
 
         def inserted(delivery: Delivery) -> bool:
             row = (subscription.id, *delivery.position, *delivery.prev, digest(delivery.envelope))
@@ -157,7 +157,7 @@ class InboxTables:
 
     def settle(self, connection: sqlite3.Connection, subscription: Subscription, outcomes: Sequence[Outcome]) -> Floor:
         """See `outboxkit.store.Transaction.settle`."""
-        floor = self._floor_at(connection, subscription)
+        floor = self.floor_at(connection, subscription.id)
         for outcome in outcomes:
             self._record(connection, subscription, outcome, floor.position)
         for key in dict.fromkeys(outcome.key for outcome in outcomes if outcome.waited and outcome.key is not None):
@@ -230,6 +230,7 @@ class InboxTables:
         next_due = connection.execute(self._next_due, (group, now)).fetchone()[0]
         return found, None if next_due is None else max(0.0, next_due - now)
 
-    def _floor_at(self, connection: sqlite3.Connection, subscription: Subscription) -> Floor:
-        major, minor, known_by = connection.execute(self._floor, (subscription.id,)).fetchone()
+    def floor_at(self, connection: sqlite3.Connection, floor_id: int) -> Floor:
+        """Return a floor as saved."""
+        major, minor, known_by = connection.execute(self._floor, (floor_id,)).fetchone()
         return Floor(Position(major, minor), digest=known_by)

@@ -59,8 +59,8 @@ CREATE TABLE {prefix}floor (
     UNIQUE ("group", topic, partition, source)
 ) STRICT;
 
--- What is settled above a floor, waits for its next attempt or behind one that does, or is dead. The primary key is what makes
--- effects happen once.
+-- What is settled above a floor, waits for its next attempt or behind one that does, is dead, or was dead and is kept elsewhere.
+-- The primary key is what makes effects happen once.
 CREATE TABLE {prefix}inbox (
     floor_id INTEGER NOT NULL REFERENCES {prefix}floor (id),
     major INTEGER NOT NULL,
@@ -68,14 +68,14 @@ CREATE TABLE {prefix}inbox (
     prev_major INTEGER NOT NULL,
     prev_minor INTEGER NOT NULL,
     digest INTEGER NOT NULL,
-    state TEXT NOT NULL DEFAULT 'settled' CHECK (state IN ('settled', 'retry', 'parked', 'dead', 'held')),
+    state TEXT NOT NULL DEFAULT 'settled' CHECK (state IN ('settled', 'retry', 'parked', 'dead', 'held', 'exported')),
     attempt INTEGER NOT NULL DEFAULT 1, -- begun so far
     alone INTEGER NOT NULL DEFAULT 0 CHECK (alone IN (0, 1)), -- it is to be tried: it may have ended a process
     due_at REAL CHECK ((state = 'retry') = (due_at IS NOT NULL)),
     since REAL CHECK ((state = 'settled') = (since IS NULL)), -- it is not settled, in seconds since 1970
     at REAL CHECK ((state = 'settled') = (at IS NULL)), -- it is in this state
     error TEXT CHECK (error IS NOT NULL OR state NOT IN ('dead', 'held')),
-    envelope BLOB CHECK ((state = 'settled') = (envelope IS NULL)),
+    envelope BLOB CHECK ((state IN ('settled', 'exported')) = (envelope IS NULL)),
     id TEXT,
     type TEXT,
     key TEXT CHECK (key IS NOT NULL OR state NOT IN ('parked', 'held')),
@@ -84,4 +84,4 @@ CREATE TABLE {prefix}inbox (
 
 CREATE INDEX {prefix}inbox_due ON {prefix}inbox (due_at) WHERE state = 'retry';
 CREATE INDEX {prefix}inbox_key ON {prefix}inbox (floor_id, key, major, minor) WHERE state IN ('retry', 'parked', 'held');
-CREATE INDEX {prefix}inbox_dead ON {prefix}inbox (at) WHERE state IN ('dead', 'held');
+CREATE INDEX {prefix}inbox_dead ON {prefix}inbox (floor_id, major, minor) WHERE state IN ('dead', 'held');

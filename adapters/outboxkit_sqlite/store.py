@@ -15,6 +15,7 @@ import anyio
 from outboxkit.cancellation import uninterrupted
 from outboxkit.config import checked_prefix
 from outboxkit.errors import ConfigurationError, SchemaError, StoreError, StoreUnavailableError, TransactionError
+from outboxkit.letter import DeadLetter, Letters
 from outboxkit.message import ORIGIN, LogEntry, OutboxRow, Position, Stream
 from outboxkit.store import Floor, Progress, Retry, Subscription
 from outboxkit_sqlite import schema
@@ -23,6 +24,7 @@ from outboxkit_sqlite.connection import SHORT_BUSY_TIMEOUT, GuardedConnection, T
 from outboxkit_sqlite.failures import meaning, primary_code
 from outboxkit_sqlite.inbox import InboxTables
 from outboxkit_sqlite.leases import LeaseTable
+from outboxkit_sqlite.letters import LetterTables
 from outboxkit_sqlite.log import OutboxTables
 from outboxkit_sqlite.transaction import SQLiteTransaction, in_transaction, roll_back
 
@@ -65,6 +67,7 @@ class SQLiteStore:
         self._seen_version = -1
         self.outbox = OutboxTables(self.prefix)
         self.inbox = InboxTables(self.prefix)
+        self._letters = LetterTables(self.prefix, self.inbox)
         self._leases = LeaseTable(self.prefix)
 
     def __repr__(self) -> str:
@@ -242,6 +245,24 @@ class SQLiteStore:
     async def retries(self, group: str, limit: int) -> tuple[Sequence[Retry], float | None]:
         """See `outboxkit.store.Store.retries`."""
         return await self._query(lambda connection: self.inbox.retries(connection, group, limit))
+
+    # dead letters
+
+    async def letters(self, which: Letters, after: str | None, limit: int, *, envelopes: bool) -> Sequence[DeadLetter]:
+        """See `outboxkit.letter.LetterStore.letters`."""
+        return await self._query(lambda connection: self._letters.find(connection, which, after, limit, envelopes=envelopes))
+
+    async def revive(self, refs: Sequence[str]) -> int:
+        """See `outboxkit.letter.LetterStore.revive`."""
+        return await self._write(lambda connection: self._letters.revive(connection, refs))
+
+    async def discard(self, refs: Sequence[str], *, exported: bool = False) -> int:
+        """See `outboxkit.letter.LetterStore.discard`."""
+        return await self._write(lambda connection: self._letters.discard(connection, refs, exported=exported))
+
+    async def restore(self, letters: Sequence[DeadLetter]) -> Sequence[bool]:
+        """See `outboxkit.letter.LetterStore.restore`."""
+        return await self._write(lambda connection: self._letters.restore(connection, letters))
 
     # one way in for all of the above
 

@@ -4,6 +4,7 @@ from outboxkit.errors import SchemaError
 from outboxkit.store import Store
 from outboxkit.testing.contract_store_inbox import StoreInboxContract
 from outboxkit.testing.contract_store_lease import StoreLeaseContract
+from outboxkit.testing.contract_store_letters import StoreLettersContract
 from outboxkit.testing.contract_store_log import StoreLogContract
 from outboxkit.testing.contract_store_rebase import StoreRebaseContract
 from outboxkit.testing.contract_store_transactions import StoreTransactionsContract
@@ -19,6 +20,7 @@ class StoreContract(
     StoreRebaseContract,
     StoreLeaseContract,
     StoreInboxContract,
+    StoreLettersContract,
 ):
     """Everything `outboxkit.store.Store` promises, each promise as a test named for it.
 

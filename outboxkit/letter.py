@@ -1,0 +1,142 @@
+"""Dead letters: messages that failed for good, kept in the inbox with their envelope and error until somebody decides."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import NamedTuple, Protocol
+
+import msgspec
+
+from outboxkit.errors import EnvelopeError
+from outboxkit.message import Position, Stream
+
+
+class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
+    """A message whose attempts are over.
+
+    Attributes:
+        ref: what names it in this database, whatever its envelope holds: short, and never given out again.
+        group: the consumer group in which it failed.
+        stream: where it came from.
+        position: where it stands in that.
+        id: the message's id; None when its envelope could not be read.
+        type: the event's type; None when its envelope could not be read.
+        key: what kept order; None when nothing did.
+        attempts: how often its handler was begun.
+        error: what the last attempt raised, with its traceback.
+        failed_at: when it failed first, or was parked behind another.
+        died_at: when it was given up.
+        holds: whether later messages of its key wait for a decision.
+        envelope: the bytes of its event; None where they were not asked for.
+    """
+
+    ref: str
+    group: str
+    stream: Stream
+    position: Position
+    id: str | None
+    type: str | None
+    key: str | None
+    attempts: int
+    error: str
+    failed_at: datetime
+    died_at: datetime
+    holds: bool
+    envelope: bytes | None = None
+
+    @property
+    def summary(self) -> str:
+        """The last line of the error: what was raised."""
+        lines = self.error.strip().splitlines()
+        return lines[-1].strip() if lines else ""
+
+    def to_json(self) -> str:
+        """Return it as one line of JSON, its envelope in base64."""
+        return msgspec.json.encode(self).decode()
+
+    @classmethod
+    def from_json(cls, line: str | bytes) -> "DeadLetter":
+        """Read what `to_json` made.
+
+        Raises:
+            EnvelopeError: it is something else.
+        """
+        try:
+            return msgspec.json.decode(line, type=cls)
+        except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+            raise EnvelopeError(
+                f"not a dead letter in a line of JSON, as `outboxkit dead export` writes it: {error}"
+            ) from error
+
+
+class Letters(msgspec.Struct, frozen=True, kw_only=True):
+    """Which dead letters: those that fit everything given.
+
+    Args:
+        names: refs, or ids of messages.
+        group: a consumer group.
+        type: an event's type.
+        error: a part of the error, its traceback included.
+        older_seconds: they died at least so long ago.
+        younger_seconds: they died at most so long ago.
+    """
+
+    names: Sequence[str] | None = None
+    group: str | None = None
+    type: str | None = None
+    error: str | None = None
+    older_seconds: float | None = None
+    younger_seconds: float | None = None
+
+    @property
+    def are_all(self) -> bool:
+        """Whether nothing is asked for that some do not fit."""
+        return all(getattr(self, name) is None for name in self.__struct_fields__)
+
+
+EVERY_LETTER = Letters()
+
+
+class Place(NamedTuple):
+    """Where a dead letter's row is."""
+
+    floor_id: int
+    position: Position
+
+    def __str__(self) -> str:
+        return f"{self.floor_id}-{self.position.major}-{self.position.minor}"
+
+    @classmethod
+    def of(cls, ref: str) -> "Place":
+        """Read a letter's ref.
+
+        Raises:
+            ValueError: it is none.
+        """
+        floor_id, major, minor = map(int, ref.split("-"))
+        return cls(floor_id, Position(major, minor))
+
+
+class LetterStore(Protocol):
+    """The dead letters' part of the port to a database.
+
+    What changes letters leaves those alone that are no longer dead, and returns how many it changed.
+    """
+
+    async def letters(self, which: Letters, after: str | None, limit: int, *, envelopes: bool) -> Sequence[DeadLetter]:
+        """Return dead letters in the order of their refs, `limit` at most, those after a ref."""
+        ...
+
+    async def revive(self, refs: Sequence[str]) -> int:
+        """Have dead letters run again, as if for the first time, alone and at once; later ones of their keys wait for them."""
+        ...
+
+    async def discard(self, refs: Sequence[str], *, exported: bool = False) -> int:
+        """Take dead letters for settled; what waited behind them runs.
+
+        With `exported` it is remembered that somebody has them elsewhere, so that `restore` can bring them back.
+        """
+        ...
+
+    async def restore(self, letters: Sequence[DeadLetter]) -> Sequence[bool]:
+        """Bring letters back that were discarded as exported; whether each was, and now is dead again."""
+        ...

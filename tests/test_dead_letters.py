@@ -1,0 +1,193 @@
+"""Dead letters from Python and from the shell: seen, run again once, given up, carried away and brought back."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from outboxkit import ConfigurationError, Message
+from outboxkit.letter import EVERY_LETTER, DeadLetter, Letters
+from tests.databases import Place, database_at
+from tests.test_failing import StepTaken, Walk
+from tests.waiting import until
+
+ROOT = Path(__file__).parents[1]
+
+SHOP = """
+import msgspec
+
+from outboxkit import App, RetryPolicy, UnitOfWork, event
+
+
+@event("order.placed", topic="orders", key="customer")
+class OrderPlaced(msgspec.Struct, frozen=True):
+    customer: str
+    number: int
+
+
+app = App("shop", store="{store}", broker="sqlite:///{folder}/broker.db")
+
+
+@app.consumes(OrderPlaced, retry=RetryPolicy(attempts=1), on_dead="hold")
+async def ship(order: OrderPlaced, uow: UnitOfWork) -> None:
+    if order.customer == "eve":
+        raise LookupError("no such customer: eve 無")
+    await uow.connection.execute("INSERT INTO shipped VALUES (%d)" % order.number)
+"""
+
+
+class Broken:
+    """Whether the handler of a walk fails."""
+
+    def __init__(self) -> None:
+        self.is_so = True
+
+    async def handle(self, step: StepTaken, _: Message) -> None:
+        if self.is_so and step.number < 10:
+            raise ValueError(f"no step {step.number}")
+
+
+async def test_a_letter_that_is_retried_has_its_effect_once_and_in_its_place(place: Place) -> None:
+    broken = Broken()
+    async with Walk(place).handled_by(broken.handle, on_dead="hold").running() as walk:
+        await walk.step("ada", 1, 11, 12)
+        await until(walk.inbox, {"held": 1, "parked": 2}.__eq__)
+        (letter,) = await walk.app.dead_letters.find()
+        assert (letter.type, letter.key, letter.attempts, letter.summary) == ("step.taken", "ada", 3, "ValueError: no step 1")
+        begun = len(walk.begun)
+        assert await walk.app.dead_letters.retry(EVERY_LETTER, everything=True) == 1
+        await until(walk.inbox, {"held": 1, "parked": 2}.__eq__)
+        await until(lambda: len(walk.begun), (begun + 3).__eq__)
+        broken.is_so = False
+        await until(walk.app.dead_letters.find)
+        assert await walk.app.dead_letters.retry(Letters(type="step.taken", error="no step")) == 1
+        await until(walk.inbox, {}.__eq__)
+        assert await walk.app.dead_letters.retry(Letters(names=[letter.ref])) == 0
+    assert walk.noted() == [1, 11, 12]
+    assert [attempt for _, number, attempt in walk.begun if number == 1] == [1, 2, 3, 1, 2, 3, 1]
+
+
+async def test_a_letter_that_is_discarded_lets_the_others_of_its_key_go_on(place: Place) -> None:
+    async with Walk(place).handled_by(Broken().handle, on_dead="hold").running() as walk:
+        await walk.step("ada", 1, 11, 2, 12)
+        await until(walk.inbox, {"held": 1, "parked": 3}.__eq__)
+        assert await walk.app.dead_letters.discard(Letters(group="walk")) == 1
+        await until(walk.inbox, {"held": 1, "parked": 1}.__eq__)
+        assert await walk.app.dead_letters.discard(Letters(group="walk")) == 1
+        await until(walk.inbox, {}.__eq__)
+    assert walk.noted() == [11, 12]
+
+
+async def test_nothing_is_retried_or_discarded_by_forgetting_to_say_what(place: Place) -> None:
+    async with Walk(place).handled_by(Broken().handle).running() as walk:
+        for change in (walk.app.dead_letters.retry, walk.app.dead_letters.discard):
+            with pytest.raises(ConfigurationError, match="which dead letters"):
+                await change(EVERY_LETTER)
+
+
+async def test_letters_leave_as_json_and_come_back_as_they_were(place: Place) -> None:
+    async with Walk(place).handled_by(Broken().handle).running() as walk:
+        await walk.step("ada", 1, 2)
+        await until(walk.inbox, {"dead": 2}.__eq__)
+        letters = [letter async for letter in walk.app.dead_letters.export()]
+        lines = [letter.to_json() for letter in letters]
+        assert await walk.app.dead_letters.take_out([letter.ref for letter in letters]) == 2
+        assert await walk.app.dead_letters.find() == []
+        back = [DeadLetter.from_json(line) for line in lines]
+        assert list(await walk.app.dead_letters.bring_back(back)) == [True, True]
+        assert [letter.ref for letter in await walk.app.dead_letters.find()] == [letter.ref for letter in letters]
+
+
+# from the shell
+
+
+class Shop:
+    """A shop whose handler refuses one customer, on the command line."""
+
+    def __init__(self, place: Place, folder: Path) -> None:
+        self.folder = folder
+        self.database = database_at(place, "shop")
+        (folder / "shop.py").write_text(SHOP.format(store=self.database.url, folder=folder))
+
+    def outboxkit(self, *words: str, code: int = 0, stdin: str = "") -> str:
+        """Run a command, and return what it wrote to stdout; to stderr when it is to fail."""
+        command = (sys.executable, "-m", "outboxkit.cli", *words)
+        environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'adapters'}"}
+        done = subprocess.run(
+            command, cwd=self.folder, env=environment, input=stdin, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == code, done.stderr
+        return done.stderr if code else done.stdout
+
+    def letters(self, *words: str) -> Sequence[Any]:
+        letters: Sequence[Any] = json.loads(self.outboxkit("dead", "list", "shop:app", "--json", *words))["dead"]
+        return letters
+
+    def fail(self) -> None:
+        """Have an order of eve's die, with another one of hers behind it."""
+        self.database.create()
+        self.outboxkit("migrate", "shop:app")
+        self.database.ask("CREATE TABLE shipped (number INTEGER)")
+        program = (
+            "import asyncio, shop\n"
+            "async def main():\n"
+            "    async with shop.app, shop.app.unit_of_work() as uow:\n"
+            "        for number, name in enumerate(['ada', 'eve', 'eve']): uow.publish(shop.OrderPlaced(name, number))\n"
+            "    async with shop.app:\n"
+            "        while not await shop.app.dead_letters.find(): await asyncio.sleep(0.01)\n"
+            "asyncio.run(main())\n"
+        )
+        environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'adapters'}"}
+        subprocess.run((sys.executable, "-c", program), cwd=self.folder, env=environment, timeout=60, check=True)
+
+
+def test_dead_letters_from_the_shell(place: Place, tmp_path: Path) -> None:
+    shop = Shop(place, tmp_path)
+    shop.fail()
+    (letter,) = shop.letters()
+    assert (letter["type"], letter["key"], letter["attempts"], letter["holds_its_key"]) == ("order.placed", "eve", 1, True)
+    assert letter["summary"] == "LookupError: no such customer: eve 無"
+    table = shop.outboxkit("dead", "list", "shop:app")
+    assert letter["ref"] in table
+    assert "LookupError: no such customer" in table
+    assert shop.letters("--type", "order.paid") == shop.letters("--older", "1000") == []
+    assert "no dead letters" in shop.outboxkit("dead", "list", "shop:app", "--group", "another")
+
+    for name in (letter["ref"], letter["id"]):
+        shown = shop.outboxkit("dead", "show", "shop:app", name)
+        assert "Traceback" in shown
+        assert "traceparent" in shown
+        assert '"customer"' not in shown, "the payload only on demand"
+    assert '"customer": "eve"' in shop.outboxkit("dead", "show", "shop:app", letter["ref"], "--payload")
+    (described,) = json.loads(shop.outboxkit("dead", "show", "shop:app", letter["ref"], "--payload", "--json"))["dead"]
+    assert described["payload"] == {"customer": "eve", "number": 1}
+    assert "`outboxkit dead list`" in shop.outboxkit("dead", "show", "shop:app", "1-1-1", code=1)
+
+    assert "which dead letters" in shop.outboxkit("dead", "retry", "shop:app", code=2)
+    assert "no dead letter fits" in shop.outboxkit("dead", "retry", "shop:app", "nothing", code=1)
+    assert json.loads(shop.outboxkit("dead", "retry", "shop:app", letter["id"], "--json")) == {"retried": 1}
+    assert shop.letters() == []
+
+
+def test_dead_letters_are_exported_imported_and_discarded_from_the_shell(place: Place, tmp_path: Path) -> None:
+    shop = Shop(place, tmp_path)
+    shop.fail()
+    (letter,) = shop.letters()
+    (line,) = shop.outboxkit("dead", "export", "shop:app").splitlines()
+    assert DeadLetter.from_json(line).ref == letter["ref"]
+    assert "left alone" in shop.outboxkit("dead", "import", "shop:app", "-", stdin=line, code=1)
+    assert "--remove needs --output" in shop.outboxkit("dead", "export", "shop:app", "--remove", code=2)
+    shop.outboxkit("dead", "export", "shop:app", "--remove", "--output", "dead.jsonl")
+    assert shop.letters() == []
+    assert "exists already" in shop.outboxkit("dead", "export", "shop:app", "--output", "dead.jsonl", code=2)
+    assert "line 1: not a dead letter" in shop.outboxkit("dead", "import", "shop:app", "-", stdin="{}", code=2)
+    assert shop.outboxkit("dead", "import", "shop:app", "dead.jsonl") == "1 dead letter brought back\n"
+    assert shop.letters() == [letter]
+    assert "Aborted" in shop.outboxkit("dead", "discard", "shop:app", "--all", stdin="n\n", code=1)
+    assert shop.outboxkit("dead", "discard", "shop:app", "--error", "eve", "--yes") == "discarded 1 dead letter\n"
+    assert shop.letters() == []
