@@ -180,6 +180,7 @@ class Consumer:
                 done = len(run)  # not acked: it is let go, and comes again
             finally:
                 self._hand.give_back(run, done)
+            await self._settler.run_afterwards()
             working()
             # Many in a transaction while handlers are fast, one when they are slow.
             size = min(size * 2, self._settings.transaction_messages) if done == len(run) else max(1, done)
@@ -304,6 +305,7 @@ class Consumer:
             await self._settler.give_back()
             due, next_seconds = await self._store.retries(self.group, _RETRIES)
             await self._settler.retry(due, self._settings.transaction_seconds)
+            await self._settler.run_afterwards()
             working()
             if not due:
                 poll_seconds = self._settings.retry_poll_seconds

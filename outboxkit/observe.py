@@ -71,6 +71,10 @@ class Observer:
                 error,
             )
 
+    def after_commit_failed(self, group: str, message: Message, error: Exception) -> None:
+        """What was to run after a message's commit raised; the message is settled all the same."""
+        logger.warning("group %s: after the commit of %s %s: %r", group, message.type, message.id, error)
+
     def undecodable(self, group: str, stream: Stream, position: Position, error: Exception) -> None:
         """An entry could not be read as an event; it is dead, with its bytes."""
         logger.error("group %s: entry %s of %s is dead: %s", group, position, stream, error)

@@ -61,6 +61,8 @@ class Outcomes:
         self.tried = 0
         """How many handlers have come to an end, one way or the other."""
         self.recorded: list[Outcome] = []
+        self.afterwards: list[Work] = []
+        """Settled messages whose handler has something to do once that is durable."""
 
     def blocks(self, work: Work) -> bool:
         """Whether an earlier message of its key waits."""
@@ -90,6 +92,8 @@ class Outcomes:
         self.tried += 1
         if error is None:
             self._record(work, Outcome(work.delivery, "settled", work.message.attempt))
+            if work.handler.after_commit is not None:
+                self.afterwards.append(work)
         elif isinstance(error, ConflictError):  # nobody's failure
             self._fail(work, error, _CONFLICT_SECONDS, counted=False)
         elif work.policy.counts(error):

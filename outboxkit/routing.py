@@ -30,6 +30,15 @@ _plain_of: weakref.WeakKeyDictionary[Callable[..., Any], Callable[..., Any]] = w
 """What ``@publishes`` wrapped. Not ``__wrapped__``, which would also lead past the user's own decorators."""
 
 
+class AfterCommit(msgspec.Struct, frozen=True):
+    """What runs once a handler's effect is durable, and what to call it with."""
+
+    function: Callable[..., Any]
+    name: str
+    arguments: Mapping[str, Argument]
+    is_async: bool
+
+
 class Handler(msgspec.Struct, frozen=True):
     """A consuming function, and what to call it with."""
 
@@ -40,6 +49,7 @@ class Handler(msgspec.Struct, frozen=True):
     retry: RetryPolicy | None
     ordered: bool
     on_dead: Literal["continue", "hold"]
+    after_commit: AfterCommit | None
     arguments: Mapping[str, Argument]
     takes_list: bool
     is_async: bool
@@ -126,6 +136,7 @@ class Router:
         retry: RetryPolicy | None = None,
         ordered: bool = True,
         on_dead: Literal["continue", "hold"] = "continue",
+        after_commit: Callable[..., Any] | None = None,
     ) -> Callable[[F], F]:
         """Run the decorated function for each event of a type, once, in one transaction with its inbox row.
 
@@ -140,6 +151,9 @@ class Router:
             retry: when to run a failed message again; the app's settings decide when not given.
             ordered: whether later messages of a key wait while an earlier one does.
             on_dead: what they do when it is dead: ``"continue"``, or ``"hold"`` until somebody retries or discards it.
+            after_commit: a function to run for each message once its effect is durable, best effort: never before, at most
+                once, and not at all when the process ends in between. It may ask for the event and the `Message`, and may be
+                plain. What has to happen at least once belongs in the handler, with `Message.id` as its idempotency key.
 
         Raises:
             HandlerSignatureError, EventDeclarationError: at decoration.
@@ -151,6 +165,7 @@ class Router:
         if group is not None:
             checked_name("group", group)
         names = _names_of(inspect.currentframe())  # annotations may name classes that are local to the caller
+        afterwards = None if after_commit is None else _after_commit(after_commit, spec, names)
 
         def register(function: F) -> F:
             plain = _plain_of.get(function, function)
@@ -163,6 +178,7 @@ class Router:
                 retry=retry,
                 ordered=ordered,
                 on_dead=on_dead,
+                after_commit=afterwards,
                 arguments=arguments,
                 takes_list="events" in arguments.values(),
                 is_async=inspect.iscoroutinefunction(plain),
@@ -295,6 +311,16 @@ def publish_returned(unit: UnitOfWork, returned: object, function: str) -> None:
                 "@publishes (declare the class with @event if it should be one)"
             )
         unit.publish(value)
+
+
+def _after_commit(function: Callable[..., Any], spec: EventType, names: Mapping[str, Any]) -> AfterCommit:
+    arguments = handler_arguments(function, spec, names)
+    if unfit := set(arguments.values()) - {"event", "message"}:
+        raise HandlerSignatureError(
+            f"{qualified_name(function)} asks for {' and '.join(sorted(unfit))}: after the commit there is one event and its "
+            "Message, and the transaction is over"
+        )
+    return AfterCommit(function, qualified_name(function), arguments, inspect.iscoroutinefunction(function))
 
 
 def _names_of(frame: FrameType | None) -> Mapping[str, Any]:

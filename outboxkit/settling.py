@@ -16,6 +16,7 @@ from functools import partial
 
 import anyio
 
+from outboxkit.afterwards import run_afterwards
 from outboxkit.attempts import run_segment, segments
 from outboxkit.cancellation import uninterrupted
 from outboxkit.conflicts import again_on_conflict
@@ -30,6 +31,7 @@ from outboxkit.store import Retry, Store, Subscription, Transaction
 from outboxkit.unit_of_work import UnitOfWork
 
 _Positions = dict[Stream, Position]
+_Works = list[Work]
 
 _TOGETHER = 200
 """Parked messages that are tried in one transaction at most."""
@@ -61,6 +63,7 @@ class Settler:
         self._interrupted: list[Retry] = []
         """Attempts that were begun and came to no end."""
         self._stopping = False
+        self._afterwards: _Works = []
 
     async def settle(self, subscription: Subscription, run: Sequence[Delivery], seconds: float) -> int:
         """Settle deliveries of one stream in one transaction.
@@ -77,6 +80,12 @@ class Settler:
             if suspects := await self._suspects(subscription, run):
                 return await again_on_conflict(partial(self._set_aside, subscription, suspects))
             return await self._settle_or_defer(subscription, run, seconds)
+
+    async def run_afterwards(self) -> None:
+        """Do what is left to do once messages are settled, and acked."""
+        works, self._afterwards = self._afterwards, []
+        if works:
+            await run_afterwards(works, self.group, self._observer)
 
     async def _suspects(self, subscription: Subscription, run: Sequence[Delivery]) -> Sequence[Delivery]:
         """Return the deliveries, from the first, that somebody began with and then died; note that we begin with the rest."""
@@ -124,7 +133,7 @@ class Settler:
                 return await self._settle(subscription, run[:1], seconds)
             await self._blame(subscription, run[0], error)
             return 1
-        outcomes.report(subscription.stream.topic, duplicates=len(run) - len(fresh))
+        self._committed(subscription, outcomes, duplicates=len(run) - len(fresh))
         deferred = outcomes.deferred_from()
         return sum(deferred is None or delivery.position < deferred for delivery in run)
 
@@ -203,7 +212,11 @@ class Settler:
             rows = await self._handle(transaction, works, seconds, outcomes)
             await transaction.settle(subscription, outcomes.recorded)
             await uninterrupted(transaction.commit(rows))
-        outcomes.report(subscription.stream.topic)
+        self._committed(subscription, outcomes)
+
+    def _committed(self, subscription: Subscription, outcomes: Outcomes, duplicates: int = 0) -> None:
+        self._afterwards += outcomes.afterwards
+        outcomes.report(subscription.stream.topic, duplicates)
 
     async def _give_back(self, begun: Retry) -> None:
         async with self._store.transaction() as transaction:

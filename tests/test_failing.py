@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from outboxkit import App, ConfigurationError, ConsumerSettings, Message, Observer, RetryPolicy, Settings, UnitOfWork, event
-from outboxkit.errors import StoreUnavailableError
+from outboxkit.errors import HandlerSignatureError, StoreUnavailableError, TimeLimitError
 from outboxkit.testing import MemoryBroker
 from tests.databases import Place, database_at
 from tests.services import QUICK, Recording
@@ -280,3 +280,80 @@ async def test_an_attempt_that_the_stop_cuts_off_is_not_counted(place: Place) ->
     async with walk.running():
         await until(walk.noted, [1].__eq__)
     assert [attempt for _, _, attempt in walk.begun] == [1, 2, 2, 2, 2, 2]
+
+
+# after the commit
+
+
+async def test_what_is_left_for_after_the_commit_sees_a_durable_effect_and_runs_once(place: Place) -> None:
+    walk = Walk(place)
+    done: list[tuple[int, int, bool]] = []
+
+    async def handle(step: StepTaken, message: Message) -> None:
+        if step.number == 2 and message.attempt == 1:
+            raise ValueError("once")
+        if step.number == 3:
+            raise ValueError("always")
+
+    async def afterwards(step: StepTaken, message: Message) -> None:
+        done.append((step.number, message.attempt, step.number in walk.noted()))
+
+    async with walk.handled_by(handle, after_commit=afterwards).running():
+        await walk.step("ada", 1, 2)
+        await walk.step("bob", 3)
+        await until(walk.inbox, {"dead": 1}.__eq__)
+        await until(lambda: sorted(done), [(1, 1, True), (2, 2, True)].__eq__)
+
+
+async def test_what_fails_or_hangs_after_the_commit_is_told_and_changes_nothing(place: Place) -> None:
+    told: list[Exception] = []
+
+    class Telling(Recording):
+        def after_commit_failed(self, group: str, message: Message, error: Exception) -> None:
+            super().after_commit_failed(group, message, error)
+            told.append(error)
+
+    async def handle(_: StepTaken, __: Message) -> None:
+        pass
+
+    def afterwards(step: StepTaken) -> None:
+        if step.number == 1:
+            raise ValueError("no mail")
+
+    walk = Walk(place, observer=Telling()).handled_by(handle, after_commit=afterwards)
+    async with walk.running():
+        await walk.step("ada", 1, 2)
+        await until(lambda: [str(error) for error in told], ["no mail"].__eq__)
+        await walk.step("ada", 3)
+        await until(walk.noted, [1, 2, 3].__eq__)
+    assert walk.inbox() == {}
+
+
+async def test_what_hangs_after_the_commit_meets_the_time_limit(place: Place) -> None:
+    told: list[Exception] = []
+
+    class Telling(Recording):
+        def after_commit_failed(self, group: str, message: Message, error: Exception) -> None:
+            told.append(error)
+
+    async def handle(_: StepTaken, __: Message) -> None:
+        pass
+
+    async def afterwards(_: StepTaken) -> None:
+        await anyio.sleep_forever()
+
+    policy = RetryPolicy(limit_seconds=0.1)
+    walk = Walk(place, observer=Telling()).handled_by(handle, after_commit=afterwards, retry=policy)
+    async with walk.running():
+        await walk.step("ada", 1)
+        await until(lambda: [type(error) for error in told], [TimeLimitError].__eq__)
+    assert walk.noted() == [1]
+
+
+def test_after_the_commit_there_is_no_unit_of_work() -> None:
+    app = App("walk", store="sqlite:///unused.db", broker=MemoryBroker())
+
+    async def afterwards(step: StepTaken, uow: UnitOfWork) -> None: ...
+
+    with pytest.raises(HandlerSignatureError, match="the transaction is over"):
+        app.consumes(StepTaken, after_commit=afterwards)

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from outboxkit import Backoff, ConfigurationError, RetryPolicy
+from outboxkit.errors import BrokerUnavailableError, StoreUnavailableError
 
 quickly = settings(max_examples=50, deadline=None)  # a busy machine is no reason to fail
 
@@ -65,3 +66,33 @@ def test_a_policy_with_endless_attempts_never_overflows(attempt: int) -> None:
 def test_a_policy_that_cannot_work_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigurationError, match="attempts and factor are at least 1, seconds at least 0"):
         RetryPolicy(**wrong)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("limit", [0.0, -1.0, math.nan])
+def test_a_time_limit_is_more_than_nothing(limit: float) -> None:
+    with pytest.raises(ConfigurationError, match="limit_seconds"):
+        RetryPolicy(limit_seconds=limit)
+
+
+def test_waits_are_spread_from_nothing_to_all_of_their_step() -> None:
+    policy = RetryPolicy(attempts=9, first_seconds=8.0, factor=1.0)
+    drawn = [policy.delay(1, FAILURE) or 0.0 for _ in range(400)]
+    assert min(drawn) < 1.0
+    assert max(drawn) > 7.0
+
+
+def test_what_is_nobodys_fault_is_not_counted_unless_it_is_final() -> None:
+    policy = RetryPolicy(uncounted=(OSError,), final=(FileNotFoundError,))
+    assert policy.counts(FAILURE)
+    assert not policy.counts(ConnectionResetError())
+    assert not policy.counts(StoreUnavailableError())
+    assert not policy.counts(BrokerUnavailableError())
+    assert policy.counts(FileNotFoundError())
+
+
+@quickly
+@given(st.floats(0, 1e9))
+def test_patience_grows_with_the_time_waited_up_to_the_cap(waited: float) -> None:
+    seconds = RetryPolicy(first_seconds=1.0, cap_seconds=60.0).patience(waited)
+    full = min(60.0, max(1.0, waited))
+    assert full / 2 <= seconds <= full

@@ -1,0 +1,40 @@
+"""Afterwards: what is done once an effect is durable, best effort: never before, at most once, and not at all after a crash."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import anyio
+import anyio.to_thread
+
+from outboxkit.errors import TimeLimitError
+from outboxkit.observe import Observer
+from outboxkit.outcomes import Work
+
+
+async def run_afterwards(works: Sequence[Work], group: str, observer: Observer) -> None:
+    """Run what handlers named as ``after_commit``, for messages that are settled, side by side; failures are only told."""
+    async with anyio.create_task_group() as running:
+        for work in works:
+            running.start_soon(_run, work, group, observer)
+
+
+async def _run(work: Work, group: str, observer: Observer) -> None:
+    try:
+        await _within_limit(work)
+    except Exception as error:  # whatever it raises, its message is settled
+        observer.after_commit_failed(group, work.message, error)
+
+
+async def _within_limit(work: Work) -> None:
+    afterwards, limit = work.handler.after_commit, work.policy.limit_seconds
+    if afterwards is None:
+        return
+    supply = {"event": work.event, "message": work.message}
+    arguments: dict[str, Any] = {name: supply[kind] for name, kind in afterwards.arguments.items()}
+    with anyio.move_on_after(limit):
+        if afterwards.is_async:
+            await afterwards.function(**arguments)
+        else:  # on a thread: it may block, which the event loop must not
+            await anyio.to_thread.run_sync(lambda: afterwards.function(**arguments), abandon_on_cancel=True)
+        return
+    raise TimeLimitError(f"{afterwards.name} did not come to an end within {limit:g} s, and was cancelled")
