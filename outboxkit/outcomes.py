@@ -60,6 +60,8 @@ class Outcomes:
         self._skipped = 0
         self.tried = 0
         """How many handlers have come to an end, one way or the other."""
+        self.deferred = 0
+        """For how many there was no time."""
         self.recorded: list[Outcome] = []
         self.afterwards: list[Work] = []
         """Settled messages whose handler has something to do once that is durable."""
@@ -108,6 +110,7 @@ class Outcomes:
 
     def defer(self, work: Work) -> None:
         """It is not tried, as time is up."""
+        self.deferred += 1
         if work.retry is None:
             self._record(work, Outcome(work.delivery, "deferred"))
         elif work.key is not None:  # whose turn it is shows when all of its key have their outcome
@@ -127,7 +130,10 @@ class Outcomes:
             "code and at the memory it took"
         )
         if work.message.attempt > work.policy.attempts:
-            ended = AttemptLostError(f"the process ended during each of {work.policy.attempts} attempts of {work.handler.name}")
+            ended = AttemptLostError(
+                f"attempt {work.message.attempt - 1} of {work.handler.name}, its last, never came to an end: the process ended "
+                "during it, or was killed: look at its exit code and at the memory it took"
+            )
             self._fail(work, ended, None, counted=False)
             return False
         delay = max(BEGUN_SECONDS, work.policy.delay(work.message.attempt, error) or 0.0)

@@ -32,9 +32,10 @@ from outboxkit.unit_of_work import UnitOfWork
 
 _Positions = dict[Stream, Position]
 _Works = list[Work]
+_Sizes = dict[Stream, int]
 
 _TOGETHER = 200
-"""Parked messages that are tried in one transaction at most."""
+"""Waiting messages that are tried in one transaction at most."""
 
 
 class Settler:
@@ -64,6 +65,8 @@ class Settler:
         """Attempts that were begun and came to no end."""
         self._stopping = False
         self._afterwards: _Works = []
+        self._together: _Sizes = {}
+        """How many waiting messages of a stream share a transaction."""
 
     async def settle(self, subscription: Subscription, run: Sequence[Delivery], seconds: float) -> int:
         """Settle deliveries of one stream in one transaction.
@@ -77,6 +80,10 @@ class Settler:
             How many of the deliveries, from the first, now have an outcome, and may be acked.
         """
         async with self._slots:
+            # Those we have begun with before come first and by themselves: we know how that ended.
+            known = self._begun.get(subscription.stream, ORIGIN)
+            if begun := [delivery for delivery in run if delivery.position <= known]:
+                return await self._settle_or_defer(subscription, begun, seconds)
             if suspects := await self._suspects(subscription, run):
                 return await again_on_conflict(partial(self._set_aside, subscription, suspects))
             return await self._settle_or_defer(subscription, run, seconds)
@@ -89,13 +96,12 @@ class Settler:
 
     async def _suspects(self, subscription: Subscription, run: Sequence[Delivery]) -> Sequence[Delivery]:
         """Return the deliveries, from the first, that somebody began with and then died; note that we begin with the rest."""
-        known = self._begun.get(subscription.stream, ORIGIN)
-        upto = max((delivery.position for delivery in run if delivery.again), default=ORIGIN)
-        if upto <= known:
+        upto = max((delivery.position for delivery in run if delivery.again), default=None)
+        if upto is None:
             return []
         before = await self._store.suspect(subscription, upto)
         self._begun[subscription.stream] = upto
-        return [delivery for delivery in run if known < delivery.position <= before]
+        return [delivery for delivery in run if delivery.position <= before]
 
     async def _set_aside(self, subscription: Subscription, run: Sequence[Delivery]) -> int:
         async with self._store.transaction() as transaction:
@@ -163,15 +169,19 @@ class Settler:
 
     async def _retry_together(self, subscription: Subscription, due: Sequence[Retry], seconds: float) -> None:
         async with self._slots:
-            if self._stopping or not (begun := await again_on_conflict(partial(self._gather, subscription, due))):
+            # Many in a transaction while handlers are fast, one when they are slow, as with new deliveries.
+            size = self._together.get(subscription.stream, 1)
+            if self._stopping or not (begun := await again_on_conflict(partial(self._gather, subscription, due, size))):
                 return
             # Should it be lost altogether, each is tried alone, which shows whose fault that is.
             with contextlib.suppress(ConflictError, TransactionLostError):
-                await again_on_conflict(partial(self._try, subscription, begun, seconds))
+                outcomes = await again_on_conflict(partial(self._try, subscription, begun, seconds))
+                late = outcomes.deferred > 0
+                self._together[subscription.stream] = max(1, outcomes.tried) if late else min(2 * size, _TOGETHER)
 
-    async def _gather(self, subscription: Subscription, due: Sequence[Retry]) -> Sequence[Retry]:
+    async def _gather(self, subscription: Subscription, due: Sequence[Retry], size: int) -> Sequence[Retry]:
         async with self._store.transaction() as transaction:
-            begun = await transaction.gather(subscription, due, _TOGETHER, BEGUN_SECONDS)
+            begun = await transaction.gather(subscription, due[:size], max(0, size - len(due)), BEGUN_SECONDS)
             await uninterrupted(transaction.commit())
         return begun
 
@@ -203,16 +213,18 @@ class Settler:
         outcomes.report(retry.subscription.stream.topic)
         return None
 
-    async def _try(self, subscription: Subscription, begun: Sequence[Retry], seconds: float) -> None:
+    async def _try(self, subscription: Subscription, begun: Sequence[Retry], seconds: float) -> Outcomes:
+        """Run messages that are noted as begun."""
         async with self._store.transaction() as transaction:
             outcomes = Outcomes(self.group, self._observer)
             if len(await transaction.take(subscription, begun)) < len(begun):
-                return  # somebody else is at some of them: what waits behind those has to go on waiting
+                return outcomes  # somebody else is at some of them: what waits behind those has to go on waiting
             works = [work for retry in begun if (work := self._decoded(retry.delivery, outcomes, retry))]
             rows = await self._handle(transaction, works, seconds, outcomes)
             await transaction.settle(subscription, outcomes.recorded)
             await uninterrupted(transaction.commit(rows))
         self._committed(subscription, outcomes)
+        return outcomes
 
     def _committed(self, subscription: Subscription, outcomes: Outcomes, duplicates: int = 0) -> None:
         self._afterwards += outcomes.afterwards

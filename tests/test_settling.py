@@ -20,6 +20,42 @@ def delivered(at: int, type: str, data: str) -> Delivery:
     return Delivery(STREAM, Position(at, 0), Position(at - 1, 0), envelope.encode())
 
 
+def settler_of(app: App) -> Settler:
+    (group,) = app.groups()
+    return Settler(group, app.groups()[group], app.store, Encoder(app.name, QUICK), QUICK.retry, Observer(), anyio.Semaphore(1))
+
+
+async def test_what_is_set_aside_never_counts_for_what_comes_before_it(tmp_path: Path) -> None:
+    """What a settler has begun with itself is settled; what another began with, and died, is set aside after that."""
+    app = App("settling", store=f"sqlite:///{tmp_path}/settling.db", broker=MemoryBroker(), settings=QUICK)
+    handled: list[int] = []
+
+    @app.consumes(Drawn)
+    async def note(drawn: Drawn) -> None:
+        handled.append(drawn.number)
+
+    one, two, three, four = (delivered(at, "number.drawn", f'{{"number": {at}}}') for at in (1, 2, 3, 4))
+    again = [delivery._replace(again=True) for delivery in (one, two, three)]
+    await app.migrate()
+    async with app.running(relay=False, consume=False):
+        subscription, _ = await app.store.subscribe("settling", STREAM)
+        settler = settler_of(app)
+        assert await settler.settle(subscription, again[:1], 1.0) == 1
+        assert await app.store.suspect(subscription, three.position) == one.position
+        assert await settler.settle(subscription, [*again, four], 1.0) == 1, "a duplicate"
+        assert await settler.settle(subscription, [*again[1:], four], 1.0) == 2
+        assert handled == [1]
+        assert await settler.settle(subscription, [four], 1.0) == 1
+        assert handled == [1, 4]
+        due, _ = await app.store.retries("settling", 10)
+        assert [(retry.delivery.position, retry.attempt, retry.alone) for retry in due] == [
+            (two.position, 0, True),
+            (three.position, 0, True),
+        ]
+        await settler.retry(due, 1.0)
+    assert handled == [1, 4, 2, 3]
+
+
 async def test_however_little_time_there_is_the_first_message_is_settled(tmp_path: Path) -> None:
     """Also beside messages that need no handler, which have their outcome at once."""
     app = App("settling", store=f"sqlite:///{tmp_path}/settling.db", broker=MemoryBroker(), settings=QUICK)
@@ -38,15 +74,7 @@ async def test_however_little_time_there_is_the_first_message_is_settled(tmp_pat
     await app.migrate()
     async with app.running(relay=False, consume=False):
         subscription, _ = await app.store.subscribe("settling", STREAM)
-        settler = Settler(
-            "settling",
-            app.groups()["settling"],
-            app.store,
-            Encoder(app.name, QUICK),
-            QUICK.retry,
-            Observer(),
-            anyio.Semaphore(1),
-        )
+        settler = settler_of(app)
         assert await settler.settle(subscription, run, -1.0) == 2
         assert handled == [1]
         assert await settler.settle(subscription, run[2:], -1.0) == 2
