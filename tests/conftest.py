@@ -13,8 +13,10 @@ from tests.servers import (  # noqa: E402  it imports what is to be rewritten
     postgres_server_url,
     postgres_url,
     redis_binary,
+    redis_cluster,
     redis_server,
     redis_url,
+    shared_redis_cluster,
 )
 
 __all__ = [
@@ -25,6 +27,8 @@ __all__ = [
     "postgres_server_url",
     "postgres_url",
     "redis_binary",
+    "redis_cluster",
     "redis_server",
     "redis_url",
+    "shared_redis_cluster",
 ]

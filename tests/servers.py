@@ -22,6 +22,7 @@ from outboxkit.testing.postgres_server import PostgresServer, find_postgres
 from outboxkit.testing.redis_server import RedisServer, find_redis
 from tests.databases import Place
 from tests.pgbouncer import find_pgbouncer
+from tests.redis_cluster import RedisCluster
 
 
 @pytest.fixture(scope="session")
@@ -43,6 +44,20 @@ def redis_url(request: pytest.FixtureRequest) -> str:
     url = os.environ.get("OUTBOXKIT_TEST_REDIS_URL") or request.getfixturevalue("redis_server").url
     empty_redis(url)
     return url
+
+
+@pytest.fixture(scope="session")
+def shared_redis_cluster(redis_binary: str) -> Iterator[RedisCluster]:
+    """A running cluster of three masters, shared by the session's tests, which leave its nodes and slots alone."""
+    with RedisCluster(redis_binary) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def redis_cluster(shared_redis_cluster: RedisCluster) -> RedisCluster:
+    """The shared cluster, empty."""
+    shared_redis_cluster.wipe()
+    return shared_redis_cluster
 
 
 @pytest.fixture(scope="session")
