@@ -17,6 +17,8 @@ from tests.servers import (  # noqa: E402  it imports what is to be rewritten
     redis_server,
     redis_url,
     shared_redis_cluster,
+    shared_watched_redis,
+    watched_redis,
 )
 
 __all__ = [
@@ -31,4 +33,6 @@ __all__ = [
     "redis_server",
     "redis_url",
     "shared_redis_cluster",
+    "shared_watched_redis",
+    "watched_redis",
 ]

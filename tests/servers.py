@@ -23,6 +23,7 @@ from outboxkit.testing.redis_server import RedisServer, find_redis
 from tests.databases import Place
 from tests.pgbouncer import find_pgbouncer
 from tests.redis_cluster import RedisCluster
+from tests.redis_sentinel import WatchedRedis
 
 
 @pytest.fixture(scope="session")
@@ -58,6 +59,20 @@ def redis_cluster(shared_redis_cluster: RedisCluster) -> RedisCluster:
     """The shared cluster, empty."""
     shared_redis_cluster.wipe()
     return shared_redis_cluster
+
+
+@pytest.fixture(scope="session")
+def shared_watched_redis(redis_binary: str) -> Iterator[WatchedRedis]:
+    """A running master with a replica and Sentinels, shared by the session's tests, which end none of them."""
+    with WatchedRedis(redis_binary) as watched:
+        yield watched
+
+
+@pytest.fixture
+def watched_redis(shared_watched_redis: WatchedRedis) -> WatchedRedis:
+    """The shared master with its replica, empty."""
+    shared_watched_redis.wipe()
+    return shared_watched_redis
 
 
 @pytest.fixture(scope="session")
