@@ -134,7 +134,11 @@ class WatchedRedis:
     def in_step(self) -> bool:
         """Say whether the replica follows the master and has all that it has."""
         facts = self.ask(self.replica, "INFO", "replication")
-        return b"role:slave" in facts and b"master_link_status:up" in facts and self._offset(self.master) == self._offset(self.replica)
+        return (
+            b"role:slave" in facts
+            and b"master_link_status:up" in facts
+            and self._offset(self.master) == self._offset(self.replica)
+        )
 
     def _offset(self, server: RedisServer) -> bytes:
         role = self.ask(server, "ROLE")

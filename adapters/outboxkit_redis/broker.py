@@ -1,8 +1,11 @@
 """The broker on Redis streams: an entry's id is its position, so a stream is the log's very copy.
 
 Keys: ``<prefix>:<topic>:<partition>:<source>`` is a stream; ``<prefix>:<topic>:streams`` is the set of a topic's streams, as
-``<partition>:<source>``. Each command and script is about one key (but for reading, which is about many where that can be), so
-that in a cluster each has one slot, a topic's partitions spread over the nodes, and no name needs a hash tag.
+``<partition>:<source>``. Each command and script is about one key; only reading is about many, where all are on one server.
+
+In a cluster a stream is ``<prefix>:{<topic>:<partition>}:<source>``. With the partition's number at the end of what makes the
+slot, eight partitions spread over three equal nodes as 2 to 4 each. By the whole name they would all be on one node for every
+sixth topic: how far CRC16 moves with a changed digit depends on what stands behind it.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -45,6 +48,7 @@ class RedisBroker:
         self._address = parse_url(url)
         self._open_client: Client | None = self._new_client()  # made now, so that a bad option is found now
         self._prefix = self._address.prefix
+        self._tagged = self._address.kind == "cluster"
 
     async def open(self) -> None:
         """Get ready; does not need the server to be there."""
@@ -176,6 +180,8 @@ class RedisBroker:
         return await self._deliveries([entries.page(stream, reply or [])])
 
     def _key(self, stream: Stream) -> str:
+        if self._tagged:
+            return f"{self._prefix}:{{{stream.topic}:{stream.partition}}}:{stream.source}"
         return f"{self._prefix}:{stream.topic}:{stream.partition}:{stream.source}"
 
     def _registry(self, topic: str) -> str:

@@ -101,6 +101,14 @@ class RedisServer:
         """End the server as a crash would."""
         self._end(signal.SIGKILL)
 
+    def pause(self) -> None:
+        """Let it hang, until `resume` or its end: connections stay open, and nothing is answered."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on after `pause`."""
+        self._signal(signal.SIGCONT)
+
     def restart(self) -> str:
         """Start it again where it was, after `kill`, or kill it now."""
         self.kill()
@@ -133,6 +141,10 @@ class RedisServer:
                 return True
             time.sleep(0.005)
         return False
+
+    def _signal(self, what: signal.Signals) -> None:
+        if self._process is not None and self._process.runs():
+            os.kill(self._process.id, what)
 
     def _end(self, how: signal.Signals) -> None:
         process, self._process = self._process, None
