@@ -1,5 +1,6 @@
 """A Redis or Valkey with one replica and the Sentinels that watch them, for tests that kill the master."""
 
+import os
 import shutil
 import signal
 import time
@@ -27,30 +28,39 @@ class Sentinel:
     Args:
         binary: what to start; see `find_redis`.
         quorum: how many have to agree that the master is down.
+        settings: further lines of its configuration.
     """
 
-    def __init__(self, binary: str, quorum: int) -> None:
+    def __init__(self, binary: str, quorum: int, settings: tuple[str, ...] = ()) -> None:
         self._binary = binary
         self._quorum = quorum
+        self._settings = settings
         self._directory = data_directory("sentinel", on_disk=False, room_bytes=_ROOM_BYTES)
         self._process: ServerProcess | None = None
         self.port = 0
 
     def start(self, master: RedisServer) -> None:
-        """Start watching; the place it has stays the same over `kill` and `resume`."""
+        """Start watching."""
         self.port = free_port()
         settings = (
             *(f"port {self.port}", "bind 127.0.0.1", f"dir {self._directory}", 'logfile ""', "daemonize no"),
             f"sentinel monitor {SERVICE} 127.0.0.1 {master.port} {self._quorum}",
             f"sentinel down-after-milliseconds {SERVICE} {DOWN_MILLISECONDS}",
             f"sentinel failover-timeout {SERVICE} 2000",
+            *self._settings,
         )
         (self._directory / "sentinel.conf").write_text("\n".join(settings) + "\n")
-        self.resume()
+        self._process = ServerProcess((self._binary, str(self._directory / "sentinel.conf"), "--sentinel"), self._directory)
+
+    def pause(self) -> None:
+        """Let it hang until `resume`."""
+        assert self._process is not None
+        os.kill(self._process.id, signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Go on with what it knew when it was killed."""
-        self._process = ServerProcess((self._binary, str(self._directory / "sentinel.conf"), "--sentinel"), self._directory)
+        """Let it go on after `pause`."""
+        assert self._process is not None
+        os.kill(self._process.id, signal.SIGCONT)
 
     def kill(self) -> None:
         """End it as a crash would."""
@@ -86,8 +96,8 @@ class WatchedRedis:
         with ExitStack() as starting:
             for server in self.servers:
                 starting.enter_context(server)
-            self.ask(self.servers[1], "REPLICAOF", "127.0.0.1", self.servers[0].port)
-            self._wait("sync", lambda: b"master_link_status:up" in self.ask(self.servers[1], "INFO"))
+            ask(self.servers[1].port, "REPLICAOF", "127.0.0.1", self.servers[0].port)
+            self._wait("sync", lambda: b"master_link_status:up" in ask(self.servers[1].port, "INFO"))
             for sentinel in self.sentinels:
                 starting.callback(sentinel.stop)
                 sentinel.start(self.servers[0])
@@ -119,21 +129,17 @@ class WatchedRedis:
     def named_by(self, sentinel: Sentinel) -> int | None:
         """Return the port of the master that one Sentinel names, None when it does not run."""
         try:
-            return int(_ask(sentinel.port, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE)[1])
+            return int(ask(sentinel.port, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE)[1])
         except exceptions.ConnectionError:
             return None
 
-    def ask(self, server: RedisServer, *words: object) -> Any:
-        """Send one command to one of the two servers, and return its reply as it is."""
-        return _ask(server.port, *words)
-
     def wipe(self) -> None:
         """Make the master lose everything it holds, and the replica with it."""
-        self.ask(self.master, "FLUSHALL")
+        ask(self.master.port, "FLUSHALL")
 
     def in_step(self) -> bool:
         """Say whether the replica follows the master and has all that it has."""
-        facts = self.ask(self.replica, "INFO", "replication")
+        facts = ask(self.replica.port, "INFO", "replication")
         return (
             b"role:slave" in facts
             and b"master_link_status:up" in facts
@@ -141,13 +147,13 @@ class WatchedRedis:
         )
 
     def _offset(self, server: RedisServer) -> bytes:
-        role = self.ask(server, "ROLE")
+        role = ask(server.port, "ROLE")
         found: bytes = str(role[1]).encode() if role[0] == b"master" else str(role[4]).encode()
         return found
 
     def _knows_all(self, sentinel: Sentinel) -> bool:
         try:
-            words = _ask(sentinel.port, "SENTINEL", "MASTER", SERVICE)
+            words = ask(sentinel.port, "SENTINEL", "MASTER", SERVICE)
         except exceptions.ConnectionError:
             return False
         facts = dict(zip(words[::2], words[1::2], strict=True))
@@ -161,7 +167,16 @@ class WatchedRedis:
             time.sleep(0.02)
 
 
-def _ask(port: int, *words: object) -> Any:
+def answers(sentinel: Sentinel) -> bool:
+    """Say whether a Sentinel is there yet."""
+    try:
+        return bool(ask(sentinel.port, "PING"))
+    except exceptions.ConnectionError:
+        return False
+
+
+def ask(port: int, *words: object) -> Any:
+    """Send one command, and return its reply as it is."""
     driver: Any = redis.Redis
     with driver(port=port, protocol=2) as raw:
         raw.response_callbacks.clear()

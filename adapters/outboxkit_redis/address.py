@@ -132,7 +132,8 @@ def _split(url: str, kind: Kind, form: str) -> tuple[SplitResult, tuple[Place, .
         parts = urlsplit(url)
         login, _, hosts = parts.netloc.rpartition("@")
         places = tuple(_place(host, _DEFAULT_PORTS[kind]) for host in hosts.split(","))
-        if "," in hosts and (kind == "server" or "@" in login or not all(hosts.split(","))):
+        # Several hosts have one user, before the first.
+        if ("," in hosts) if kind == "server" else ("@" in login and "," in login) or not all(hosts.split(",")):
             raise ValueError
     except ValueError:
         # Its text quotes what it could not read, which may be the password's end.

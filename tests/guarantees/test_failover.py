@@ -1,14 +1,12 @@
 """A master that is killed under load, with entries that its replica never got: everything arrives once, each key in order."""
 
-from collections.abc import Callable
-
 import anyio
 
 from outboxkit.testing.redis_server import RedisServer
 from tests.databases import Place
 from tests.guarantees.load import NUMBERS, PARTITIONS, everything_once, key_of, settled
 from tests.redis_cluster import RedisCluster
-from tests.redis_sentinel import WatchedRedis
+from tests.redis_sentinel import WatchedRedis, ask
 from tests.services import Publisher
 from tests.waiting import until
 
@@ -20,7 +18,7 @@ async def test_a_failover_by_sentinels_that_loses_entries_costs_nothing(place: P
         async with everything_once(place, watched.url) as (publisher, reader):
             await settled(reader, BEFORE)
             master, replica = watched.master, watched.replica
-            cut_off(replica, master, watched.ask)
+            cut_off(replica, master)
             await settled(reader, BEFORE + UNREPLICATED)
             master.kill()
             replica.resume()
@@ -36,7 +34,7 @@ async def test_a_failover_in_a_cluster_that_loses_entries_costs_nothing(place: P
             await settled(reader, BEFORE)
             master = cluster.server_of(key_of(0))
             replica = cluster.replica_of(master)
-            cut_off(replica, master, cluster.ask)
+            cut_off(replica, master)
             await settled(reader, BEFORE + UNREPLICATED)
             master.kill()
             replica.resume()
@@ -67,7 +65,7 @@ async def noticed(publisher: Publisher) -> None:
     await until(lambda: len(publisher.observer.troubles) > before)
 
 
-def cut_off(replica: RedisServer, master: RedisServer, ask: Callable[..., object]) -> None:
+def cut_off(replica: RedisServer, master: RedisServer) -> None:
     """Let nothing that is written from now on come to the replica."""
     replica.pause()  # so that it cannot connect again
-    ask(master, "CLIENT", "KILL", "TYPE", "replica")
+    ask(master.port, "CLIENT", "KILL", "TYPE", "replica")
