@@ -1,12 +1,18 @@
 """What the Redis broker does about a cluster's own ways: slots, redirections, nodes that are away."""
 
 import collections
+import contextlib
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, aclosing
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import anyio
 import pytest
+import trustme
+from redis import exceptions
 from redis.crc import key_slot
 
 from outboxkit.broker import Append
@@ -17,6 +23,7 @@ from outboxkit.testing.streams import chained, filled, majors_of, new_entries, n
 from outboxkit_redis import RedisBroker, cluster_reading
 from outboxkit_redis.node import Node
 from tests.redis_cluster import RedisCluster
+from tests.tcp_proxy import TCPProxy
 
 Connect = Callable[[str], Awaitable[RedisBroker]]
 
@@ -255,6 +262,35 @@ async def test_a_waiting_read_goes_along_when_its_slot_moves(broker: RedisBroker
     assert majors_of(found) == [1]
 
 
+# What gets lost on the way
+
+
+async def test_what_lost_its_reply_is_sent_once_also_by_tls(redis_binary: str, connect: Connect, tmp_path: Path) -> None:
+    authority: Any = trustme.CA()  # pyOpenSSL, which its annotations name, is not needed
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("127.0.0.1").configure_cert(tls)
+    authority.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
+    stream = new_stream()
+    with RedisCluster(redis_binary, masters=1) as cluster:
+        async with TCPProxy(cluster.servers[0].url, tls).running() as proxy:
+            port = urlsplit(proxy.url).port
+            announce(cluster, cluster.servers[0], port)
+            broker = await connect(f"rediss+cluster://127.0.0.1:{port}?ssl_ca_certs={tmp_path}/authority.pem")
+            await broker.subscribe("group", stream, ORIGIN)
+            proxy.losing = b"EVAL"
+            with pytest.raises(BrokerUnavailableError, match=rf"the node 127\.0\.0\.1:{port} "):
+                await broker.append([Append(stream, ORIGIN, new_entries(stream, [1, 2, 3]))])
+            assert proxy.requests == 1
+            proxy.losing = b"XREADGROUP"
+            with pytest.raises(BrokerUnavailableError):
+                await broker.read("group", "reader", [stream], limit=2, wait_seconds=1.0)
+            assert proxy.requests == 2
+            proxy.losing = b""
+            assert await broker.last([stream]) == {stream: Position(3, 0)}
+            assert majors_of(await pending_all(broker, "group", "reader", stream)) == [1, 2]
+            await broker.aclose()
+
+
 # Nodes that are away
 
 
@@ -336,9 +372,11 @@ async def test_a_scheme_that_does_not_fit_the_server_is_told(
     with pytest.raises(BrokerUnavailableError, match=r"write redis:// in the broker's URL"):
         await single.last([new_stream()])
     node = await connect(redis_cluster.servers[0].url)
-    _, elsewhere, _ = one_on_each(redis_cluster)
+    many = [new_stream() for _ in range(100)]  # on all of the nodes, whatever their names' slots
     with pytest.raises(BrokerUnavailableError, match=r"write redis\+cluster:// in the broker's URL"):
-        await node.last([elsewhere])
+        await node.last(many)
+    with pytest.raises(BrokerUnavailableError, match=r"write redis\+cluster:// in the broker's URL"):
+        await node.read("group", "reader", many, limit=10, wait_seconds=0.0)
 
 
 async def test_a_wrong_password_is_reported_without_it(redis_cluster: RedisCluster, connect: Connect) -> None:
@@ -346,6 +384,14 @@ async def test_a_wrong_password_is_reported_without_it(redis_cluster: RedisClust
     with pytest.raises(BrokerUnavailableError, match="check the user and the password") as caught:
         await broker.last([new_stream()])
     assert "pa55word" not in f"{caught.value} {caught.value.__cause__!r} {vars(broker)}"
+
+
+def announce(cluster: RedisCluster, server: RedisServer, port: int | None) -> None:
+    """Have a node tell clients that it listens on another port."""
+    with contextlib.suppress(exceptions.ResponseError):
+        cluster.ask(server, "CONFIG", "SET", "cluster-announce-port", port)
+    if cluster.ask(server, "CLUSTER", "SLOTS")[0][2][1] != port:
+        pytest.skip("this server cannot be told while it runs that it is behind another port")
 
 
 async def _blocked(cluster: RedisCluster) -> int:
