@@ -1,5 +1,8 @@
 """Broker URLs of several hosts: what they may say, what they are shown as, and never a password."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from outboxkit.errors import ConfigurationError
@@ -61,3 +64,9 @@ def test_a_url_that_cannot_be_used_is_refused_without_its_password(url: str, nam
         RedisBroker(url)
     assert named in str(caught.value)
     assert "pa55" not in str(caught.value)
+
+
+def test_the_urls_that_the_documentation_shows_can_be_used() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "redis.md").read_text(encoding="utf-8")
+    shown = re.findall(r'broker="([^"]+)"', page)
+    assert [parse_url(url).kind for url in shown] == ["cluster", "sentinel"]

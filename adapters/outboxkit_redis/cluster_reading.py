@@ -1,6 +1,6 @@
 """Reading a group's streams from the nodes of a cluster, where one command can be about one slot only."""
 
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import anyio
@@ -75,15 +75,16 @@ async def wait_for_any(
     Each stream is waited for by a command of its own. When one has been answered, the server is asked to end the others, which
     keeps their connections: those that were given entries at the same moment return them too.
     """
-    waits = _Waits(read, block_seconds if len(keys) <= MOST_WAITS else min(block_seconds, LOOK_AGAIN_SECONDS))
+    waited = keys[:MOST_WAITS]
+    waits = _Waits(read, len(waited), block_seconds if waited == keys else min(block_seconds, LOOK_AGAIN_SECONDS))
     async with anyio.create_task_group() as waiting:
-        for key in keys[:MOST_WAITS]:
-            waiting.start_soon(waits.wait, answer_slowly, key, min(len(keys), MOST_WAITS))
+        for key in waited:
+            waiting.start_soon(waits.wait, answer_slowly, key)
         with waits.patience:
             await waits.enough.wait()
         with anyio.move_on_after(_RELEASE_SECONDS):
-            await waits.release()
-            await waits.ended.wait()
+            if await waits.release():
+                await waits.ended.wait()
         waiting.cancel_scope.cancel()
     return waits.found
 
@@ -91,8 +92,9 @@ async def wait_for_any(
 class _Waits:
     """Commands that wait for entries, each of one stream."""
 
-    def __init__(self, read: GroupRead, block_seconds: float) -> None:
+    def __init__(self, read: GroupRead, count: int, block_seconds: float) -> None:
         self._read = read
+        self._count = count
         self._block_seconds = block_seconds
         self._begun: dict[str, tuple[Node, int]] = {}
         self._ended_count = 0
@@ -101,7 +103,7 @@ class _Waits:
         self.ended = anyio.Event()
         self.found: dict[str, Any] = {}
 
-    async def wait(self, answer_slowly: AnswerSlowly, key: str, count: int) -> None:
+    async def wait(self, answer_slowly: AnswerSlowly, key: str) -> None:
         def began(node: Node, connection_id: int) -> None:
             self._begun[key] = (node, connection_id)
 
@@ -115,20 +117,24 @@ class _Waits:
         elif reply:
             self.found[key] = reply
             self.enough.set()
-        if self._ended_count == count:
+        if self._ended_count == self._count:
             self.enough.set()
             self.ended.set()
 
-    async def release(self) -> None:
-        """Have the servers end what still waits, as if its time were over."""
+    async def release(self) -> bool:
+        """Have the servers end what still waits, as if its time were over; False when some will not."""
         by_node: dict[Node, list[int]] = {}
         for node, connection_id in self._begun.values():
             by_node.setdefault(node, []).append(connection_id)
+        # To users without the right to it, it is refused. Their connections are closed, and opened again when needed.
+        all_known = len(self._begun) == self._count - self._ended_count
+        refused: list[Any] = []
+
+        async def unblock(node: Node, ids: Sequence[int]) -> None:
+            commands = [Command("a connection", ("CLIENT", "UNBLOCK", connection_id)) for connection_id in ids]
+            refused.extend(reply for reply in await node.answers(commands) if isinstance(reply, Refusal))
+
         async with anyio.create_task_group() as releasing:
             for node, ids in by_node.items():
-                releasing.start_soon(_unblock, node, ids)
-
-
-async def _unblock(node: Node, ids: Collection[int]) -> None:
-    # Refused to users without the right: then the connections are closed instead, and opened again when needed.
-    await node.answers([Command("a connection", ("CLIENT", "UNBLOCK", connection_id)) for connection_id in ids])
+                releasing.start_soon(unblock, node, ids)
+        return all_known and not refused

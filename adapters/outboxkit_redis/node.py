@@ -140,6 +140,7 @@ def _driver(url: str, server: Server, greeted: Callable[[Any], Awaitable[None]] 
         "socket_timeout": None,
         "socket_connect_timeout": CONNECT_SECONDS,
         "health_check_interval": 0,
+        "max_connections": 10_000,  # as many as there are calls at a time; redis-py 8 refuses the 101st
     }
     if greeted is not None:
 
