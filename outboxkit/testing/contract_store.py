@@ -8,6 +8,7 @@ from outboxkit.testing.contract_store_letters import StoreLettersContract
 from outboxkit.testing.contract_store_log import StoreLogContract
 from outboxkit.testing.contract_store_rebase import StoreRebaseContract
 from outboxkit.testing.contract_store_transactions import StoreTransactionsContract
+from outboxkit.testing.contract_store_waiting import StoreWaitingContract
 from outboxkit.testing.contract_store_writers import StoreWritersContract
 from outboxkit.testing.rows import SOURCE, log_of, new_rows, publish
 from outboxkit.testing.streams import raised
@@ -20,6 +21,7 @@ class StoreContract(
     StoreRebaseContract,
     StoreLeaseContract,
     StoreInboxContract,
+    StoreWaitingContract,
     StoreLettersContract,
 ):
     """Everything `outboxkit.store.Store` promises, each promise as a test named for it.

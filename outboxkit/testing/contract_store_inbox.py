@@ -21,6 +21,14 @@ async def settle(store: Store, subscription: Subscription, given: list[Delivery]
     return [delivery.position.major for delivery in fresh]
 
 
+async def record(store: Store, subscription: Subscription, *outcomes: Outcome) -> None:
+    """Receive deliveries, and have these outcomes recorded, in one transaction."""
+    async with store.transaction() as transaction:
+        await transaction.receive(subscription, [outcome.delivery for outcome in outcomes])
+        await transaction.settle(subscription, outcomes)
+        await transaction.commit()
+
+
 class StoreInboxContract:
     """What a consumer builds on."""
 
@@ -105,7 +113,7 @@ class StoreInboxContract:
         stream = new_stream()
         subscription, _ = await store.subscribe("group", stream)
         soon, later = deliveries(stream, [1, 2])
-        await self._fail(store, subscription, Outcome(soon, "retry", 1, 0.0, "boom"), Outcome(later, "retry", 1, 60.0, "boom"))
+        await record(store, subscription, Outcome(soon, "retry", 1, 0.0, "boom"), Outcome(later, "retry", 1, 60.0, "boom"))
         found, next_seconds = await peer.retries("group", 10)
         assert [retry[:3] for retry in found] == [(subscription, soon, 1)]
         assert 0 <= found[0].waited_seconds < 60
@@ -124,7 +132,7 @@ class StoreInboxContract:
         stream = new_stream()
         subscription, _ = await store.subscribe("group", stream)
         (delivery,) = deliveries(stream, [1])
-        await self._fail(store, subscription, Outcome(delivery, "retry", 1, 0.0, "first"))
+        await record(store, subscription, Outcome(delivery, "retry", 1, 0.0, "first"))
         (retry,), _ = await store.retries("group", 10)
         async with store.transaction() as transaction:
             assert await transaction.take(retry.subscription, [retry])
@@ -139,7 +147,7 @@ class StoreInboxContract:
         subscription, _ = await store.subscribe("group", stream)
         waits, dead, fine = deliveries(stream, [1, 2, 3])
         failures = Outcome(waits, "retry", 1, 0.0, "x"), Outcome(dead, "dead", 5, 0.0, "x")
-        await self._fail(store, subscription, *failures, Outcome(fine, "settled"))
+        await record(store, subscription, *failures, Outcome(fine, "settled"))
         assert await store.floors("group") == {stream: floor_at(3)}
         assert await settle(store, subscription, [waits, dead, fine]) == []
         assert [retry.delivery for retry in (await store.retries("group", 10))[0]] == [waits]
@@ -148,16 +156,9 @@ class StoreInboxContract:
         stream = new_stream()
         subscription, _ = await store.subscribe("group", stream)
         one, two, three = deliveries(stream, [1, 2, 3])
-        await self._fail(store, subscription, Outcome(one, "settled"), Outcome(two, "deferred"), Outcome(three, "deferred"))
+        await record(store, subscription, Outcome(one, "settled"), Outcome(two, "deferred"), Outcome(three, "deferred"))
         assert await store.floors("group") == {stream: floor_at(1)}
         assert await settle(store, subscription, [one, two, three]) == [2, 3]
-
-    @staticmethod
-    async def _fail(store: Store, subscription: Subscription, *outcomes: Outcome) -> None:
-        async with store.transaction() as transaction:
-            await transaction.receive(subscription, [outcome.delivery for outcome in outcomes])
-            await transaction.settle(subscription, outcomes)
-            await transaction.commit()
 
     async def test_a_redelivery_that_races_with_a_moving_floor_has_its_effect_once(self, store: Store, peer: Store) -> None:
         """The rows below a floor are deleted: who read where it stood, and inserts after that, would run again."""
@@ -185,7 +186,7 @@ class StoreInboxContract:
         stream = new_stream()
         subscription, _ = await store.subscribe("group", stream)
         chain = deliveries(stream, list(range(1, 21)))
-        await self._fail(store, subscription, *(Outcome(delivery, "retry", 1, 0.0, "boom") for delivery in chain))
+        await record(store, subscription, *(Outcome(delivery, "retry", 1, 0.0, "boom") for delivery in chain))
         taken: list[Delivery] = []
 
         async def retry_all(side: Store) -> None:
@@ -206,7 +207,7 @@ class StoreInboxContract:
         stream = new_stream()
         subscription, _ = await store.subscribe("group", stream)
         (delivery,) = deliveries(stream, [1])
-        await self._fail(store, subscription, Outcome(delivery, "retry", 1, 60.0, "boom"))
+        await record(store, subscription, Outcome(delivery, "retry", 1, 60.0, "boom"))
         async with store.transaction() as transaction:
             assert not await transaction.take(subscription, [Retry(subscription, delivery, 1)])
             assert await transaction.take(subscription, [Retry(subscription, delivery, 1, begun=True)]), (
@@ -214,111 +215,11 @@ class StoreInboxContract:
             )
             assert not await transaction.take(subscription, [Retry(subscription, delivery, 2, begun=True)])
 
-    # messages of one key wait behind each other
-
-    async def test_a_key_is_blocked_as_long_as_a_message_of_it_waits(self, store: Store) -> None:
-        stream = new_stream()
-        subscription, other = [(await store.subscribe(group, stream))[0] for group in ("group", "other")]
-        fails, holds, dies, fine = deliveries(stream, [1, 2, 3, 4])
-        await self._fail(
-            store,
-            subscription,
-            Outcome(fails, "retry", 1, 0.0, "boom", key="a"),
-            Outcome(holds, "held", 5, 0.0, "boom", key="b"),
-            Outcome(dies, "dead", 5, 0.0, "boom", key="c"),
-            Outcome(fine, "settled", key="d"),
-        )
-        assert await self._blocked(store, subscription) == {"a", "b"}
-        assert await self._blocked(store, other) == set()
-        (retry,), _ = await store.retries("group", 10)
-        await self._end(store, retry, Outcome(fails, "settled", 2, key="a"))
-        assert await self._blocked(store, subscription) == {"b"}
-
-    async def test_parked_messages_of_a_key_run_one_after_the_other(self, store: Store) -> None:
-        stream = new_stream()
-        subscription, _ = await store.subscribe("group", stream)
-        chain = deliveries(stream, list(range(1, 9)))
-        a, b = chain[0::2], chain[1::2]
-        await self._fail(
-            store,
-            subscription,
-            *(Outcome(delivery, "retry", 1, 0.0, "boom", key="ab"[at]) for at, delivery in enumerate((a[0], b[0]))),
-            *(Outcome(delivery, "parked", 0, key=key) for key, rest in (("a", a[1:]), ("b", b[1:])) for delivery in rest),
-        )
-        assert await store.floors("group") == {stream: floor_at(8)}
-        assert await settle(store, subscription, chain) == []
-        ran: list[Delivery] = []
-        while due := (await store.retries("group", 10))[0]:
-            assert len({retry.delivery in a for retry in due}) == len(due), "one of a key at a time"
-            for retry in due:
-                ended = Outcome(retry.delivery, "settled", retry.attempt + 1, key="a" if retry.delivery in a else "b")
-                if retry.delivery in (a[1], b[2]):
-                    ended = ended._replace(state="dead", error="no")
-                await self._end(store, retry, ended)
-                ran.append(retry.delivery)
-        assert [delivery for delivery in ran if delivery in a] == a
-        assert [delivery for delivery in ran if delivery in b] == b
-        assert await self._blocked(store, subscription) == set()
-
-    async def test_nothing_parked_runs_behind_one_that_waits_on_or_is_held(self, store: Store) -> None:
-        stream = new_stream()
-        subscription, _ = await store.subscribe("group", stream)
-        front, behind = deliveries(stream, [1, 2])
-        await self._fail(
-            store, subscription, Outcome(front, "retry", 1, 0.0, "x", key="a"), Outcome(behind, "parked", 0, key="a")
-        )
-        (retry,), _ = await store.retries("group", 10)
-        await self._end(store, retry, Outcome(front, "retry", 2, 0.0, "again", key="a"))
-        (retry,), _ = await store.retries("group", 10)
-        assert retry.delivery == front
-        await self._end(store, retry, Outcome(front, "held", 3, 0.0, "enough", key="a"))
-        assert await store.retries("group", 10) == ([], None)
-        assert await self._blocked(store, subscription) == {"a"}
-
-    async def test_what_is_parked_without_anything_before_it_waits_for_nobody(self, store: Store) -> None:
-        """The first of a key is settled by whoever took it; the next one is due in the same commit."""
-        stream = new_stream()
-        subscription, _ = await store.subscribe("group", stream)
-        front, behind = deliveries(stream, [1, 2])
-        await self._fail(
-            store,
-            subscription,
-            Outcome(front, "retry", 1, 0.0, "x", key="ключ '\U0001f511"),
-            Outcome(behind, "parked", 0, key="ключ '\U0001f511"),
-        )
-        (retry,), _ = await store.retries("group", 10)
-        await self._end(store, retry, Outcome(front, "settled", 2, key="ключ '\U0001f511"))
-        (retry,), _ = await store.retries("group", 10)
-        assert (retry.delivery, retry.attempt) == (behind, 0)
-
-    async def test_what_has_been_tried_together_is_known_to_the_next(self, store: Store, peer: Store) -> None:
-        stream = new_stream()
-        subscription, _ = await store.subscribe("group", stream)
-        assert await store.suspect(subscription, Position(7, 1)) == ORIGIN
-        assert await peer.suspect(subscription, Position(5, 9)) == Position(7, 1)
-        assert await peer.suspect(subscription, Position(7, 2)) == Position(7, 1), "it never goes back"
-        assert await store.suspect(subscription, Position(9, 0)) == Position(7, 2)
-        other, _ = await store.subscribe("other", stream)
-        assert await store.suspect(other, Position(1, 0)) == ORIGIN
-
-    @staticmethod
-    async def _blocked(store: Store, subscription: Subscription) -> set[str]:
-        async with store.transaction() as transaction:
-            await transaction.receive(subscription, [])
-            return set(await transaction.blocked(subscription, {"a", "b", "c", "d", "e"}))
-
-    @staticmethod
-    async def _end(store: Store, retry: Retry, outcome: Outcome) -> None:
-        async with store.transaction() as transaction:
-            assert await transaction.take(retry.subscription, [retry])
-            await transaction.settle(retry.subscription, [outcome._replace(waited=True)])
-            await transaction.commit()
-
     async def test_an_error_in_any_script_is_kept(self, store: Store) -> None:
         stream = new_stream()
         subscription, _ = await store.subscribe("group", stream)
         (delivery,) = deliveries(stream, [1])
-        await self._fail(store, subscription, Outcome(delivery, "retry", 1, 0.0, "ungültig: 無効 \U0001f4a5 \\ ' \" \r\n\t"))
+        await record(store, subscription, Outcome(delivery, "retry", 1, 0.0, "ungültig: 無効 \U0001f4a5 \\ ' \" \r\n\t"))
         assert [retry.delivery for retry in (await store.retries("group", 10))[0]] == [delivery]
 
     async def test_a_floor_may_be_made_by_many_at_once(self, store: Store, peer: Store) -> None:

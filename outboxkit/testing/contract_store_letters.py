@@ -7,16 +7,9 @@ import msgspec
 
 from outboxkit.letter import EVERY_LETTER, DeadLetter, Letters
 from outboxkit.message import Delivery, Position
-from outboxkit.store import Outcome, Store, Subscription
+from outboxkit.store import Outcome, Store
+from outboxkit.testing.contract_store_inbox import record
 from outboxkit.testing.rows import deliveries, new_stream
-
-
-async def record(store: Store, subscription: Subscription, *outcomes: Outcome) -> None:
-    """Receive deliveries, and have these outcomes recorded."""
-    async with store.transaction() as transaction:
-        await transaction.receive(subscription, [outcome.delivery for outcome in outcomes])
-        await transaction.settle(subscription, outcomes)
-        await transaction.commit()
 
 
 def dead(delivery: Delivery, number: int, **fields: Any) -> Outcome:
