@@ -25,36 +25,37 @@ _FIND = """
 # In one order, as others may change letters of the same floors at the same time.
 _LOCK = "SELECT 1 FROM {floor} WHERE id = ANY($1::bigint[]) ORDER BY id FOR NO KEY UPDATE"
 
+# Looked up one by one, as there may be very many others; nobody moves them meanwhile, as we hold their floors.
 _THESE = """
-    (i.floor_id, i.major, i.minor) IN (SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::bigint[]))
-    AND i.state IN ('dead', 'held')
+    WITH these AS MATERIALIZED (
+        SELECT DISTINCT i.* FROM unnest($1::bigint[], $2::bigint[], $3::bigint[]) AS p (floor_id, major, minor), LATERAL (
+            SELECT i.ctid AS place, i.floor_id, i.major, i.minor, i.key FROM {inbox} i
+            WHERE i.floor_id = p.floor_id AND i.major = p.major AND i.minor = p.minor AND i.state IN ('dead', 'held')
+            LIMIT 1) i)
 """
 
 # Whose turn it is within a key shows afterwards.
-_REVIVE = f"""
-    UPDATE {{inbox}} i SET state = CASE WHEN key IS NULL THEN 'retry' ELSE 'parked' END,
-        due_at = CASE WHEN key IS NULL THEN clock_timestamp() END, attempt = 0, alone = true, at = clock_timestamp()
-    WHERE {_THESE} RETURNING floor_id, key
+_REVIVE = f"""{_THESE}
+    UPDATE {{inbox}} i SET state = CASE WHEN i.key IS NULL THEN 'retry' ELSE 'parked' END,
+        due_at = CASE WHEN i.key IS NULL THEN clock_timestamp() END, attempt = 0, alone = true, at = clock_timestamp()
+    FROM these WHERE i.ctid = these.place RETURNING i.floor_id, i.key
 """
 
-_LEAVE = f"""
+_LEAVE = f"""{_THESE}
     UPDATE {{inbox}} i SET state = 'exported', envelope = NULL, error = NULL, at = clock_timestamp()
-    WHERE {_THESE} RETURNING floor_id, key
+    FROM these WHERE i.ctid = these.place RETURNING i.floor_id, i.key
 """
 
-_DISCARD = f"""
-    WITH gone AS (
-        DELETE FROM {{inbox}} i USING {{floor}} f
-        WHERE {_THESE} AND f.id = i.floor_id AND (i.major, i.minor) <= (f.major, f.minor) RETURNING i.floor_id, i.key
-    ), kept AS MATERIALIZED (
-        SELECT i.ctid AS place, i.floor_id, i.key FROM {{inbox}} i JOIN {{floor}} f ON f.id = i.floor_id
-        WHERE {_THESE} AND (i.major, i.minor) > (f.major, f.minor)
+_DISCARD = f"""{_THESE}, gone AS (
+        DELETE FROM {{inbox}} i USING these, {{floor}} f
+        WHERE i.ctid = these.place AND f.id = i.floor_id AND (i.major, i.minor) <= (f.major, f.minor)
     ), settled AS (
         UPDATE {{inbox}} i SET state = 'settled', alone = false, since = NULL, at = NULL, error = NULL, envelope = NULL,
             id = NULL, type = NULL, key = NULL
-        FROM kept WHERE i.ctid = kept.place
+        FROM these, {{floor}} f
+        WHERE i.ctid = these.place AND f.id = i.floor_id AND (i.major, i.minor) > (f.major, f.minor)
     )
-    SELECT floor_id, key FROM gone UNION ALL SELECT floor_id, key FROM kept
+    SELECT floor_id, key FROM these
 """
 
 _RESTORE = """
