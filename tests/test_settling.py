@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import anyio
+import msgspec
 
-from outboxkit import App, UnitOfWork
+from outboxkit import App, Message, RetryPolicy, UnitOfWork
 from outboxkit.events import Encoder
 from outboxkit.message import Delivery, Position, Stream
 from outboxkit.observe import Observer
@@ -15,8 +16,9 @@ from tests.services import QUICK, Drawn
 STREAM = Stream("numbers", 0, "elsewhere")
 
 
-def delivered(at: int, type: str, data: str) -> Delivery:
-    envelope = f'{{"specversion":"1.0","id":"{at}","source":"s","type":"{type}","data":{data}}}'
+def delivered(at: int, type: str, data: str, key: str | None = None) -> Delivery:
+    subject = "" if key is None else f'"subject":"{key}",'
+    envelope = f'{{"specversion":"1.0","id":"{at}","source":"s","type":"{type}",{subject}"data":{data}}}'
     return Delivery(STREAM, Position(at, 0), Position(at - 1, 0), envelope.encode())
 
 
@@ -54,6 +56,40 @@ async def test_what_is_set_aside_never_counts_for_what_comes_before_it(tmp_path:
         ]
         await settler.retry(due, 1.0)
     assert handled == [1, 4, 2, 3]
+
+
+async def test_when_time_is_up_the_rest_of_a_key_waits_on_in_its_order(tmp_path: Path) -> None:
+    policy = RetryPolicy(attempts=5, first_seconds=0.0)
+    settings = msgspec.structs.replace(QUICK, retry=policy)
+    app = App("settling", store=f"sqlite:///{tmp_path}/settling.db", broker=MemoryBroker(), settings=settings)
+    handled: list[int] = []
+
+    @app.consumes(Drawn, retry=policy)
+    async def note(drawn: Drawn, message: Message) -> None:
+        if message.attempt == 1 and drawn.number not in (11, 21, 31):
+            raise ValueError("once")
+        handled.append(drawn.number)
+
+    numbers = [2, 3, 4, 1, 11, 21, 31]
+    run = [
+        delivered(at, "number.drawn", f'{{"number": {number}}}', key=str(number % 10)) for at, number in enumerate(numbers, 1)
+    ]
+    await app.migrate()
+    async with app.running(relay=False, consume=False):
+        subscription, _ = await app.store.subscribe("settling", STREAM)
+        settler = settler_of(app)
+        assert await settler.settle(subscription, run, 1.0) == 7
+        two, three, four, one = (await app.store.retries("settling", 10))[0]
+        await settler.retry([two], 1.0)
+        await settler.retry([three, four], 1.0)  # more of them together each time
+        assert handled == [2, 3, 4]
+        await settler.retry([one], -1.0)
+        assert handled == [2, 3, 4, 1]
+        due, _ = await app.store.retries("settling", 10)
+        assert [retry.delivery.position.major for retry in due] == [5], "the next of its key, and no other"
+        while due := (await app.store.retries("settling", 10))[0]:
+            await settler.retry(due, -1.0)
+    assert handled == [2, 3, 4, 1, 11, 21, 31]
 
 
 async def test_however_little_time_there_is_the_first_message_is_settled(tmp_path: Path) -> None:
