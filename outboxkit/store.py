@@ -21,6 +21,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
+from outboxkit.census import Census
 from outboxkit.message import ORIGIN, Delivery, LogEntry, OutboxRow, Position, Stream
 
 T = TypeVar("T")
@@ -239,6 +240,15 @@ class Store(Protocol):
         """Compare the tables with those that this version makes; may be called open or not, and changes nothing.
 
         Returns: a line for each difference, naming the thing and what to do; nothing when all is well.
+        """
+        ...
+
+    @property
+    def census(self) -> Census:
+        """The looks at where everything stands, while it is open; they change nothing.
+
+        Raises:
+            StoreError: it is not open.
         """
         ...
 

@@ -9,6 +9,7 @@ from outboxkit.errors import OutboxkitError, StoreError, TransactionLostError
 from outboxkit.message import ORIGIN, LogEntry, Position, Stream
 from outboxkit.store import Floor, Progress, Retry, Subscription
 from outboxkit_postgres import schema
+from outboxkit_postgres.census import PostgresCensus
 from outboxkit_postgres.comparison import compare
 from outboxkit_postgres.database import Database
 from outboxkit_postgres.failures import is_conflict, meaning, went_away
@@ -30,6 +31,7 @@ class _Tables(NamedTuple):
     progress: ProgressTables
     inbox: InboxTables
     leases: LeaseTable
+    census: PostgresCensus
 
 
 class PostgresTables:
@@ -81,6 +83,7 @@ class PostgresTables:
             progress=ProgressTables(names, source),
             inbox=InboxTables(names, plain_errors=encoding != "UTF8"),
             leases=LeaseTable(names),
+            census=PostgresCensus(names, source, self._work),
         )
         self._read_up = ORIGIN, 0
         self._growth.start(names.channel)
@@ -102,6 +105,11 @@ class PostgresTables:
             async with self._database.link() as link:
                 names = await self._names(link)
             return await compare(self._database, names, source)
+
+    @property
+    def census(self) -> PostgresCensus:
+        """See `outboxkit.store.Store.census`."""
+        return self._opened().census
 
     @asynccontextmanager
     async def _reached(self) -> AsyncGenerator[None, None]:
@@ -278,6 +286,12 @@ class PostgresTables:
         tables = self._opened()
         async with self.translated(), self._database.link() as link:
             yield tables, link
+
+    @asynccontextmanager
+    async def _work(self) -> AsyncGenerator[Link, None]:
+        """Borrow a connection with a transaction, and raise what its errors mean."""
+        async with self.translated(), self._database.work() as link:
+            yield link
 
     def _opened(self) -> _Tables:
         if self._tables is None:

@@ -6,6 +6,7 @@ from outboxkit.testing.contract_store_inbox import StoreInboxContract
 from outboxkit.testing.contract_store_lease import StoreLeaseContract
 from outboxkit.testing.contract_store_log import StoreLogContract
 from outboxkit.testing.contract_store_rebase import StoreRebaseContract
+from outboxkit.testing.contract_store_status import StoreStatusContract
 from outboxkit.testing.contract_store_transactions import StoreTransactionsContract
 from outboxkit.testing.contract_store_writers import StoreWritersContract
 from outboxkit.testing.rows import SOURCE, log_of, new_rows, publish
@@ -19,6 +20,7 @@ class StoreContract(
     StoreRebaseContract,
     StoreLeaseContract,
     StoreInboxContract,
+    StoreStatusContract,
 ):
     """Everything `outboxkit.store.Store` promises, each promise as a test named for it.
 
