@@ -14,8 +14,8 @@ its stream, fixed once and for ever, so each arrow can be repeated without harm.
 Reading order: `message` (the plain values), `store` and `broker` (the two ports and what they promise), `unit_of_work`,
 `routing` (the decorators), `relay` and `consumer` (the two loops; a consumer's transaction is in `settling`, the runs of its
 handlers in `attempts`), `app`. `events` is the way from an event to bytes, `errors` the tree of everything raised, `config`
-every setting, `observe` what is reported, `rebase` the way out when positions no longer fit. `survey` finds out where everything
-stands, and says so in a `status`.
+every setting, `observe` what is reported, `rebase` the way out when positions no longer fit. `survey` finds out where
+everything stands, and says so in a `status`.
 """
 
 from outboxkit.app import App
