@@ -21,7 +21,9 @@ from outboxkit.observe import Observer, shielded
 from outboxkit.relay import Relay
 from outboxkit.routing import Handler, Router
 from outboxkit.settling import Settler
+from outboxkit.status import Status
 from outboxkit.store import Store
+from outboxkit.survey import Survey
 from outboxkit.unit_of_work import Declared, UnitOfWork, current_unit, in_unit_of_work, unit_of_work
 
 T = TypeVar("T")
@@ -68,6 +70,9 @@ class App(Router):
         self.broker = broker_of(broker)
         self._encoder = Encoder(self.name, self.settings)
         self._is_open = False
+        self._is_connected = False
+        self._door = anyio.Lock()
+        """Held by who looks at a closed app, and opens its connections for that: nobody else is to open them meanwhile."""
         self._running: AbstractAsyncContextManager[App] | None = None
 
     def __repr__(self) -> str:
@@ -93,6 +98,22 @@ class App(Router):
             StoreUnavailableError, NotADatabaseError, AccessDeniedError.
         """
         return await self.store.check(self.name)
+
+    async def status(self, *, late_seconds: float = 60.0) -> Status:
+        """Find out where this app's events stand, whether the app is open or not; changes nothing.
+
+        Args:
+            late_seconds: how old a row that is not relayed, or an entry that is not settled, may be before it is a trouble.
+
+        Returns:
+            What database and broker tell, or why they do not after 5 seconds; in `Status.troubles` what needs a hand.
+        """
+        consumed = {group: {handler.event.topic for handler in found.values()} for group, found in self.groups().items()}
+        survey = Survey(self.store, self.broker, self.name, {spec.topic for spec in self.published()}, consumed)
+        async with self._door:
+            if not self._is_connected:
+                return await survey.status(late_seconds=late_seconds, is_open=False)
+        return await survey.status(late_seconds=late_seconds, is_open=True)
 
     def unit_of_work(self, *events: type[Any]) -> AbstractAsyncContextManager[UnitOfWork]:
         """Open a unit of work by hand: ``async with app.unit_of_work() as uow:``; inside an open one, join it.
@@ -207,20 +228,30 @@ class App(Router):
         """
         if self._is_open:
             self._refuse_twice()
-        await self.store.open(self.name, self.settings.partitions)
-        try:
-            await self.broker.open()
+        async with self._connecting():
+            await self.store.open(self.name, self.settings.partitions)
             try:
-                self._is_open = True
-                async with self._loops(relay=relay, consume=consume):
-                    yield self
+                await self.broker.open()
+                try:
+                    self._is_open = True
+                    async with self._loops(relay=relay, consume=consume):
+                        yield self
+                finally:
+                    self._is_open = False
+                    with anyio.CancelScope(shield=True):
+                        await self.broker.aclose()
             finally:
-                self._is_open = False
                 with anyio.CancelScope(shield=True):
-                    await self.broker.aclose()
+                    await self.store.aclose()
+
+    @asynccontextmanager
+    async def _connecting(self) -> AsyncGenerator[None, None]:
+        async with self._door:
+            self._is_connected = True
+        try:
+            yield
         finally:
-            with anyio.CancelScope(shield=True):
-                await self.store.aclose()
+            self._is_connected = False
 
     def _refuse_twice(self) -> NoReturn:
         raise ConfigurationError(f"app {self.name!r} is open already: open it once, and share it")

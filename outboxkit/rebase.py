@@ -44,7 +44,7 @@ async def divergences(store: Store, broker: Broker, source: str, topics: Collect
     found: list[Divergence] = []
     for stream, at in sorted(last.items()):
         agreed, ahead = log.get(stream, (ORIGIN, 0))
-        explained = at in (ORIGIN, progress.get(stream)) or await _holds_same(store, broker, stream, at)
+        explained = at in (ORIGIN, progress.get(stream)) or await holds_same(store, broker, stream, at)
         if not explained:
             found.append(Divergence(stream, agreed, at, ahead))
     return found
@@ -89,7 +89,8 @@ async def _same_from_start(broker: Broker, stream: Stream, entries: Sequence[Log
     return same
 
 
-async def _holds_same(store: Store, broker: Broker, stream: Stream, at: Position) -> bool:
+async def holds_same(store: Store, broker: Broker, stream: Stream, at: Position) -> bool:
+    """Whether the broker's entry at a position is the log's; one that the broker has trimmed is."""
     ours = await store.find(stream, at)
     theirs = await broker.range(stream, after=at.before(), upto=at, limit=1)
     return ours is not None and all(entry.envelope == ours for entry in theirs)

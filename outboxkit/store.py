@@ -21,6 +21,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
+from outboxkit.census import Census
 from outboxkit.letter import LetterStore
 from outboxkit.message import ORIGIN, Delivery, LogEntry, OutboxRow, Position, Stream
 
@@ -240,6 +241,15 @@ class Store(LetterStore, Protocol):
         """Compare the tables with those that this version makes; may be called open or not, and changes nothing.
 
         Returns: a line for each difference, naming the thing and what to do; nothing when all is well.
+        """
+        ...
+
+    @property
+    def census(self) -> Census:
+        """The looks at where everything stands, while it is open; they change nothing.
+
+        Raises:
+            StoreError: it is not open.
         """
         ...
 

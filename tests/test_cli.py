@@ -164,7 +164,7 @@ def _processor_seconds(folder: Path) -> float:
 def test_each_command_is_listed_and_explains_itself() -> None:
     runner = CliRunner()
     listed = runner.invoke(commands, ["--help"]).output
-    for command in ("run", "relay", "consume", "migrate", "rebase", "demo"):
+    for command in ("run", "relay", "consume", "status", "migrate", "rebase", "demo"):
         assert f"\n  {command} " in listed
         assert runner.invoke(commands, [command, "--help"]).exit_code == 0
 

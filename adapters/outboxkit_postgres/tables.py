@@ -10,6 +10,7 @@ from outboxkit.letter import DeadLetter, Letters
 from outboxkit.message import ORIGIN, LogEntry, Position, Stream
 from outboxkit.store import Floor, Progress, Retry, Subscription
 from outboxkit_postgres import schema
+from outboxkit_postgres.census import PostgresCensus
 from outboxkit_postgres.comparison import compare
 from outboxkit_postgres.database import Database
 from outboxkit_postgres.failures import is_conflict, meaning, went_away
@@ -33,6 +34,7 @@ class _Tables(NamedTuple):
     inbox: InboxTables
     letters: LetterTables
     leases: LeaseTable
+    census: PostgresCensus
 
 
 class PostgresTables:
@@ -86,6 +88,7 @@ class PostgresTables:
             inbox=inbox,
             letters=LetterTables(names, inbox),
             leases=LeaseTable(names),
+            census=PostgresCensus(names, source, self._work),
         )
         self._read_up = ORIGIN, 0
         self._growth.start(names.channel)
@@ -107,6 +110,11 @@ class PostgresTables:
             async with self._database.link() as link:
                 names = await self._names(link)
             return await compare(self._database, names, source)
+
+    @property
+    def census(self) -> PostgresCensus:
+        """See `outboxkit.store.Store.census`."""
+        return self._opened().census
 
     @asynccontextmanager
     async def _reached(self) -> AsyncGenerator[None, None]:
@@ -280,18 +288,18 @@ class PostgresTables:
 
     async def revive(self, refs: Sequence[str]) -> int:
         """See `outboxkit.letter.LetterStore.revive`."""
-        async with self._work() as (tables, link):
-            return await tables.letters.revive(link, refs)
+        async with self._work() as link:
+            return await self._opened().letters.revive(link, refs)
 
     async def discard(self, refs: Sequence[str], *, exported: bool = False) -> int:
         """See `outboxkit.letter.LetterStore.discard`."""
-        async with self._work() as (tables, link):
-            return await tables.letters.discard(link, refs, exported=exported)
+        async with self._work() as link:
+            return await self._opened().letters.discard(link, refs, exported=exported)
 
     async def restore(self, letters: Sequence[DeadLetter]) -> Sequence[bool]:
         """See `outboxkit.letter.LetterStore.restore`."""
-        async with self._work() as (tables, link):
-            return await tables.letters.restore(link, letters)
+        async with self._work() as link:
+            return await self._opened().letters.restore(link, letters)
 
     @property
     def outbox(self) -> OutboxTable:
@@ -306,11 +314,10 @@ class PostgresTables:
             yield tables, link
 
     @asynccontextmanager
-    async def _work(self) -> AsyncGenerator[tuple[_Tables, Link], None]:
-        """The same with a transaction."""
-        tables = self._opened()
+    async def _work(self) -> AsyncGenerator[Link, None]:
+        """Borrow a connection with a transaction, and raise what its errors mean."""
         async with self.translated(), self._database.work() as link:
-            yield tables, link
+            yield link
 
     def _opened(self) -> _Tables:
         if self._tables is None:

@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, a
 from sqlalchemy.orm import Session, scoped_session
 
 from outboxkit.cancellation import uninterrupted
+from outboxkit.census import Census
 from outboxkit.errors import ConfigurationError, TransactionError
 from outboxkit.letter import DeadLetter, Letters
 from outboxkit.message import ORIGIN, LogEntry, OutboxRow, Position, Stream
@@ -93,6 +94,11 @@ class SQLAlchemyStore:
     async def check(self, source: str) -> Sequence[str]:
         """See `outboxkit.store.Store.check`."""
         return await self._books.check(source)
+
+    @property
+    def census(self) -> Census:
+        """See `outboxkit.store.Store.census`."""
+        return self._books.census
 
     def transaction(self) -> AbstractAsyncContextManager[Transaction]:
         """See `outboxkit.store.Store.transaction`."""

@@ -19,6 +19,7 @@ from outboxkit.letter import DeadLetter, Letters
 from outboxkit.message import ORIGIN, LogEntry, OutboxRow, Position, Stream
 from outboxkit.store import Floor, Progress, Retry, Subscription
 from outboxkit_sqlite import schema
+from outboxkit_sqlite.census import SQLiteCensus
 from outboxkit_sqlite.comparison import compare
 from outboxkit_sqlite.connection import SHORT_BUSY_TIMEOUT, GuardedConnection, ThreadConnection, connect, next_look, parse_url
 from outboxkit_sqlite.failures import meaning, primary_code
@@ -116,6 +117,12 @@ class SQLiteStore:
             async with AsyncExitStack() as opened:
                 connection = await self._connected(opened, guarded=False)
                 return await connection.run(lambda raw: compare(raw, self.path, self.prefix, source))
+
+    @property
+    def census(self) -> SQLiteCensus:
+        """See `outboxkit.store.Store.census`."""
+        self.require_open()
+        return SQLiteCensus(self.prefix, self._source, self._query, self.outbox.progress)
 
     async def _connected(self, opened: AsyncExitStack, *, guarded: bool) -> ThreadConnection:
         synchronous: Literal["FULL", "NORMAL"] = "FULL" if self._full else "NORMAL"

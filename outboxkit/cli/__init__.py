@@ -1,4 +1,4 @@
-"""``outboxkit``: the command line. One module for each family of commands: `running`, `migrating`, `dead`, `demo`.
+"""``outboxkit``: the command line. One module for each family of commands: `running`, `seeing`, `migrating`, `dead`, `demo`.
 
 Exit codes: 0 fine, 1 found something wrong, 2 used wrongly. Each option can be set by the environment too
 (``OUTBOXKIT_LOG_LEVEL``, ``OUTBOXKIT_DEMO_KILLS``). What is heavy is imported by the command that needs it, so that
@@ -13,6 +13,7 @@ from outboxkit.cli.demo import demo
 from outboxkit.cli.failures import Commands
 from outboxkit.cli.migrating import check, migrate, rebase
 from outboxkit.cli.running import consume, relay, run
+from outboxkit.cli.seeing import status
 
 
 @click.group(cls=Commands, context_settings={"auto_envvar_prefix": "OUTBOXKIT", "help_option_names": ["-h", "--help"]})
@@ -21,7 +22,7 @@ def commands() -> None:
     """Events between services that own their databases and share only a broker."""
 
 
-for command in (run, relay, consume, migrate, check, rebase, dead, demo):
+for command in (run, relay, consume, status, migrate, check, rebase, dead, demo):
     commands.add_command(command)
 
 
