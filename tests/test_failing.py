@@ -357,3 +357,31 @@ def test_after_the_commit_there_is_no_unit_of_work() -> None:
 
     with pytest.raises(HandlerSignatureError, match="the transaction is over"):
         app.consumes(StepTaken, after_commit=afterwards)
+
+
+async def test_what_waits_behind_a_message_that_nobody_handles_any_more_goes_on(place: Place) -> None:
+    """A handler may be taken out, or get another event class, while a message of it waits."""
+
+    async def fail(_: StepTaken, __: Message) -> None:
+        raise ValueError("for now")
+
+    async def fine(_: StepTaken, __: Message) -> None: ...
+
+    broker = MemoryBroker()
+    settings = msgspec.structs.replace(ONE_STREAM, retry=RetryPolicy(attempts=1000, first_seconds=0.05, factor=1.0))
+    before = Walk(place, settings, broker).handled_by(fail)
+    async with before.running():
+        async with before.app.unit_of_work() as uow:
+            uow.publish(StepTaken("ada", 1))
+            uow.publish(StepTaken("ada", 2))
+        await until(before.inbox, {"retry": 1, "parked": 1}.__eq__)
+    renamed = "replace(convert_from(envelope, 'UTF8'), 'step.taken', 'step.gone')"
+    statement = "UPDATE outboxkit_inbox SET envelope = {} WHERE state = 'retry'"
+    if isinstance(place, str):
+        before.database.ask(statement.format(f"convert_to({renamed}, 'UTF8')"))
+    else:
+        before.database.ask(statement.format("CAST(replace(CAST(envelope AS TEXT), 'step.taken', 'step.gone') AS BLOB)"))
+    after = Walk(place, settings, broker).handled_by(fine)
+    async with after.running():
+        await until(after.noted, [2].__eq__)
+        await until(after.inbox, {}.__eq__)

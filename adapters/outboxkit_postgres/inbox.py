@@ -60,6 +60,8 @@ _TAKE = _at_positions("""
     WHERE at.state = r.state AND at.attempt = r.attempt AND (r.begun OR at.due_at <= clock_timestamp())
 """)
 
+_KEYS = _at_positions("SELECT DISTINCT key FROM at WHERE key IS NOT NULL")
+
 # What is parked behind the messages at these positions: some for each.
 _PARKED = _at_positions("""
     SELECT p.major, p.minor, p.prev_major, p.prev_minor, p.envelope, p.attempt,
@@ -114,7 +116,8 @@ _DONE = _at_positions("""
 
 _FAIL = _at_positions("""
     UPDATE {inbox} i SET state = o.state, attempt = o.attempt, alone = o.alone, error = o.error, envelope = o.envelope,
-        id = o.id, type = o.type, key = o.key, since = coalesce(i.since, clock_timestamp()), at = clock_timestamp(),
+        id = coalesce(o.id, i.id), type = coalesce(o.type, i.type), key = o.key,
+        since = coalesce(i.since, clock_timestamp()), at = clock_timestamp(),
         due_at = CASE o.state WHEN 'retry' THEN clock_timestamp() + make_interval(secs => o.delay) END
     FROM at JOIN unnest($2::bigint[], $3::bigint[], $4::text[], $5::integer[], $6::text[], $7::bytea[], $8::text[],
         $9::text[], $10::text[], $11::float8[], $12::boolean[])
@@ -258,15 +261,17 @@ class InboxTables:
 
     async def settle(self, link: Link, subscription: Subscription, outcomes: Sequence[Outcome]) -> Floor:
         """See `outboxkit.store.Transaction.settle`."""
+        # By the rows: whoever settles a message need not know any more what waits behind it.
+        waited = [o.delivery.position for o in outcomes if o.waited]
+        keys = [key for (key,) in await link.fetch(self._sql(_KEYS), subscription.id, *_columns(waited))] if waited else []
         done = [o.delivery.position for o in outcomes if o.state == "settled" and o.waited]
         deferred = [o.delivery.position for o in outcomes if o.state == "deferred"]
         for statement, positions in ((_DONE, done), (_FORGET, deferred)):
             if positions:
-                majors, minors = (list(column) for column in zip(*positions, strict=True))
-                await link.fetch(self._sql(statement), subscription.id, majors, minors)
+                await link.fetch(self._sql(statement), subscription.id, *_columns(positions))
         if failed := [self._failed(o) for o in outcomes if o.state in ("retry", "parked", "dead", "held")]:
             await link.fetch(self._sql(_FAIL), subscription.id, *map(list, zip(*failed, strict=True)))
-        if keys := {o.key for o in outcomes if o.waited and o.key is not None}:
+        if keys:
             await self.promote(link, subscription.id, keys)
         return _floor((await link.fetch(self._sql(_ADVANCE), subscription.id))[0])[1]
 
@@ -308,7 +313,11 @@ class InboxTables:
 
 
 def _positions(retries: Sequence[Retry]) -> Sequence[list[int]]:
-    majors, minors = zip(*(retry.delivery.position for retry in retries), strict=True)
+    return _columns([retry.delivery.position for retry in retries])
+
+
+def _columns(positions: Sequence[Position]) -> Sequence[list[int]]:
+    majors, minors = zip(*positions, strict=True)
     return [list(majors), list(minors)]
 
 

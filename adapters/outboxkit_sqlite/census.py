@@ -55,7 +55,8 @@ class SQLiteCensus:
             f"SELECT floor_id, state, since FROM {inbox} WHERE {waiting} ORDER BY floor_id, key, major, minor LIMIT :limit) "
             "GROUP BY floor_id, state "
             "UNION ALL SELECT 'dead', floor_id, state, count(*), :now - min(at) FROM ("
-            f"SELECT floor_id, state, at FROM {inbox} WHERE state IN ('dead', 'held') ORDER BY floor_id, major, minor LIMIT :limit) "
+            f"SELECT floor_id, state, at FROM {inbox} WHERE state IN ('dead', 'held') "
+            "ORDER BY floor_id, major, minor LIMIT :limit) "
             "GROUP BY floor_id, state"
         )
 

@@ -39,7 +39,7 @@ class InboxTables:
         )
         self._fail = (
             f"UPDATE {inbox} SET state = ?, attempt = ?, alone = ?, due_at = ?, since = coalesce(since, ?), at = ?, error = ?, "
-            f"envelope = ?, id = ?, type = ?, key = ? WHERE {one}"
+            f"envelope = ?, id = coalesce(?, id), type = coalesce(?, type), key = ? WHERE {one}"
         )
         waiting = "state IN ('retry', 'parked', 'held')"
         self._blocked = f"SELECT 1 FROM {inbox} WHERE floor_id = ? AND key = ? AND {waiting} LIMIT 1"
@@ -49,6 +49,7 @@ class InboxTables:
             f"AND (major, minor) = (SELECT major, minor FROM {inbox} WHERE floor_id = ? AND key = ? AND {waiting} "
             "ORDER BY major, minor LIMIT 1)"
         )
+        self._key = f"SELECT key FROM {inbox} WHERE {one}"
         self._tried = f"SELECT tried_major, tried_minor FROM {floor} WHERE id = ?"
         self._suspect = (
             f"UPDATE {floor} SET tried_major = ?, tried_minor = ? WHERE id = ? AND (tried_major, tried_minor) < (?, ?)"
@@ -158,10 +159,14 @@ class InboxTables:
     def settle(self, connection: sqlite3.Connection, subscription: Subscription, outcomes: Sequence[Outcome]) -> Floor:
         """See `outboxkit.store.Transaction.settle`."""
         floor = self.floor_at(connection, subscription.id)
+        # By the rows: whoever settles a message need not know any more what waits behind it.
+        waited = [(subscription.id, *outcome.delivery.position) for outcome in outcomes if outcome.waited]
+        keys = dict.fromkeys(key for row in waited for (key,) in connection.execute(self._key, row).fetchall())
         for outcome in outcomes:
             self._record(connection, subscription, outcome, floor.position)
-        for key in dict.fromkeys(outcome.key for outcome in outcomes if outcome.waited and outcome.key is not None):
-            self.promote(connection, subscription.id, key)
+        for key in keys:
+            if key is not None:
+                self.promote(connection, subscription.id, key)
         return self.advance(connection, subscription.id, floor)
 
     def _record(self, connection: sqlite3.Connection, subscription: Subscription, outcome: Outcome, floor: Position) -> None:

@@ -56,6 +56,24 @@ class StoreWaitingContract:
         assert [delivery for delivery in ran if delivery in b] == b
         assert await self._blocked(store, subscription) == set()
 
+    async def test_what_is_parked_runs_whatever_is_known_of_the_one_before_it_when_that_ends(self, store: Store) -> None:
+        """A handler that is gone, or orders nothing any more, says no key."""
+        for ended in (Outcome(ANY, "settled"), Outcome(ANY, "dead", 1, error="x"), Outcome(ANY, "retry", 1, 60.0, "x")):
+            stream = new_stream()
+            subscription, _ = await store.subscribe("group", stream)
+            front, behind = deliveries(stream, [1, 2])
+            await record(
+                store, subscription, Outcome(front, "retry", 1, 0.0, "x", key="a"), Outcome(behind, "parked", 0, key="a")
+            )
+            (retry,), _ = await store.retries("group", 10)
+            async with store.transaction() as transaction:
+                assert await transaction.take(subscription, [retry])
+                await transaction.settle(subscription, [ended._replace(delivery=front, waited=True)])
+                await transaction.commit()
+            (retry,), _ = await store.retries("group", 10)
+            assert retry.delivery == behind
+            await self._end(store, retry, Outcome(behind, "settled", 1))
+
     async def test_nothing_parked_runs_behind_one_that_waits_on_or_is_held(self, store: Store) -> None:
         stream = new_stream()
         subscription, _ = await store.subscribe("group", stream)
