@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from outboxkit.errors import EnvelopeError
-from outboxkit.message import Position, Stream
+from outboxkit.message import LAST, Position, Stream
 
 
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,8 +61,11 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
             EnvelopeError: it is something else.
         """
         try:
-            return msgspec.json.decode(line, type=cls)
-        except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+            letter = msgspec.json.decode(line, type=cls)
+            if max(*(place := Place.of(letter.ref)).position, place.floor_id) > LAST.minor or letter.died_at.tzinfo is None:
+                raise ValueError("a ref or a time that no database has given out")
+            return letter
+        except (ValueError, RecursionError) as error:  # msgspec's errors are of this kind, too
             raise EnvelopeError(
                 f"not a dead letter in a line of JSON, as `outboxkit dead export` writes it: {error}"
             ) from error

@@ -250,8 +250,9 @@ class Settler:
             if not mine:
                 return
             outcomes = Outcomes(self.group, self._observer)
-            if work := self._decoded(delivery, outcomes, begun):
-                outcomes.ended(work, error)
+            works = await self._read(transaction, subscription, [delivery], outcomes, begun)
+            for work in works:  # one at most; an earlier one of its key may have come back meanwhile
+                outcomes.park(work) if outcomes.blocks(work) else outcomes.ended(work, error)
             await transaction.settle(subscription, outcomes.recorded)
             await uninterrupted(transaction.commit())
         outcomes.report(subscription.stream.topic)
@@ -267,10 +268,17 @@ class Settler:
         return unit.end()
 
     async def _read(
-        self, transaction: Transaction, subscription: Subscription, deliveries: Sequence[Delivery], outcomes: Outcomes
+        self,
+        transaction: Transaction,
+        subscription: Subscription,
+        deliveries: Sequence[Delivery],
+        outcomes: Outcomes,
+        retry: Retry | None = None,
     ) -> Sequence[Work]:
-        """Decode new deliveries and find their handlers, and which keys have to wait; what needs no handler has its outcome."""
-        works = [work for delivery in deliveries if (work := self._decoded(delivery, outcomes))]
+        """Decode deliveries and find their handlers, and which keys of new ones wait; what needs none has its outcome."""
+        works = [work for delivery in deliveries if (work := self._decoded(delivery, outcomes, retry))]
+        if retry:
+            return works  # the first of its key, or it would not have been begun
         if keys := {work.key for work in works if work.key is not None}:
             outcomes.block(await transaction.blocked(subscription, keys))
         return works

@@ -5,13 +5,16 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from outboxkit import ConfigurationError, Message
+from outboxkit.errors import EnvelopeError
 from outboxkit.letter import EVERY_LETTER, DeadLetter, Letters
+from outboxkit.message import Position, Stream
 from tests.databases import Place, database_at
 from tests.test_failing import StepTaken, Walk
 from tests.waiting import until
@@ -39,6 +42,23 @@ async def ship(order: OrderPlaced, uow: UnitOfWork) -> None:
         raise LookupError("no such customer: eve 無")
     await uow.connection.execute("INSERT INTO shipped VALUES (%d)" % order.number)
 """
+
+
+LETTER = DeadLetter(
+    ref="3-17-0",
+    group="shop",
+    stream=Stream("orders", 0, "shop"),
+    position=Position(17, 0),
+    id="some id",
+    type="order.placed",
+    key="eve",
+    attempts=5,
+    error="ValueError: no",
+    failed_at=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
+    died_at=datetime(2026, 1, 2, 3, 4, 6, tzinfo=UTC),
+    holds=False,
+    envelope=b"{}",
+)
 
 
 class Broken:
@@ -88,6 +108,25 @@ async def test_nothing_is_retried_or_discarded_by_forgetting_to_say_what(place: 
         for change in (walk.app.dead_letters.retry, walk.app.dead_letters.discard):
             with pytest.raises(ConfigurationError, match="which dead letters"):
                 await change(EVERY_LETTER)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "{}",
+        "[" * 10_000,
+        LETTER.to_json().replace('"3-17-0"', '"seventeen"'),
+        LETTER.to_json().replace('"3-17-0"', '"3-17"'),
+        LETTER.to_json().replace('"3-17-0"', f'"3-{2**63}-0"'),
+        LETTER.to_json().replace("Z", ""),
+        LETTER.to_json().replace('"id"', '"id": 7, "was"'),
+    ],
+)
+def test_a_line_that_is_no_letter_is_told_as_that(line: str) -> None:
+    assert DeadLetter.from_json(LETTER.to_json()) == LETTER
+    with pytest.raises(EnvelopeError, match="not a dead letter"):
+        DeadLetter.from_json(line)
 
 
 async def test_letters_leave_as_json_and_come_back_as_they_were(place: Place) -> None:

@@ -95,6 +95,19 @@ _PROMOTE = """
     FROM first WHERE i.ctid = first.place AND first.state = 'parked'
 """
 
+_DEMOTE = """
+    WITH first AS MATERIALIZED (
+        SELECT i.* FROM unnest($2::text[]) AS key, LATERAL (
+            SELECT i.key, i.major, i.minor FROM {inbox} i
+            WHERE i.floor_id = $1 AND i.key = key.key AND i.state IN ('retry', 'parked', 'held')
+            ORDER BY i.major, i.minor LIMIT 1) i
+    ), behind AS MATERIALIZED (
+        SELECT i.ctid AS place FROM first, {inbox} i WHERE i.floor_id = $1 AND i.key = first.key AND i.state = 'retry'
+            AND (i.major, i.minor) > (first.major, first.minor)
+    )
+    UPDATE {inbox} i SET state = 'parked', due_at = NULL, at = clock_timestamp() FROM behind WHERE i.ctid = behind.place
+"""
+
 _SUSPECT = """
     WITH before AS MATERIALIZED (SELECT tried_major, tried_minor FROM {floor} WHERE id = $1 FOR NO KEY UPDATE), noted AS (
         UPDATE {floor} f SET tried_major = $2, tried_minor = $3 FROM before
@@ -278,6 +291,11 @@ class InboxTables:
     async def promote(self, link: Link, floor_id: int, keys: Collection[str]) -> None:
         """Have the first parked message of each key run, if nothing before it waits any more; with the floor locked."""
         await link.fetch(self._sql(_PROMOTE), floor_id, list(keys))
+
+    async def line_up(self, link: Link, floor_id: int, keys: Collection[str]) -> None:
+        """The same when messages came back in front of others: those wait behind them again."""
+        await link.fetch(self._sql(_DEMOTE), floor_id, list(keys))
+        await self.promote(link, floor_id, keys)
 
     def storable(self, error: str) -> str:
         """Return an error's text with what this database's encoding has."""

@@ -60,7 +60,8 @@ _DISCARD = f"""{_THESE}, gone AS (
 
 _RESTORE = """
     UPDATE {inbox} SET state = $4, envelope = $5, error = $6, at = $7, attempt = $8
-    WHERE floor_id = $1 AND major = $2 AND minor = $3 AND state = 'exported' AND digest = $9 RETURNING 1
+    WHERE floor_id = $1 AND major = $2 AND minor = $3 AND state = 'exported' AND digest = $9
+    RETURNING floor_id, key
 """
 
 
@@ -95,7 +96,9 @@ class LetterTables:
             place, envelope = Place.of(letter.ref), letter.envelope or b""
             values = ("held" if letter.holds else "dead", envelope, self._inbox.storable(letter.error), letter.died_at)
             where = (place.floor_id, *place.position)
-            done.append(bool(await link.fetch(self._sql(_RESTORE), *where, *values, letter.attempts, digest(envelope))))
+            back = await link.fetch(self._sql(_RESTORE), *where, *values, letter.attempts, digest(envelope))
+            await self._line_up(link, back)
+            done.append(bool(back))
         return done
 
     async def _change(self, link: Link, statement: str, refs: Sequence[str]) -> int:
@@ -105,13 +108,16 @@ class LetterTables:
         await self._lock(link, places)
         columns = zip(*((place.floor_id, *place.position) for place in places), strict=True)
         changed = await link.fetch(self._sql(statement), *map(list, columns))
+        await self._line_up(link, changed)
+        return len(changed)
+
+    async def _line_up(self, link: Link, changed: Sequence[Row]) -> None:
         keys: dict[int, set[str]] = {}
         for floor_id, key in changed:
             if key is not None:
                 keys.setdefault(floor_id, set()).add(key)
         for floor_id, of_floor in keys.items():
-            await self._inbox.promote(link, floor_id, of_floor)
-        return len(changed)
+            await self._inbox.line_up(link, floor_id, of_floor)
 
     async def _lock(self, link: Link, places: Sequence[Place]) -> None:
         await link.fetch(self._sql(_LOCK), sorted({place.floor_id for place in places}))

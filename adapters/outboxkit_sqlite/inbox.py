@@ -49,6 +49,11 @@ class InboxTables:
             f"AND (major, minor) = (SELECT major, minor FROM {inbox} WHERE floor_id = ? AND key = ? AND {waiting} "
             "ORDER BY major, minor LIMIT 1)"
         )
+        self._demote = (
+            f"UPDATE {inbox} SET state = 'parked', due_at = NULL, at = ? WHERE floor_id = ? AND key = ? AND state = 'retry' "
+            f"AND (major, minor) > (SELECT major, minor FROM {inbox} WHERE floor_id = ? AND key = ? AND {waiting} "
+            "ORDER BY major, minor LIMIT 1)"
+        )
         self._key = f"SELECT key FROM {inbox} WHERE {one}"
         self._tried = f"SELECT tried_major, tried_minor FROM {floor} WHERE id = ?"
         self._suspect = (
@@ -197,6 +202,11 @@ class InboxTables:
         """Have the first parked message of a key run, if nothing before it waits any more."""
         now = time.time()
         connection.execute(self._promote, (now, now, floor_id, floor_id, key))
+
+    def line_up(self, connection: sqlite3.Connection, floor_id: int, key: str) -> None:
+        """The same when a message came back in front of others: those wait behind it again."""
+        connection.execute(self._demote, (time.time(), floor_id, key, floor_id, key))
+        self.promote(connection, floor_id, key)
 
     def advance(self, connection: sqlite3.Connection, floor_id: int, start: Floor) -> Floor:
         """Walk the chain up from the floor at `start`, and delete what it makes needless."""

@@ -49,7 +49,7 @@ class LetterTables:
         self._key = f"SELECT key FROM {table} {here} AND {_DEAD}"
         self._restore = (
             f"UPDATE {table} SET state = ?, envelope = ?, error = ?, at = ?, attempt = ? {here} AND state = 'exported' "
-            "AND digest = ?"
+            "AND digest = ? RETURNING key"
         )
 
     def find(
@@ -103,7 +103,10 @@ class LetterTables:
             envelope = letter.envelope or b""
             state = "held" if letter.holds else "dead"
             values = (state, envelope, letter.error, letter.died_at.timestamp(), letter.attempts)
-            return connection.execute(self._restore, (*values, *_row(letter.ref), digest(envelope))).rowcount == 1
+            row = _row(letter.ref)
+            keys = connection.execute(self._restore, (*values, *row, digest(envelope))).fetchall()
+            self._line_up(connection, row, keys)
+            return bool(keys)
 
         return [restored(letter) for letter in letters]
 
@@ -115,11 +118,15 @@ class LetterTables:
     ) -> int:
         changed = 0
         for row in map(_row, refs):
-            for (key,) in change(row):
-                changed += 1
-                if key is not None:
-                    self._inbox.promote(connection, row[0], key)
+            keys = change(row)
+            changed += len(keys)
+            self._line_up(connection, row, keys)
         return changed
+
+    def _line_up(self, connection: sqlite3.Connection, row: tuple[int, int, int], keys: Sequence[tuple[str | None]]) -> None:
+        for (key,) in keys:
+            if key is not None:
+                self._inbox.line_up(connection, row[0], key)
 
 
 def _row(ref: str) -> tuple[int, int, int]:

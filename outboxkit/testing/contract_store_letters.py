@@ -99,6 +99,31 @@ class StoreLettersContract:
         assert await store.revive([letter.ref]) == 1
         assert [retry.delivery for retry in (await store.retries("group", 10))[0]] == [held]
 
+    async def test_what_comes_after_a_letter_that_is_back_waits_for_it_again(self, store: Store) -> None:
+        """Also what was about to be tried itself: or it, or what is parked behind it, would run out of order."""
+        for bring_back in ("revive", "restore"):
+            stream = new_stream()
+            subscription, _ = await store.subscribe(bring_back, stream)
+            died, waits, behind = deliveries(stream, [1, 2, 3])
+            await record(
+                store,
+                subscription,
+                dead(died, 1, state="held", key="k"),
+                Outcome(waits, "parked", 0, key="k"),
+                Outcome(behind, "parked", 0, key="k"),
+            )
+            (letter,) = await all_letters(store, Letters(group=bring_back), envelopes=True)
+            assert await store.discard([letter.ref], exported=True) == 1
+            assert [retry.delivery for retry in (await store.retries(bring_back, 10))[0]] == [waits]
+            assert list(await store.restore([letter])) == [True]
+            assert await store.retries(bring_back, 10) == ([], None), "it is held again"
+            if bring_back == "revive":
+                assert await store.revive([letter.ref]) == 1
+                (retry,), _ = await store.retries(bring_back, 10)
+                async with store.transaction() as transaction:
+                    gathered = await transaction.gather(subscription, [retry], 10, 0.0)
+                    assert [each.delivery for each in gathered] == [died, waits, behind]
+
     async def test_a_discarded_letter_is_settled_and_lets_go_of_its_key(self, store: Store) -> None:
         stream = new_stream()
         subscription, _ = await store.subscribe("group", stream)
