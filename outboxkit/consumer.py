@@ -15,22 +15,18 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 import anyio
 
 from outboxkit.broker import Broker
+from outboxkit.chain import Chain, LostAgainError, had_before
 from outboxkit.config import ConsumerSettings
 from outboxkit.errors import BrokerUnavailableError, GroupMissingError, OutboxkitError, StreamConflictError
 from outboxkit.hand import Hand
-from outboxkit.message import ORIGIN, Delivery, Position, Stream, digest
+from outboxkit.message import ORIGIN, Delivery, Position, Stream
 from outboxkit.observe import Observer
 from outboxkit.settling import Settler
-from outboxkit.store import Floor, Store, Subscription
+from outboxkit.store import Store, Subscription
 from outboxkit.supervision import Supervisor
 
 _RECLAIM_MESSAGES = 500
-_AGAIN_MESSAGES = 500
 _RETRIES = 100
-
-
-class _LostAgainError(Exception):
-    """The broker lost entries that come before a delivery we hold."""
 
 
 class Consumer:
@@ -55,20 +51,12 @@ class Consumer:
         self._settings = settings
         self._observer = observer
         self._hand = Hand(settings.prefetch_messages, settings.prefetch_bytes)
+        self._chain = Chain(self.group, store, broker, self._hand, settings.behind_seconds, observer)
         self._subscriptions: dict[Stream, Subscription] = {}
         self._conflicts: set[Stream] = set()
         self._discover_at = 0.0
         self._unacked = False
         """Whether some ack may not have arrived, so that our own pending entries have to be read again."""
-        self._stood: dict[Stream, Position] = {}
-        """Where floors stood at the last look, of streams with something unsettled above."""
-        self._settled: dict[Stream, Position] = {}
-        """Up to where we know everything to be settled, or gone for good."""
-        self._verified: set[Stream] = set()
-        """Streams that hold, at the floor, the entry that was settled there."""
-        self._behind: dict[Stream, float] = {}
-        """Since when streams have ended before the floor; 0 once that was reported."""
-        self._reported: set[tuple[Stream, Position, Position]] = set()
         self._stopping = anyio.Event()
 
     def stop(self) -> None:
@@ -126,7 +114,7 @@ class Consumer:
             while after is not None:
                 limit = await self._hand.room()
                 entries = await self._broker.pending(self.group, self._reader, stream, after=after, limit=limit)
-                self._hand.add(_had_before(entries))
+                self._hand.add(had_before(entries))
                 after = entries[-1].position if entries else None
 
     async def _discover(self) -> None:
@@ -151,7 +139,7 @@ class Consumer:
                     self._observer.halted(stream, str(error))
             else:
                 self._conflicts.discard(stream)
-                self._verified.discard(stream)
+                self._chain.doubt(stream)
                 self._subscriptions[stream] = subscription
 
     async def _subscription(self, stream: Stream) -> tuple[Subscription, Position]:
@@ -171,12 +159,12 @@ class Consumer:
         while run := await self._hand.take(size):
             stream, done = run[0].stream, 0
             try:
-                await self._verify(stream)
-                if linked := await self._linked(run):
+                await self._chain.verify(stream)
+                if linked := await self._chain.linked(run):
                     done = await self._settler.settle(self._subscriptions[stream], linked, self._settings.transaction_seconds)
-                    self._settled[stream] = max(self._settled[stream], linked[done - 1].position)
+                    self._chain.settled(linked[done - 1])
                     await self._ack(linked[:done])
-            except _LostAgainError:
+            except LostAgainError:
                 done = len(run)  # not acked: it is let go, and comes again
             finally:
                 self._hand.give_back(run, done)
@@ -184,61 +172,6 @@ class Consumer:
             working()
             # Many in a transaction while handlers are fast, one when they are slow.
             size = min(size * 2, self._settings.transaction_messages) if done == len(run) else max(1, done)
-
-    async def _verify(self, stream: Stream) -> None:
-        """After each subscription, before the floor moves on: see that the log is the one we have settled up to there."""
-        if stream in self._verified:
-            return
-        floor = await self._store.floor_of(self.group, stream) or Floor(ORIGIN)
-        if floor.digest is not None:
-            at = floor.position
-            entries = await self._broker.range(stream, after=at.before(), upto=at, limit=1)
-            if any(digest(entry.envelope) != floor.digest for entry in entries):
-                self._observer.diverged(self.group, stream, at)
-        self._settled[stream] = max(floor.position, self._settled.get(stream, ORIGIN))
-        self._verified.add(stream)
-
-    async def _linked(self, run: Sequence[Delivery]) -> Sequence[Delivery]:
-        """Return the part of a run that goes on right where everything is settled, so that each key stays in order.
-
-        Nothing of it when entries before it were missing: another reader's, who died perhaps. They are in hand now, and first.
-
-        Raises:
-            _LostAgainError: the broker lost what is before it; the relay will bring that, and this again.
-        """
-        stream, before = run[0].stream, run[0].prev
-        if before > self._settled[stream]:
-            floor = await self._store.floor_of(self.group, stream) or Floor(ORIGIN)  # others of the group settle too
-            self._settled[stream] = max(floor.position, self._settled[stream])
-        if before > self._settled[stream]:
-            missing = await self._read_again(stream, self._settled[stream], before)
-            if missing:
-                self._hand.add(_had_before(missing))
-                return []
-            if before > self._settled[stream]:
-                raise _LostAgainError
-        gaps = (index for index in range(1, len(run)) if run[index].prev > run[index - 1].position)
-        return run[: next(gaps, len(run))]
-
-    async def _read_again(self, stream: Stream, after: Position, upto: Position) -> Sequence[Delivery]:
-        """Read entries that were not delivered to us; what the broker no longer holds of them is reported, once."""
-        entries = await self._broker.range(stream, after=after, upto=upto, limit=_AGAIN_MESSAGES)
-        gone = min(entries[0].prev, upto) if entries else upto
-        if gone > after and (await self._broker.last([stream]))[stream] >= upto:
-            # Or was the broker just losing and getting back what it holds? Then a second look finds more.
-            again = await self._broker.range(stream, after=after, upto=upto, limit=_AGAIN_MESSAGES)
-            if again == entries:
-                self._give_up(stream, after, gone)
-        if entries:
-            self._observer.hole_read(self.group, stream, after, upto, len(entries))
-        return entries
-
-    def _give_up(self, stream: Stream, after: Position, gone: Position) -> None:
-        """Go on behind entries that the broker has, for good, no longer; the floor stays in front of them."""
-        self._settled[stream] = max(self._settled.get(stream, ORIGIN), gone)
-        if (stream, after, gone) not in self._reported:
-            self._reported.add((stream, after, gone))
-            self._observer.hole_gone(self.group, stream, after, gone)
 
     async def _ack(self, run: Sequence[Delivery]) -> None:
         try:
@@ -255,7 +188,7 @@ class Consumer:
             await self._broker.extend(self.group, self._reader, self._hand.positions())
             # A full hand must not be waited for here: what is in it would look abandoned meanwhile.
             if limit := min(_RECLAIM_MESSAGES, self._hand.room_now):
-                self._hand.add(_had_before(await self._reclaim(limit)))
+                self._hand.add(had_before(await self._reclaim(limit)))
             working()
 
     async def _reclaim(self, limit: int) -> Sequence[Delivery]:
@@ -272,30 +205,8 @@ class Consumer:
             floors = await self._store.floors(self.group)
             last = await self._broker.last(list(self._subscriptions))
             for stream in last.keys() & floors.keys():
-                self._watch_end(stream, floors[stream].position, last[stream])
-                await self._mend_stream(stream, floors[stream], last[stream])
+                await self._chain.mend(stream, floors[stream], last[stream])
             working()
-
-    def _watch_end(self, stream: Stream, floor: Position, last: Position) -> None:
-        """Report a stream that goes on ending before the floor: nothing of it will come until it has passed that."""
-        if last >= floor:
-            self._behind.pop(stream, None)
-            return
-        since = self._behind.setdefault(stream, anyio.current_time())
-        if since and anyio.current_time() - since > self._settings.behind_seconds:
-            self._behind[stream] = 0.0  # told
-            self._observer.behind(self.group, stream, floor, last)
-
-    async def _mend_stream(self, stream: Stream, floor: Floor, last: Position) -> None:
-        upto = floor.hole or last
-        if upto <= floor.position:
-            self._stood.pop(stream, None)
-            return
-        stands = self._stood.get(stream) == floor.position
-        self._stood[stream] = floor.position
-        # Entries of a hole that are beyond the broker's end were lost by it: the relay will bring them.
-        if stands and upto <= last and not self._hand.holds_any(stream, floor.position, upto):
-            self._hand.add(_had_before(await self._read_again(stream, floor.position, upto)))
 
     # retrying
 
@@ -311,7 +222,3 @@ class Consumer:
                 poll_seconds = self._settings.retry_poll_seconds
                 with anyio.move_on_after(poll_seconds if next_seconds is None else min(poll_seconds, next_seconds)):
                     await self._stopping.wait()
-
-
-def _had_before(deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
-    return [delivery._replace(again=True) for delivery in deliveries]
