@@ -10,9 +10,10 @@ import anyio
 
 from outboxkit.broker import Broker
 from outboxkit.hand import Hand
+from outboxkit.inbox import Floor
 from outboxkit.message import ORIGIN, Delivery, Position, Stream, digest
 from outboxkit.observe import Observer
-from outboxkit.store import Floor, Store
+from outboxkit.store import Store
 
 _AGAIN_MESSAGES = 500
 

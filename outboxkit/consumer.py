@@ -19,10 +19,11 @@ from outboxkit.chain import Chain, LostAgainError, had_before
 from outboxkit.config import ConsumerSettings
 from outboxkit.errors import BrokerUnavailableError, GroupMissingError, OutboxkitError, StreamConflictError
 from outboxkit.hand import Hand
+from outboxkit.inbox import Subscription
 from outboxkit.message import ORIGIN, Delivery, Position, Stream
 from outboxkit.observe import Observer
 from outboxkit.settling import Settler
-from outboxkit.store import Store, Subscription
+from outboxkit.store import Store
 from outboxkit.supervision import Supervisor
 
 _RECLAIM_MESSAGES = 500

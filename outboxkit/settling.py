@@ -22,12 +22,13 @@ from outboxkit.cancellation import uninterrupted
 from outboxkit.conflicts import again_on_conflict
 from outboxkit.errors import ConflictError, EnvelopeError, StoreUnavailableError, TransactionLostError
 from outboxkit.events import Encoder
+from outboxkit.inbox import Retry, Subscription
 from outboxkit.message import ORIGIN, Delivery, Envelope, Message, OutboxRow, Position, Stream
 from outboxkit.observe import Observer
 from outboxkit.outcomes import BEGUN_SECONDS, Outcomes, Work
 from outboxkit.retry import RetryPolicy
 from outboxkit.routing import Handler
-from outboxkit.store import Retry, Store, Subscription, Transaction
+from outboxkit.store import Store, Transaction
 from outboxkit.unit_of_work import UnitOfWork
 
 _Positions = dict[Stream, Position]

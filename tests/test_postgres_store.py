@@ -17,8 +17,8 @@ from outboxkit.errors import (
     StoreError,
     StoreUnavailableError,
 )
+from outboxkit.inbox import Outcome
 from outboxkit.message import ORIGIN, Delivery, Position, Stream
-from outboxkit.store import Outcome
 from outboxkit.testing.postgres_server import PostgresServer
 from outboxkit.testing.rows import EVERYTHING, envelopes, log_of, new_rows, publish
 from outboxkit.testing.server_process import free_port

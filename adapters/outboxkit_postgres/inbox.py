@@ -12,8 +12,8 @@ are deleted, because being at or below it already means "seen".
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from outboxkit.inbox import Floor, Outcome, Retry, Subscription
 from outboxkit.message import Delivery, Position, Stream, digest
-from outboxkit.store import Floor, Outcome, Retry, Subscription
 from outboxkit_postgres.link import Link, Row
 from outboxkit_postgres.names import Names
 
@@ -204,12 +204,12 @@ class InboxTables:
         """Whether the database's encoding has not every character, so that an error may hold some it could not keep."""
 
     async def floor_of(self, link: Link, group: str, stream: Stream) -> Floor | None:
-        """See `outboxkit.store.Store.floor_of`."""
+        """See `outboxkit.inbox.InboxStore.floor_of`."""
         rows = await link.fetch(self._sql(_GET_FLOOR), group, *stream)
         return Floor(Position(rows[0][1], rows[0][2]), digest=rows[0][3]) if rows else None
 
     async def subscribe(self, link: Link, group: str, stream: Stream, floor: Position) -> tuple[Subscription, Position]:
-        """See `outboxkit.store.Store.subscribe`."""
+        """See `outboxkit.inbox.InboxStore.subscribe`."""
         await link.fetch(self._sql(_ADD_FLOOR), group, *stream, *floor)
         id, major, minor, _ = (await link.fetch(self._sql(_GET_FLOOR), group, *stream))[0]
         return Subscription(id, group, stream), Position(major, minor)
@@ -230,7 +230,7 @@ class InboxTables:
         return {key for (key,) in await link.fetch(self._sql(_BLOCKED), subscription.id, list(keys))}
 
     async def suspect(self, link: Link, subscription: Subscription, upto: Position) -> Position:
-        """See `outboxkit.store.Store.suspect`."""
+        """See `outboxkit.inbox.InboxStore.suspect`."""
         major, minor = (await link.fetch(self._sql(_SUSPECT), subscription.id, *upto))[0]
         return Position(major, minor)
 
@@ -318,7 +318,7 @@ class InboxTables:
         return _floor((await link.fetch(self._sql(_ADVANCE), floor_id))[0])
 
     async def retries(self, link: Link, group: str, limit: int) -> tuple[Sequence[Retry], float | None]:
-        """See `outboxkit.store.Store.retries`."""
+        """See `outboxkit.inbox.InboxStore.retries`."""
         found: list[Retry] = []
         rows = await link.fetch(self._sql(_RETRIES), group, limit)
         for _, *row in rows:

@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 from outboxkit.cancellation import uninterrupted
 from outboxkit.errors import OutboxkitError, StoreError, TransactionLostError
+from outboxkit.inbox import Floor, Retry, Subscription
 from outboxkit.letter import DeadLetter, Letters
 from outboxkit.message import ORIGIN, LogEntry, Position, Stream
-from outboxkit.store import Floor, Progress, Retry, Subscription
+from outboxkit.store import Progress
 from outboxkit_postgres import schema
 from outboxkit_postgres.census import PostgresCensus
 from outboxkit_postgres.comparison import compare
@@ -248,17 +249,17 @@ class PostgresTables:
     # the inbox
 
     async def subscribe(self, group: str, stream: Stream, floor: Position = ORIGIN) -> tuple[Subscription, Position]:
-        """See `outboxkit.store.Store.subscribe`."""
+        """See `outboxkit.inbox.InboxStore.subscribe`."""
         async with self._link() as (tables, link):
             return await tables.inbox.subscribe(link, group, stream, floor)
 
     async def floor_of(self, group: str, stream: Stream) -> Floor | None:
-        """See `outboxkit.store.Store.floor_of`."""
+        """See `outboxkit.inbox.InboxStore.floor_of`."""
         async with self._link() as (tables, link):
             return await tables.inbox.floor_of(link, group, stream)
 
     async def floors(self, group: str) -> Mapping[Stream, Floor]:
-        """See `outboxkit.store.Store.floors`."""
+        """See `outboxkit.inbox.InboxStore.floors`."""
         inbox = self._opened().inbox
         async with self.translated():
             async with self._database.link() as link:
@@ -270,12 +271,12 @@ class PostgresTables:
         return floors
 
     async def suspect(self, subscription: Subscription, upto: Position) -> Position:
-        """See `outboxkit.store.Store.suspect`."""
+        """See `outboxkit.inbox.InboxStore.suspect`."""
         async with self._link() as (tables, link):
             return await tables.inbox.suspect(link, subscription, upto)
 
     async def retries(self, group: str, limit: int) -> tuple[Sequence[Retry], float | None]:
-        """See `outboxkit.store.Store.retries`."""
+        """See `outboxkit.inbox.InboxStore.retries`."""
         async with self._link() as (tables, link):
             return await tables.inbox.retries(link, group, limit)
 

@@ -15,9 +15,10 @@ from outboxkit.errors import (
     TransactionError,
     TransactionLostError,
 )
+from outboxkit.inbox import Floor, Outcome, Retry, Subscription
 from outboxkit.message import Delivery, OutboxRow
 from outboxkit.retry import Backoff
-from outboxkit.store import Floor, Outcome, Retry, Subscription, ThreadTransaction
+from outboxkit.store import ThreadTransaction
 from outboxkit_postgres.database import Database, Savepoint, Unit
 from outboxkit_postgres.failures import is_conflict, is_confused, meaning, means_connection_lost, sqlstate, told, went_away
 from outboxkit_postgres.inbox import InboxTables

@@ -10,8 +10,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from outboxkit.cancellation import uninterrupted
 from outboxkit.errors import ConfigurationError, NoUnitOfWorkError, OutboxkitError, TransactionLostError
+from outboxkit.inbox import Floor, Outcome, Retry, Subscription
 from outboxkit.message import Delivery, OutboxRow
-from outboxkit.store import Floor, Outcome, Retry, Subscription, ThreadTransaction
+from outboxkit.store import ThreadTransaction
 from outboxkit_sqlalchemy.connection import UnitConnection
 from outboxkit_sqlalchemy.cutting import CUT_OFF, was_cancelled
 from outboxkit_sqlalchemy.takeover import TakenOver, on_thread

@@ -11,9 +11,10 @@ from sqlalchemy.orm import Session, scoped_session
 from outboxkit.cancellation import uninterrupted
 from outboxkit.census import Census
 from outboxkit.errors import ConfigurationError, TransactionError
+from outboxkit.inbox import Floor, Retry, Subscription
 from outboxkit.letter import DeadLetter, Letters
 from outboxkit.message import ORIGIN, LogEntry, OutboxRow, Position, Stream
-from outboxkit.store import Floor, Progress, Retry, Store, Subscription, Transaction
+from outboxkit.store import Progress, Store, Transaction
 from outboxkit_sqlalchemy.cutting import watch
 from outboxkit_sqlalchemy.postgres import EnginePostgresStore
 from outboxkit_sqlalchemy.publishing import Publisher
@@ -172,23 +173,23 @@ class SQLAlchemyStore:
     # the inbox
 
     async def subscribe(self, group: str, stream: Stream, floor: Position = ORIGIN) -> tuple[Subscription, Position]:
-        """See `outboxkit.store.Store.subscribe`."""
+        """See `outboxkit.inbox.InboxStore.subscribe`."""
         return await self._books.subscribe(group, stream, floor)
 
     async def floor_of(self, group: str, stream: Stream) -> Floor | None:
-        """See `outboxkit.store.Store.floor_of`."""
+        """See `outboxkit.inbox.InboxStore.floor_of`."""
         return await self._books.floor_of(group, stream)
 
     async def floors(self, group: str) -> Mapping[Stream, Floor]:
-        """See `outboxkit.store.Store.floors`."""
+        """See `outboxkit.inbox.InboxStore.floors`."""
         return await self._books.floors(group)
 
     async def suspect(self, subscription: Subscription, upto: Position) -> Position:
-        """See `outboxkit.store.Store.suspect`."""
+        """See `outboxkit.inbox.InboxStore.suspect`."""
         return await self._books.suspect(subscription, upto)
 
     async def retries(self, group: str, limit: int) -> tuple[Sequence[Retry], float | None]:
-        """See `outboxkit.store.Store.retries`."""
+        """See `outboxkit.inbox.InboxStore.retries`."""
         return await self._books.retries(group, limit)
 
     # dead letters

@@ -9,8 +9,8 @@ import sqlite3
 import time
 from collections.abc import Collection, Iterator, Sequence
 
+from outboxkit.inbox import Floor, Outcome, Retry, Subscription
 from outboxkit.message import Delivery, Position, Stream, digest
-from outboxkit.store import Floor, Outcome, Retry, Subscription
 
 _WALK_LIMIT = 10_000
 """Rows walked over in one transaction; what is left is walked in the next."""
@@ -94,14 +94,14 @@ class InboxTables:
         )
 
     def floor_of(self, connection: sqlite3.Connection, group: str, stream: Stream) -> Floor | None:
-        """See `outboxkit.store.Store.floor_of`."""
+        """See `outboxkit.inbox.InboxStore.floor_of`."""
         row = connection.execute(self._get_floor, (group, *stream)).fetchone()
         return Floor(Position(row[1], row[2]), digest=row[3]) if row else None
 
     def subscribe(
         self, connection: sqlite3.Connection, group: str, stream: Stream, floor: Position
     ) -> tuple[Subscription, Position]:
-        """See `outboxkit.store.Store.subscribe`; within the caller's transaction."""
+        """See `outboxkit.inbox.InboxStore.subscribe`; within the caller's transaction."""
         connection.execute(self._add_floor, (group, *stream, *floor))
         id, major, minor, _ = connection.execute(self._get_floor, (group, *stream)).fetchone()
         return Subscription(id, group, stream), Position(major, minor)
@@ -123,7 +123,7 @@ class InboxTables:
         return {key for key in keys if connection.execute(self._blocked, (subscription.id, key)).fetchone()}
 
     def suspect(self, connection: sqlite3.Connection, subscription: Subscription, upto: Position) -> Position:
-        """See `outboxkit.store.Store.suspect`; within the caller's transaction."""
+        """See `outboxkit.inbox.InboxStore.suspect`; within the caller's transaction."""
         before = Position(*connection.execute(self._tried, (subscription.id,)).fetchone())
         connection.execute(self._suspect, (*upto, subscription.id, *upto))
         return before
@@ -234,7 +234,7 @@ class InboxTables:
             yield id, Stream(topic, partition, source), Floor(Position(major, minor), digest=known_by)
 
     def retries(self, connection: sqlite3.Connection, group: str, limit: int) -> tuple[Sequence[Retry], float | None]:
-        """See `outboxkit.store.Store.retries`."""
+        """See `outboxkit.inbox.InboxStore.retries`."""
         now = time.time()
         found: list[Retry] = []
         for row in connection.execute(self._due, (now, group, now, limit)).fetchall():

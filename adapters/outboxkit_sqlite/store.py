@@ -15,9 +15,10 @@ import anyio
 from outboxkit.cancellation import uninterrupted
 from outboxkit.config import checked_prefix
 from outboxkit.errors import ConfigurationError, SchemaError, StoreError, StoreUnavailableError, TransactionError
+from outboxkit.inbox import Floor, Retry, Subscription
 from outboxkit.letter import DeadLetter, Letters
 from outboxkit.message import ORIGIN, LogEntry, OutboxRow, Position, Stream
-from outboxkit.store import Floor, Progress, Retry, Subscription
+from outboxkit.store import Progress
 from outboxkit_sqlite import schema
 from outboxkit_sqlite.census import SQLiteCensus
 from outboxkit_sqlite.comparison import compare
@@ -223,15 +224,15 @@ class SQLiteStore:
     # the inbox
 
     async def subscribe(self, group: str, stream: Stream, floor: Position = ORIGIN) -> tuple[Subscription, Position]:
-        """See `outboxkit.store.Store.subscribe`."""
+        """See `outboxkit.inbox.InboxStore.subscribe`."""
         return await self._write(lambda connection: self.inbox.subscribe(connection, group, stream, floor))
 
     async def floor_of(self, group: str, stream: Stream) -> Floor | None:
-        """See `outboxkit.store.Store.floor_of`."""
+        """See `outboxkit.inbox.InboxStore.floor_of`."""
         return await self._query(lambda connection: self.inbox.floor_of(connection, group, stream))
 
     async def floors(self, group: str) -> Mapping[Stream, Floor]:
-        """See `outboxkit.store.Store.floors`."""
+        """See `outboxkit.inbox.InboxStore.floors`."""
 
         def look(connection: sqlite3.Connection) -> tuple[dict[Stream, Floor], bool]:
             saved = {stream: (id, floor) for id, stream, floor in self.inbox.floors(connection, group)}
@@ -246,11 +247,11 @@ class SQLiteStore:
         return await self._write(advance) if behind else floors
 
     async def suspect(self, subscription: Subscription, upto: Position) -> Position:
-        """See `outboxkit.store.Store.suspect`."""
+        """See `outboxkit.inbox.InboxStore.suspect`."""
         return await self._write(lambda connection: self.inbox.suspect(connection, subscription, upto))
 
     async def retries(self, group: str, limit: int) -> tuple[Sequence[Retry], float | None]:
-        """See `outboxkit.store.Store.retries`."""
+        """See `outboxkit.inbox.InboxStore.retries`."""
         return await self._query(lambda connection: self.inbox.retries(connection, group, limit))
 
     # dead letters

@@ -8,8 +8,8 @@ from typing import Any, NoReturn, TypeVar
 
 from outboxkit.cancellation import uninterrupted
 from outboxkit.errors import ConfigurationError, NoUnitOfWorkError, TransactionError, TransactionLostError
+from outboxkit.inbox import Floor, Outcome, Retry, Subscription
 from outboxkit.message import Delivery, OutboxRow
-from outboxkit.store import Floor, Outcome, Retry, Subscription
 from outboxkit_sqlite.connection import GuardedConnection, ThreadConnection
 from outboxkit_sqlite.inbox import InboxTables
 from outboxkit_sqlite.log import OutboxTables

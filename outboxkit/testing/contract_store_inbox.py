@@ -2,8 +2,9 @@
 
 import anyio
 
+from outboxkit.inbox import Floor, Outcome, Retry, Subscription
 from outboxkit.message import ORIGIN, Delivery, Position, digest
-from outboxkit.store import Floor, Outcome, Retry, Store, Subscription
+from outboxkit.store import Store
 from outboxkit.testing.rows import deliveries, new_stream, settled
 
 

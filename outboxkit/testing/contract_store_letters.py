@@ -5,9 +5,10 @@ from typing import Any
 
 import msgspec
 
+from outboxkit.inbox import Outcome
 from outboxkit.letter import EVERY_LETTER, DeadLetter, Letters
 from outboxkit.message import Delivery, Position
-from outboxkit.store import Outcome, Store
+from outboxkit.store import Store
 from outboxkit.testing.contract_store_inbox import record
 from outboxkit.testing.rows import deliveries, new_stream
 

@@ -7,8 +7,9 @@ from typing import Literal
 import anyio
 
 from outboxkit.census import Count, Reading
+from outboxkit.inbox import Outcome, Subscription
 from outboxkit.message import ORIGIN, Position, Stream
-from outboxkit.store import Outcome, Progress, Store, Subscription
+from outboxkit.store import Progress, Store
 from outboxkit.testing.rows import SOURCE, deliveries, envelopes, log_of, new_rows, new_stream, publish, settled
 
 _ZERO, _ONE = Stream("topic", 0, SOURCE), Stream("topic", 1, SOURCE)

@@ -9,8 +9,9 @@ import anyio
 
 from outboxkit.cancellation import uninterrupted
 from outboxkit.errors import NoUnitOfWorkError
+from outboxkit.inbox import Outcome
 from outboxkit.message import ORIGIN, Stream
-from outboxkit.store import Outcome, Progress, Store
+from outboxkit.store import Progress, Store
 from outboxkit.testing.cutting import cut_everywhere
 from outboxkit.testing.rows import EVERYTHING, SOURCE, deliveries, envelopes, log_of, new_rows, new_stream, publish, settled
 

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from unittest.mock import ANY
 
+from outboxkit.inbox import Outcome, Retry, Subscription
 from outboxkit.message import ORIGIN, Position
-from outboxkit.store import Outcome, Retry, Store, Subscription
+from outboxkit.store import Store
 from outboxkit.testing.contract_store_inbox import floor_at, record, settle
 from outboxkit.testing.rows import deliveries, new_stream
 

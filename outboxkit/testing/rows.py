@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 
+from outboxkit.inbox import Outcome
 from outboxkit.message import ORIGIN, Delivery, LogEntry, OutboxRow, Position, Stream, new_id
-from outboxkit.store import Outcome, Store
+from outboxkit.store import Store
 
 SOURCE = "writer"
 EVERYTHING = 1_000_000

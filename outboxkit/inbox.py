@@ -1,0 +1,101 @@
+"""The inbox: what a group has settled of each stream, and the part of a store's port that keeps it.
+
+It remembers, for each group and stream, what has been settled: a *floor*, up to which everything is, and rows
+for what lies above it, waits for a retry or behind one, or is dead. A row is inserted first and the primary key decides who
+runs.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple, Protocol
+
+from outboxkit.message import ORIGIN, Delivery, Position, Stream
+
+
+class Subscription(NamedTuple):
+    """A group's reading of one stream, as its row in the consumer's database."""
+
+    id: int
+    group: str
+    stream: Stream
+
+
+class Floor(NamedTuple):
+    """How far a group has settled a stream.
+
+    Everything at or below `position` is settled. `hole`, when not None, is a position above it that was never delivered
+    although something behind it was: the entries in ``(position, hole]`` have to be read again. `digest` is
+    `outboxkit.message.digest` of the entry at `position`, None where the group never had it: another entry there means that
+    its source's log was started over.
+    """
+
+    position: Position
+    hole: Position | None = None
+    digest: int | None = None
+
+
+class Outcome(NamedTuple):
+    """What became of one delivery: its inbox row from now on.
+
+    ``settled``: the effect is in this transaction, or there is none to have. ``retry``: undone, to be run again in
+    `delay_seconds`. ``parked``: not tried, as an earlier message of its key waits; its turn comes when none does any more.
+    ``dead``: undone, and not run again by itself. ``held``: dead, and its key goes on waiting until somebody decides.
+    ``deferred``: not tried; as if never received.
+    """
+
+    delivery: Delivery
+    state: Literal["settled", "retry", "parked", "dead", "held", "deferred"]
+    attempt: int = 1
+    """Attempts begun so far."""
+    delay_seconds: float = 0.0
+    error: str | None = None
+    id: str | None = None
+    type: str | None = None
+    key: str | None = None
+    """What keeps order: later messages of it wait behind this one. None: nothing does."""
+    waited: bool = False
+    """Whether it came by `Transaction.take`, and so has a row from before."""
+    alone: bool = False
+    """Whether it is to be tried alone, with its attempt counted before: it may have ended a process."""
+
+
+class Retry(NamedTuple):
+    """A message waiting in the inbox for its next attempt, or for its turn behind one that does."""
+
+    subscription: Subscription
+    delivery: Delivery
+    attempt: int
+    """Attempts begun so far."""
+    waited_seconds: float = 0.0
+    """How long it has been waiting, since it first failed or was parked."""
+    alone: bool = False
+    """Whether it is to be tried alone."""
+    parked: bool = False
+    begun: bool = False
+    """Whether it is noted as about to be tried, and so not due and nobody else's."""
+
+
+class InboxStore(Protocol):
+    """What a store does about the inbox outside the transactions in which messages are settled."""
+
+    async def subscribe(self, group: str, stream: Stream, floor: Position = ORIGIN) -> tuple[Subscription, Position]:
+        """Return the group's subscription and its floor; made with `floor` if there was none."""
+        ...
+
+    async def floor_of(self, group: str, stream: Stream) -> Floor | None:
+        """Return a group's floor as saved, or None when it never read this stream."""
+        ...
+
+    async def floors(self, group: str) -> Mapping[Stream, Floor]:
+        """Return where all the group's floors stand, after moving each up over what is settled."""
+        ...
+
+    async def suspect(self, subscription: Subscription, upto: Position) -> Position:
+        """Note that deliveries up to a position, which somebody had before, are about to be tried together.
+
+        Returns: up to where that had been noted before. Whoever tried those did not come to an end.
+        """
+        ...
+
+    async def retries(self, group: str, limit: int) -> tuple[Sequence[Retry], float | None]:
+        """Return what is due now, oldest first, and the seconds until the next one after these is due (None: none waits)."""
+        ...
