@@ -109,6 +109,10 @@ class ConflictError(StoreError):
     """The database undid the transaction in favour of another one; nothing of it is kept, and it may be run again at once."""
 
 
+class LeaseLostError(StoreError):
+    """Another process has claimed the stream meanwhile; nothing of it may be settled here."""
+
+
 class AccessDeniedError(StoreError):
     """The database refuses this role: its password is wrong, or it lacks a right."""
 

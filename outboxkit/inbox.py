@@ -5,9 +5,10 @@ for what lies above it, waits for a retry or behind one, or is dead. A row is in
 runs.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol
 
+from outboxkit.errors import LeaseLostError
 from outboxkit.message import ORIGIN, Delivery, Position, Stream
 
 
@@ -17,6 +18,12 @@ class Subscription(NamedTuple):
     id: int
     group: str
     stream: Stream
+    term: int = 0
+    """Of whoever claimed the stream last, which grows with each claim; 0 before any. See `outboxkit.roster`."""
+
+    def lost(self) -> LeaseLostError:
+        """Return the error for it when its term is over."""
+        return LeaseLostError(f"another process reads {self.stream} for group {self.group} now: it goes on there")
 
 
 class Floor(NamedTuple):
@@ -93,9 +100,21 @@ class InboxStore(Protocol):
         """Note that deliveries up to a position, which somebody had before, are about to be tried together.
 
         Returns: up to where that had been noted before. Whoever tried those did not come to an end.
+
+        Raises:
+            LeaseLostError: another process has claimed the stream.
         """
         ...
 
-    async def retries(self, group: str, limit: int) -> tuple[Sequence[Retry], float | None]:
-        """Return what is due now, oldest first, and the seconds until the next one after these is due (None: none waits)."""
+    async def retries(
+        self, group: str, limit: int, *, owner: str | None = None, busy: Collection[Subscription] = ()
+    ) -> tuple[Sequence[Retry], float | None]:
+        """Return what is due now, oldest first, and the seconds until the next one after these is due (None: none waits).
+
+        Args:
+            group: whose.
+            limit: how many at most.
+            owner: only of streams that this member has claimed; of all when None.
+            busy: but not of these.
+        """
         ...

@@ -9,7 +9,8 @@
 - **L4 key order**: if transaction B wrote key k after A's write of k was committed, A's entry is before B's.
 - **L5 read-only**: relaying changes no outbox row.
 
-**The inbox** is specified in `outboxkit.inbox`, what can be done about dead messages in `outboxkit.letter`.
+**The inbox** is specified in `outboxkit.inbox`, who reads which stream in `outboxkit.roster`, and what can be
+done about dead messages in `outboxkit.letter`.
 
 A store raises `StoreUnavailableError` for whatever may pass by itself, `ConflictError` for a transaction that was undone in
 favour of another, and leaves no transaction open whatever happens to its caller, cancellation included.
@@ -23,6 +24,7 @@ from outboxkit.census import Census
 from outboxkit.inbox import Floor, InboxStore, Outcome, Retry, Subscription
 from outboxkit.letter import LetterStore
 from outboxkit.message import Delivery, LogEntry, OutboxRow, Position, Stream
+from outboxkit.roster import RosterStore
 
 T = TypeVar("T")
 
@@ -93,7 +95,11 @@ class Transaction(Protocol):
         ...
 
     async def receive(self, subscription: Subscription, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
-        """Insert inbox rows, and return the deliveries that were not known yet, in order."""
+        """Insert inbox rows, and return the deliveries that were not known yet, in order.
+
+        Raises:
+            LeaseLostError: another process has claimed the stream.
+        """
         ...
 
     async def blocked(self, subscription: Subscription, keys: Collection[str]) -> Collection[str]:
@@ -104,7 +110,11 @@ class Transaction(Protocol):
         ...
 
     async def take(self, subscription: Subscription, retries: Sequence[Retry]) -> Sequence[Retry]:
-        """Return those that still wait as they did, are due unless begun, and are now this transaction's; all of one stream."""
+        """Return those that still wait as they did, are due unless begun, and are now this transaction's; all of one stream.
+
+        Raises:
+            LeaseLostError: another process has claimed the stream; the same goes for `gather`.
+        """
         ...
 
     async def gather(self, subscription: Subscription, retries: Sequence[Retry], limit: int, seconds: float) -> Sequence[Retry]:
@@ -137,7 +147,7 @@ class Transaction(Protocol):
         ...
 
 
-class Store(InboxStore, LetterStore, Protocol):
+class Store(InboxStore, RosterStore, LetterStore, Protocol):
     """A database that one app owns. Made from a URL by `Store(url)`; nothing is opened before `open`."""
 
     @property

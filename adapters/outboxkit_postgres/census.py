@@ -72,7 +72,7 @@ _FLOORS = 'SELECT id, "group", topic, partition, source, major, minor FROM {floo
 _WINDOWS = """
     WITH now AS MATERIALIZED (SELECT clock_timestamp() AS at), found AS (
         SELECT 'retry' AS window_, * FROM (SELECT floor_id, state, since FROM {inbox} WHERE state = 'retry'
-            ORDER BY due_at LIMIT $1) retry
+            ORDER BY floor_id, due_at LIMIT $1) retry
         UNION ALL
         SELECT 'waiting', * FROM (SELECT floor_id, state, since FROM {inbox} WHERE state IN ('retry', 'parked', 'held')
             ORDER BY floor_id, key, major, minor LIMIT $1) waiting

@@ -18,7 +18,7 @@ from outboxkit_postgres.link import Link, Row
 from outboxkit_postgres.names import Names
 
 _GET_FLOOR = """
-    SELECT id, major, minor, digest FROM {floor} WHERE "group" = $1 AND topic = $2 AND partition = $3 AND source = $4
+    SELECT id, major, minor, digest, term FROM {floor} WHERE "group" = $1 AND topic = $2 AND partition = $3 AND source = $4
 """
 
 _ADD_FLOOR = """
@@ -26,17 +26,22 @@ _ADD_FLOOR = """
     ON CONFLICT ("group", topic, partition, source) DO NOTHING
 """
 
-# The insert decides: a row that is there was seen. The lock waits for who moves the floor, and has it as it is then.
+# The insert decides: a row that is there was seen. The lock waits for who moves the floor, and has it as it is then. No row at
+# all when the term is another.
 _RECEIVE = """
-    WITH floor AS MATERIALIZED (SELECT major, minor FROM {floor} WHERE id = $1 FOR NO KEY UPDATE)
-    INSERT INTO {inbox} (floor_id, major, minor, prev_major, prev_minor, digest)
-    SELECT $1, d.* FROM unnest($2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[])
-        AS d (major, minor, prev_major, prev_minor, digest), floor
-    WHERE (d.major, d.minor) > (floor.major, floor.minor)
-    ON CONFLICT DO NOTHING RETURNING major, minor
+    WITH floor AS MATERIALIZED (SELECT major, minor FROM {floor} WHERE id = $1 AND term = $2 FOR NO KEY UPDATE), fresh AS (
+        INSERT INTO {inbox} (floor_id, major, minor, prev_major, prev_minor, digest)
+        SELECT $1, d.* FROM unnest($3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[])
+            AS d (major, minor, prev_major, prev_minor, digest), floor
+        WHERE (d.major, d.minor) > (floor.major, floor.minor)
+        ON CONFLICT DO NOTHING RETURNING major, minor
+    )
+    SELECT fresh.major, fresh.minor FROM floor LEFT JOIN fresh ON true
 """
 
 _LOCK = "SELECT 1 FROM {floor} WHERE id = $1 FOR NO KEY UPDATE"
+
+_LOCK_TERM = "SELECT 1 FROM {floor} WHERE id = $1 AND term = $2 FOR NO KEY UPDATE"
 
 
 def _at_positions(statement: str) -> str:
@@ -109,9 +114,11 @@ _DEMOTE = """
 """
 
 _SUSPECT = """
-    WITH before AS MATERIALIZED (SELECT tried_major, tried_minor FROM {floor} WHERE id = $1 FOR NO KEY UPDATE), noted AS (
-        UPDATE {floor} f SET tried_major = $2, tried_minor = $3 FROM before
-        WHERE f.id = $1 AND (before.tried_major, before.tried_minor) < ($2, $3)
+    WITH before AS MATERIALIZED (
+        SELECT tried_major, tried_minor FROM {floor} WHERE id = $1 AND term = $2 FOR NO KEY UPDATE
+    ), noted AS (
+        UPDATE {floor} f SET tried_major = $3, tried_minor = $4 FROM before
+        WHERE f.id = $1 AND (before.tried_major, before.tried_minor) < ($3, $4)
     )
     SELECT tried_major, tried_minor FROM before
 """
@@ -179,19 +186,24 @@ _MOVE = """
 
 _ADVANCE = "WITH old AS MATERIALIZED (SELECT * FROM {floor} WHERE id = $1)," + _WALK + _MOVE + _FOUND
 
-# One moment for both questions, or what becomes due between them would be in neither answer.
+# One moment for both questions, or what becomes due between them would be in neither answer. For each floor the start of the
+# partial index.
 _RETRIES = """
-    WITH now AS MATERIALIZED (SELECT clock_timestamp() AS at)
+    WITH now AS MATERIALIZED (SELECT clock_timestamp() AS at), own AS MATERIALIZED (
+        SELECT * FROM {floor} WHERE "group" = $1 AND ($3::text IS NULL OR owner = $3) AND id <> ALL ($4::bigint[])
+    )
     SELECT extract(epoch FROM next.due_at - now.at)::float8, due.*
     FROM now CROSS JOIN LATERAL (
-            SELECT min(i.due_at) AS due_at FROM {inbox} i JOIN {floor} f ON f.id = i.floor_id
-            WHERE i.state = 'retry' AND f."group" = $1 AND i.due_at > now.at) next
+            SELECT min(first.due_at) AS due_at FROM own f, LATERAL (
+                SELECT i.due_at FROM {inbox} i WHERE i.floor_id = f.id AND i.state = 'retry' AND i.due_at > now.at
+                ORDER BY i.due_at LIMIT 1) first) next
         LEFT JOIN LATERAL (
-            SELECT f.id, f.topic, f.partition, f.source, i.major, i.minor, i.prev_major, i.prev_minor, i.envelope, i.attempt,
-                extract(epoch FROM now.at - i.since)::float8, i.alone
-            FROM {inbox} i JOIN {floor} f ON f.id = i.floor_id
-            WHERE i.state = 'retry' AND f."group" = $1 AND i.due_at <= now.at
-            ORDER BY i.due_at, i.floor_id, i.major, i.minor LIMIT $2) due ON true
+            SELECT f.id, f.topic, f.partition, f.source, f.term, i.major, i.minor, i.prev_major, i.prev_minor, i.envelope,
+                i.attempt, extract(epoch FROM now.at - i.since)::float8, i.alone
+            FROM own f, LATERAL (
+                SELECT * FROM {inbox} i WHERE i.floor_id = f.id AND i.state = 'retry' AND i.due_at <= now.at
+                ORDER BY i.due_at, i.major, i.minor LIMIT $2) i
+            ORDER BY i.due_at, f.id, i.major, i.minor LIMIT $2) due ON true
 """
 
 
@@ -211,8 +223,8 @@ class InboxTables:
     async def subscribe(self, link: Link, group: str, stream: Stream, floor: Position) -> tuple[Subscription, Position]:
         """See `outboxkit.inbox.InboxStore.subscribe`."""
         await link.fetch(self._sql(_ADD_FLOOR), group, *stream, *floor)
-        id, major, minor, _ = (await link.fetch(self._sql(_GET_FLOOR), group, *stream))[0]
-        return Subscription(id, group, stream), Position(major, minor)
+        id, major, minor, _, term = (await link.fetch(self._sql(_GET_FLOOR), group, *stream))[0]
+        return Subscription(id, group, stream, term), Position(major, minor)
 
     async def receive(self, link: Link, subscription: Subscription, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
         """See `outboxkit.store.Transaction.receive`."""
@@ -220,7 +232,10 @@ class InboxTables:
             return []
         values = [(*delivery.position, *delivery.prev, digest(delivery.envelope)) for delivery in deliveries]
         columns = (list(column) for column in zip(*values, strict=True))
-        inserted = {tuple(row) for row in await link.fetch(self._sql(_RECEIVE), subscription.id, *columns)}
+        rows = await link.fetch(self._sql(_RECEIVE), subscription.id, subscription.term, *columns)
+        if not rows:
+            raise subscription.lost()
+        inserted = {tuple(row) for row in rows}
         # Once each, should one be given twice.
         fresh = {delivery.position: delivery for delivery in deliveries if delivery.position in inserted}
         return list(fresh.values())
@@ -231,14 +246,17 @@ class InboxTables:
 
     async def suspect(self, link: Link, subscription: Subscription, upto: Position) -> Position:
         """See `outboxkit.inbox.InboxStore.suspect`."""
-        major, minor = (await link.fetch(self._sql(_SUSPECT), subscription.id, *upto))[0]
-        return Position(major, minor)
+        rows = await link.fetch(self._sql(_SUSPECT), subscription.id, subscription.term, *upto)
+        if not rows:
+            raise subscription.lost()
+        return Position(*rows[0])
 
     async def take(self, link: Link, subscription: Subscription, retries: Sequence[Retry]) -> Sequence[Retry]:
         """See `outboxkit.store.Transaction.take`."""
         if not await self._waiting(link, subscription, retries):  # others were faster: no reason to wait for one at work
             return []
-        await link.fetch(self._sql(_LOCK), subscription.id)
+        if not await link.fetch(self._sql(_LOCK_TERM), subscription.id, subscription.term):
+            raise subscription.lost()
         waiting = await self._waiting(link, subscription, retries)
         return [retry for retry in retries if retry.delivery.position in waiting]
 
@@ -317,16 +335,18 @@ class InboxTables:
         await link.fetch(self._sql(_LOCK), floor_id)
         return _floor((await link.fetch(self._sql(_ADVANCE), floor_id))[0])
 
-    async def retries(self, link: Link, group: str, limit: int) -> tuple[Sequence[Retry], float | None]:
+    async def retries(
+        self, link: Link, group: str, limit: int, owner: str | None, busy: Collection[Subscription]
+    ) -> tuple[Sequence[Retry], float | None]:
         """See `outboxkit.inbox.InboxStore.retries`."""
         found: list[Retry] = []
-        rows = await link.fetch(self._sql(_RETRIES), group, limit)
+        rows = await link.fetch(self._sql(_RETRIES), group, limit, owner, [subscription.id for subscription in busy])
         for _, *row in rows:
-            id, topic, partition, source, major, minor, prev_major, prev_minor, envelope, attempt, waited, alone = row
+            id, topic, partition, source, term, major, minor, prev_major, prev_minor, envelope, attempt, waited, alone = row
             if id is not None:
                 stream = Stream(topic, partition, source)
                 delivery = Delivery(stream, Position(major, minor), Position(prev_major, prev_minor), envelope)
-                found.append(Retry(Subscription(id, group, stream), delivery, attempt, waited, alone))
+                found.append(Retry(Subscription(id, group, stream, term), delivery, attempt, waited, alone))
         return found, rows[0][0]
 
 

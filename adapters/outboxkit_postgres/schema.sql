@@ -63,7 +63,16 @@ CREATE TABLE {schema}.{prefix}lease (
     until timestamptz NOT NULL
 ) WITH (fillfactor = 50);
 
--- Up to where a group has settled everything of a stream. Whoever changes a stream's inbox holds its row.
+-- Who takes part in a group: it shows that it lives by moving the end of its time on.
+CREATE TABLE {schema}.{prefix}member (
+    "group" text NOT NULL,
+    name text NOT NULL,
+    topics text[] NOT NULL, -- that it consumes
+    until timestamptz NOT NULL,
+    PRIMARY KEY ("group", name)
+) WITH (fillfactor = 50);
+
+-- Up to where a group has settled everything of a stream, and which member reads it. Whoever changes a stream's inbox holds its row.
 CREATE TABLE {schema}.{prefix}floor (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     "group" text NOT NULL,
@@ -76,6 +85,8 @@ CREATE TABLE {schema}.{prefix}floor (
     -- Up to where redelivered entries have been tried together: should they come yet again, somebody died of it.
     tried_major bigint NOT NULL DEFAULT 0,
     tried_minor bigint NOT NULL DEFAULT 0,
+    owner text, -- the member that claimed it last, alive or not; nobody when null
+    term bigint NOT NULL DEFAULT 0, -- grows with each claim: whoever has not this one may not settle
     UNIQUE ("group", topic, partition, source)
 ) WITH (fillfactor = 50);
 
@@ -102,7 +113,7 @@ CREATE TABLE {schema}.{prefix}inbox (
     PRIMARY KEY (floor_id, major, minor)
 );
 
-CREATE INDEX {prefix}inbox_due ON {schema}.{prefix}inbox (due_at) WHERE state = 'retry';
+CREATE INDEX {prefix}inbox_due ON {schema}.{prefix}inbox (floor_id, due_at) WHERE state = 'retry';
 CREATE INDEX {prefix}inbox_key ON {schema}.{prefix}inbox (floor_id, key, major, minor)
     WHERE state IN ('retry', 'parked', 'held');
 CREATE INDEX {prefix}inbox_dead ON {schema}.{prefix}inbox (floor_id, major, minor) WHERE state IN ('dead', 'held');

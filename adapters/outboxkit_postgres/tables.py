@@ -1,6 +1,6 @@
 """A store on Postgres, whichever way the database is reached: ticks over a log, and an inbox whose floors are locked."""
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
@@ -9,6 +9,7 @@ from outboxkit.errors import OutboxkitError, StoreError, TransactionLostError
 from outboxkit.inbox import Floor, Retry, Subscription
 from outboxkit.letter import DeadLetter, Letters
 from outboxkit.message import ORIGIN, LogEntry, Position, Stream
+from outboxkit.roster import Roster
 from outboxkit.store import Progress
 from outboxkit_postgres import schema
 from outboxkit_postgres.census import PostgresCensus
@@ -24,6 +25,7 @@ from outboxkit_postgres.names import Names
 from outboxkit_postgres.outbox import OutboxTable
 from outboxkit_postgres.progress import ProgressTables
 from outboxkit_postgres.rebasing import rebase
+from outboxkit_postgres.roster import RosterTables
 from outboxkit_postgres.ticks import TickLog
 from outboxkit_postgres.transaction import PostgresTransaction
 
@@ -35,6 +37,7 @@ class _Tables(NamedTuple):
     inbox: InboxTables
     letters: LetterTables
     leases: LeaseTable
+    roster: RosterTables
     census: PostgresCensus
 
 
@@ -89,6 +92,7 @@ class PostgresTables:
             inbox=inbox,
             letters=LetterTables(names, inbox),
             leases=LeaseTable(names),
+            roster=RosterTables(names),
             census=PostgresCensus(names, source, self._work),
         )
         self._read_up = ORIGIN, 0
@@ -246,6 +250,33 @@ class PostgresTables:
         async with self._link() as (tables, link):
             await tables.leases.release(link, name, holder)
 
+    # the roster
+
+    async def enroll(self, group: str, member: str, topics: Collection[str], seconds: float) -> None:
+        """See `outboxkit.roster.RosterStore.enroll`."""
+        async with self._link() as (tables, link):
+            await tables.roster.enroll(link, group, member, topics, seconds)
+
+    async def leave(self, group: str, member: str) -> None:
+        """See `outboxkit.roster.RosterStore.leave`."""
+        async with self._link() as (tables, link):
+            await tables.roster.leave(link, group, member)
+
+    async def roster(self, group: str) -> Roster:
+        """See `outboxkit.roster.RosterStore.roster`."""
+        async with self._link() as (tables, link):
+            return await tables.roster.roster(link, group)
+
+    async def claim(self, group: str, member: str, streams: Collection[Stream]) -> Collection[Subscription]:
+        """See `outboxkit.roster.RosterStore.claim`."""
+        async with self._link() as (tables, link):
+            return await tables.roster.claim(link, group, member, streams)
+
+    async def hand_over(self, done: Mapping[Subscription, Position]) -> None:
+        """See `outboxkit.roster.RosterStore.hand_over`."""
+        async with self._link() as (tables, link):
+            await tables.roster.hand_over(link, done)
+
     # the inbox
 
     async def subscribe(self, group: str, stream: Stream, floor: Position = ORIGIN) -> tuple[Subscription, Position]:
@@ -275,10 +306,12 @@ class PostgresTables:
         async with self._link() as (tables, link):
             return await tables.inbox.suspect(link, subscription, upto)
 
-    async def retries(self, group: str, limit: int) -> tuple[Sequence[Retry], float | None]:
+    async def retries(
+        self, group: str, limit: int, *, owner: str | None = None, busy: Collection[Subscription] = ()
+    ) -> tuple[Sequence[Retry], float | None]:
         """See `outboxkit.inbox.InboxStore.retries`."""
         async with self._link() as (tables, link):
-            return await tables.inbox.retries(link, group, limit)
+            return await tables.inbox.retries(link, group, limit, owner, busy)
 
     # dead letters
 

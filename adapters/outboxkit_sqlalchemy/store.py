@@ -1,7 +1,7 @@
 """A store on an engine of the user's own, whichever of the two databases it is for."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ from outboxkit.errors import ConfigurationError, TransactionError
 from outboxkit.inbox import Floor, Retry, Subscription
 from outboxkit.letter import DeadLetter, Letters
 from outboxkit.message import ORIGIN, LogEntry, OutboxRow, Position, Stream
+from outboxkit.roster import Roster
 from outboxkit.store import Progress, Store, Transaction
 from outboxkit_sqlalchemy.cutting import watch
 from outboxkit_sqlalchemy.postgres import EnginePostgresStore
@@ -170,6 +171,28 @@ class SQLAlchemyStore:
         """See `outboxkit.store.Store.release`."""
         await self._books.release(name, holder)
 
+    # the roster
+
+    async def enroll(self, group: str, member: str, topics: Collection[str], seconds: float) -> None:
+        """See `outboxkit.roster.RosterStore.enroll`."""
+        await self._books.enroll(group, member, topics, seconds)
+
+    async def leave(self, group: str, member: str) -> None:
+        """See `outboxkit.roster.RosterStore.leave`."""
+        await self._books.leave(group, member)
+
+    async def roster(self, group: str) -> Roster:
+        """See `outboxkit.roster.RosterStore.roster`."""
+        return await self._books.roster(group)
+
+    async def claim(self, group: str, member: str, streams: Collection[Stream]) -> Collection[Subscription]:
+        """See `outboxkit.roster.RosterStore.claim`."""
+        return await self._books.claim(group, member, streams)
+
+    async def hand_over(self, done: Mapping[Subscription, Position]) -> None:
+        """See `outboxkit.roster.RosterStore.hand_over`."""
+        await self._books.hand_over(done)
+
     # the inbox
 
     async def subscribe(self, group: str, stream: Stream, floor: Position = ORIGIN) -> tuple[Subscription, Position]:
@@ -188,9 +211,11 @@ class SQLAlchemyStore:
         """See `outboxkit.inbox.InboxStore.suspect`."""
         return await self._books.suspect(subscription, upto)
 
-    async def retries(self, group: str, limit: int) -> tuple[Sequence[Retry], float | None]:
+    async def retries(
+        self, group: str, limit: int, *, owner: str | None = None, busy: Collection[Subscription] = ()
+    ) -> tuple[Sequence[Retry], float | None]:
         """See `outboxkit.inbox.InboxStore.retries`."""
-        return await self._books.retries(group, limit)
+        return await self._books.retries(group, limit, owner=owner, busy=busy)
 
     # dead letters
 

@@ -50,7 +50,8 @@ class SQLiteCensus:
         waiting = "state IN ('retry', 'parked', 'held')"
         self._windows = (
             "SELECT 'retry', floor_id, 'retry', count(*), :now - min(since) FROM ("
-            f"SELECT floor_id, since FROM {inbox} WHERE state = 'retry' ORDER BY due_at LIMIT :limit) GROUP BY floor_id "
+            f"SELECT floor_id, since FROM {inbox} WHERE state = 'retry' ORDER BY floor_id, due_at LIMIT :limit) "
+            "GROUP BY floor_id "
             "UNION ALL SELECT 'waiting', floor_id, state, count(*), :now - min(since) FROM ("
             f"SELECT floor_id, state, since FROM {inbox} WHERE {waiting} ORDER BY floor_id, key, major, minor LIMIT :limit) "
             "GROUP BY floor_id, state "

@@ -27,10 +27,12 @@ class InboxTables:
             "ON CONFLICT DO NOTHING"
         )
         self._get_floor = (
-            f'SELECT id, major, minor, digest FROM {floor} WHERE "group" = ? AND topic = ? AND partition = ? AND source = ?'
+            f'SELECT id, major, minor, digest, term FROM {floor} WHERE "group" = ? AND topic = ? AND partition = ? '
+            "AND source = ?"
         )
         self._floors = f'SELECT id, topic, partition, source, major, minor, digest FROM {floor} WHERE "group" = ?'
         self._floor = f"SELECT major, minor, digest FROM {floor} WHERE id = ?"
+        self._term = f"SELECT term FROM {floor} WHERE id = ?"
         self._move = f"UPDATE {floor} SET major = ?, minor = ?, digest = ? WHERE id = ?"
         # The insert decides: a row that is there was seen.
         self._insert = (
@@ -80,17 +82,14 @@ class InboxTables:
             f"DELETE FROM {inbox} WHERE floor_id = ? AND (major, minor) > (?, ?) AND (major, minor) <= (?, ?) "
             "AND state = 'settled'"
         )
-        # The partial index on due_at.
+        # The partial index on (floor_id, due_at), for each floor.
         self._due = (
-            "SELECT i.floor_id, f.topic, f.partition, f.source, "
-            "i.major, i.minor, i.prev_major, i.prev_minor, i.envelope, i.attempt, ? - i.since, i.alone "
-            f"FROM {inbox} i JOIN {floor} f ON f.id = i.floor_id "
-            "WHERE i.state = 'retry' AND f.\"group\" = ? AND i.due_at <= ? "
-            "ORDER BY i.due_at, i.floor_id, i.major, i.minor LIMIT ?"
+            "SELECT major, minor, prev_major, prev_minor, envelope, attempt, ? - since, alone, due_at "
+            f"FROM {inbox} WHERE state = 'retry' AND floor_id = ? AND due_at <= ? ORDER BY due_at, major, minor LIMIT ?"
         )
-        self._next_due = (
-            f"SELECT min(i.due_at) FROM {inbox} i JOIN {floor} f ON f.id = i.floor_id "
-            "WHERE i.state = 'retry' AND f.\"group\" = ? AND i.due_at > ?"
+        self._next_due = f"SELECT min(due_at) FROM {inbox} WHERE state = 'retry' AND floor_id = ? AND due_at > ?"
+        self._waiting_floors = (
+            f'SELECT id, topic, partition, source, term FROM {floor} WHERE "group" = ? AND (? IS NULL OR owner = ?)'
         )
 
     def floor_of(self, connection: sqlite3.Connection, group: str, stream: Stream) -> Floor | None:
@@ -103,13 +102,14 @@ class InboxTables:
     ) -> tuple[Subscription, Position]:
         """See `outboxkit.inbox.InboxStore.subscribe`; within the caller's transaction."""
         connection.execute(self._add_floor, (group, *stream, *floor))
-        id, major, minor, _ = connection.execute(self._get_floor, (group, *stream)).fetchone()
-        return Subscription(id, group, stream), Position(major, minor)
+        id, major, minor, _, term = connection.execute(self._get_floor, (group, *stream)).fetchone()
+        return Subscription(id, group, stream, term), Position(major, minor)
 
     def receive(
         self, connection: sqlite3.Connection, subscription: Subscription, deliveries: Sequence[Delivery]
     ) -> Sequence[Delivery]:
         """See `outboxkit.store.Transaction.receive`. The floor cannot move meanwhile: this transaction holds the write lock."""
+        self._require_term(connection, subscription)
         floor = self.floor_at(connection, subscription.id).position
 
         def inserted(delivery: Delivery) -> bool:
@@ -124,12 +124,14 @@ class InboxTables:
 
     def suspect(self, connection: sqlite3.Connection, subscription: Subscription, upto: Position) -> Position:
         """See `outboxkit.inbox.InboxStore.suspect`; within the caller's transaction."""
+        self._require_term(connection, subscription)
         before = Position(*connection.execute(self._tried, (subscription.id,)).fetchone())
         connection.execute(self._suspect, (*upto, subscription.id, *upto))
         return before
 
     def take(self, connection: sqlite3.Connection, subscription: Subscription, retries: Sequence[Retry]) -> Sequence[Retry]:
         """See `outboxkit.store.Transaction.take`."""
+        self._require_term(connection, subscription)
         now = time.time()
 
         def waits(retry: Retry) -> bool:
@@ -233,19 +235,33 @@ class InboxTables:
         for id, topic, partition, source, major, minor, known_by in connection.execute(self._floors, (group,)).fetchall():
             yield id, Stream(topic, partition, source), Floor(Position(major, minor), digest=known_by)
 
-    def retries(self, connection: sqlite3.Connection, group: str, limit: int) -> tuple[Sequence[Retry], float | None]:
+    def retries(
+        self, connection: sqlite3.Connection, group: str, limit: int, owner: str | None, busy: Collection[Subscription]
+    ) -> tuple[Sequence[Retry], float | None]:
         """See `outboxkit.inbox.InboxStore.retries`."""
         now = time.time()
-        found: list[Retry] = []
-        for row in connection.execute(self._due, (now, group, now, limit)).fetchall():
-            id, topic, partition, source, major, minor, prev_major, prev_minor, envelope, attempt, waited, alone = row
+        found: list[tuple[float, Retry]] = []
+        next_due: list[float] = []
+        floors = connection.execute(self._waiting_floors, (group, owner, owner)).fetchall()
+        passed_over = {subscription.id for subscription in busy}
+        for id, topic, partition, source, term in floors:
+            if id in passed_over:
+                continue
             stream = Stream(topic, partition, source)
-            delivery = Delivery(stream, Position(major, minor), Position(prev_major, prev_minor), envelope)
-            found.append(Retry(Subscription(id, group, stream), delivery, attempt, waited, bool(alone)))
-        next_due = connection.execute(self._next_due, (group, now)).fetchone()[0]
-        return found, None if next_due is None else max(0.0, next_due - now)
+            subscription = Subscription(id, group, stream, term)
+            for row in connection.execute(self._due, (now, id, now, limit)).fetchall():
+                major, minor, prev_major, prev_minor, envelope, attempt, waited, alone, due_at = row
+                delivery = Delivery(stream, Position(major, minor), Position(prev_major, prev_minor), envelope)
+                found.append((due_at, Retry(subscription, delivery, attempt, waited, bool(alone))))
+            next_due += (due_at for (due_at,) in connection.execute(self._next_due, (id, now)) if due_at is not None)
+        found.sort(key=lambda due: due[0])
+        return [retry for _, retry in found[:limit]], max(0.0, min(next_due) - now) if next_due else None
 
     def floor_at(self, connection: sqlite3.Connection, floor_id: int) -> Floor:
         """Return a floor as saved."""
         major, minor, known_by = connection.execute(self._floor, (floor_id,)).fetchone()
         return Floor(Position(major, minor), digest=known_by)
+
+    def _require_term(self, connection: sqlite3.Connection, subscription: Subscription) -> None:
+        if connection.execute(self._term, (subscription.id,)).fetchone() != (subscription.term,):
+            raise subscription.lost()

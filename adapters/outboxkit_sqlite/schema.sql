@@ -43,7 +43,16 @@ CREATE TABLE {prefix}lease (
     until REAL NOT NULL -- seconds since 1970
 ) STRICT, WITHOUT ROWID;
 
--- Up to where a group has settled everything of a stream.
+-- Who takes part in a group: it shows that it lives by moving the end of its time on.
+CREATE TABLE {prefix}member (
+    "group" TEXT NOT NULL,
+    name TEXT NOT NULL,
+    topics TEXT NOT NULL, -- that it consumes, with spaces between
+    until REAL NOT NULL, -- seconds since 1970
+    PRIMARY KEY ("group", name)
+) STRICT, WITHOUT ROWID;
+
+-- Up to where a group has settled everything of a stream, and which member reads it.
 CREATE TABLE {prefix}floor (
     id INTEGER PRIMARY KEY,
     "group" TEXT NOT NULL,
@@ -56,6 +65,8 @@ CREATE TABLE {prefix}floor (
     -- Up to where redelivered entries have been tried together: should they come yet again, somebody died of it.
     tried_major INTEGER NOT NULL DEFAULT 0,
     tried_minor INTEGER NOT NULL DEFAULT 0,
+    owner TEXT, -- the member that claimed it last, alive or not; nobody when null
+    term INTEGER NOT NULL DEFAULT 0, -- grows with each claim: whoever has not this one may not settle
     UNIQUE ("group", topic, partition, source)
 ) STRICT;
 
@@ -82,6 +93,6 @@ CREATE TABLE {prefix}inbox (
     PRIMARY KEY (floor_id, major, minor)
 ) STRICT, WITHOUT ROWID;
 
-CREATE INDEX {prefix}inbox_due ON {prefix}inbox (due_at) WHERE state = 'retry';
+CREATE INDEX {prefix}inbox_due ON {prefix}inbox (floor_id, due_at) WHERE state = 'retry';
 CREATE INDEX {prefix}inbox_key ON {prefix}inbox (floor_id, key, major, minor) WHERE state IN ('retry', 'parked', 'held');
 CREATE INDEX {prefix}inbox_dead ON {prefix}inbox (floor_id, major, minor) WHERE state IN ('dead', 'held');

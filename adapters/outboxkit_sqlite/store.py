@@ -5,7 +5,7 @@ those of other processes are waited for in small steps that can be cancelled.
 """
 
 import sqlite3
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Generator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any, Literal, NoReturn, TypeVar
 
@@ -18,6 +18,7 @@ from outboxkit.errors import ConfigurationError, SchemaError, StoreError, StoreU
 from outboxkit.inbox import Floor, Retry, Subscription
 from outboxkit.letter import DeadLetter, Letters
 from outboxkit.message import ORIGIN, LogEntry, OutboxRow, Position, Stream
+from outboxkit.roster import Roster
 from outboxkit.store import Progress
 from outboxkit_sqlite import schema
 from outboxkit_sqlite.census import SQLiteCensus
@@ -28,6 +29,7 @@ from outboxkit_sqlite.inbox import InboxTables
 from outboxkit_sqlite.leases import LeaseTable
 from outboxkit_sqlite.letters import LetterTables
 from outboxkit_sqlite.log import OutboxTables
+from outboxkit_sqlite.roster import RosterTables
 from outboxkit_sqlite.transaction import SQLiteTransaction, in_transaction, roll_back
 
 T = TypeVar("T")
@@ -71,6 +73,7 @@ class SQLiteStore:
         self.inbox = InboxTables(self.prefix)
         self._letters = LetterTables(self.prefix, self.inbox)
         self._leases = LeaseTable(self.prefix)
+        self._roster = RosterTables(self.prefix)
 
     def __repr__(self) -> str:
         return f"SQLiteStore({str(self.path)!r})"
@@ -221,6 +224,28 @@ class SQLiteStore:
         """See `outboxkit.store.Store.release`."""
         await self._write(lambda connection: self._leases.release(connection, name, holder))
 
+    # the roster
+
+    async def enroll(self, group: str, member: str, topics: Collection[str], seconds: float) -> None:
+        """See `outboxkit.roster.RosterStore.enroll`."""
+        await self._write(lambda connection: self._roster.enroll(connection, group, member, topics, seconds))
+
+    async def leave(self, group: str, member: str) -> None:
+        """See `outboxkit.roster.RosterStore.leave`."""
+        await self._write(lambda connection: self._roster.leave(connection, group, member))
+
+    async def roster(self, group: str) -> Roster:
+        """See `outboxkit.roster.RosterStore.roster`."""
+        return await self._query(lambda connection: self._roster.roster(connection, group))
+
+    async def claim(self, group: str, member: str, streams: Collection[Stream]) -> Collection[Subscription]:
+        """See `outboxkit.roster.RosterStore.claim`."""
+        return await self._write(lambda connection: self._roster.claim(connection, group, member, streams))
+
+    async def hand_over(self, done: Mapping[Subscription, Position]) -> None:
+        """See `outboxkit.roster.RosterStore.hand_over`."""
+        await self._write(lambda connection: self._roster.hand_over(connection, done))
+
     # the inbox
 
     async def subscribe(self, group: str, stream: Stream, floor: Position = ORIGIN) -> tuple[Subscription, Position]:
@@ -250,9 +275,11 @@ class SQLiteStore:
         """See `outboxkit.inbox.InboxStore.suspect`."""
         return await self._write(lambda connection: self.inbox.suspect(connection, subscription, upto))
 
-    async def retries(self, group: str, limit: int) -> tuple[Sequence[Retry], float | None]:
+    async def retries(
+        self, group: str, limit: int, *, owner: str | None = None, busy: Collection[Subscription] = ()
+    ) -> tuple[Sequence[Retry], float | None]:
         """See `outboxkit.inbox.InboxStore.retries`."""
-        return await self._query(lambda connection: self.inbox.retries(connection, group, limit))
+        return await self._query(lambda connection: self.inbox.retries(connection, group, limit, owner, busy))
 
     # dead letters
 
