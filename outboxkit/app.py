@@ -16,7 +16,9 @@ from outboxkit.consumer import Consumer
 from outboxkit.dead_letters import DeadLetters
 from outboxkit.errors import ConfigurationError, NoUnitOfWorkError
 from outboxkit.events import Encoder, event_type
+from outboxkit.identity import member_name
 from outboxkit.lease import Lease
+from outboxkit.membership import Membership
 from outboxkit.observe import Observer, shielded
 from outboxkit.relay import Relay
 from outboxkit.routing import Handler, Router
@@ -294,7 +296,8 @@ class App(Router):
     def _consumer(self, group: str, handlers: Mapping[str, Handler], observer: Observer, slots: anyio.Semaphore) -> Consumer:
         settler = Settler(group, handlers, self.store, self._encoder, self.settings.retry, observer, slots)
         topics = sorted({handler.event.topic for handler in handlers.values()})
-        return Consumer(settler, topics, self.reader, self.store, self.broker, self.settings.consumer, observer)
+        membership = Membership(self.store, group, member_name(self.reader), topics, self.settings.consumer.lease_seconds)
+        return Consumer(settler, membership, topics, self.reader, self.store, self.broker, self.settings.consumer, observer)
 
     def _runner(self) -> "App":
         return self

@@ -74,6 +74,7 @@ class ConsumerSettings(msgspec.Struct, frozen=True, kw_only=True):
         transaction_messages: deliveries that share a transaction at most.
         transaction_seconds: time after which a transaction takes no further delivery in.
         wait_seconds: the longest wait for new entries in one call to the broker; new streams are looked for in between.
+        lease_seconds: how soon other processes read on in place of one that died; one that stops hands over by itself.
         idle_seconds: how long a delivery may show no sign of life before another reader takes it over.
         hole_seconds: how long the floor may stand still in front of entries that nobody delivers until they are read again.
         behind_seconds: how long a stream may end before the floor, as after a broker's loss, until that is reported.
@@ -86,6 +87,7 @@ class ConsumerSettings(msgspec.Struct, frozen=True, kw_only=True):
     transaction_messages: int = 200
     transaction_seconds: float = 0.05
     wait_seconds: float = 0.25
+    lease_seconds: float = 6.0
     idle_seconds: float = 30.0
     hole_seconds: float = 1.0
     behind_seconds: float = 10.0
@@ -130,6 +132,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "consumer.transaction_messages": self.consumer.transaction_messages,
             "consumer.transaction_seconds": self.consumer.transaction_seconds,
             "consumer.wait_seconds": self.consumer.wait_seconds,
+            "consumer.lease_seconds": self.consumer.lease_seconds,
             "consumer.idle_seconds": self.consumer.idle_seconds,
             "consumer.hole_seconds": self.consumer.hole_seconds,
             "consumer.behind_seconds": self.consumer.behind_seconds,

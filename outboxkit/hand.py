@@ -61,15 +61,25 @@ class Hand:
         """Give back what was taken: the first `done` of it are let go, the others wait again."""
         stream = run[0].stream
         for delivery in run[:done]:
-            self._held[stream].discard(delivery.position)
-            self._count -= 1
-            self._bytes -= len(delivery.envelope)
+            self._let_go(delivery)
         for delivery in run[done:]:
             self._wait(delivery)
         self._taken.discard(stream)
         if stream in self._waiting:
             self._turns.append(stream)
         self._notify()
+
+    def drop(self, stream: Stream) -> None:
+        """Let go of everything of a stream that nobody works on."""
+        for delivery in self._waiting.pop(stream, ()):
+            self._let_go(delivery)
+        if stream in self._turns:
+            self._turns.remove(stream)
+        self._notify()
+
+    def works_on(self, stream: Stream) -> bool:
+        """Whether something of a stream is taken at this moment."""
+        return stream in self._taken
 
     def close(self) -> None:
         """Give nothing out any more."""
@@ -97,6 +107,11 @@ class Hand:
     def holds_any(self, stream: Stream, after: Position, upto: Position) -> bool:
         """Whether any delivery in ``(after, upto]`` is in hand."""
         return any(after < position <= upto for position in self._held.get(stream, ()))
+
+    def _let_go(self, delivery: Delivery) -> None:
+        self._held[delivery.stream].discard(delivery.position)
+        self._count -= 1
+        self._bytes -= len(delivery.envelope)
 
     def _wait(self, delivery: Delivery) -> None:
         waiting = self._waiting.get(delivery.stream)

@@ -6,7 +6,7 @@ not block; what they raise is logged, and stops nothing. Payloads are never amon
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import cast
 
 from outboxkit.message import Message, Position, Stream
@@ -47,6 +47,10 @@ class Observer:
             logger.warning("group %s starts reading %s after %s: what is older is not in the broker", group, stream, floor)
         else:
             logger.info("group %s starts reading %s", group, stream)
+
+    def assigned(self, group: str, streams: Collection[Stream]) -> None:
+        """These are the streams that this process reads for a group from now on; other processes may read the rest."""
+        logger.info("group %s: this process reads %d stream%s", group, len(streams), "" if len(streams) == 1 else "s")
 
     def consumed(self, group: str, topic: str, outcome: str, count: int) -> None:
         """`count` messages are ``settled``, ``skipped``, ``duplicate``, ``retry``, ``parked``, ``aside`` or ``dead`` now.

@@ -20,7 +20,7 @@ from outboxkit.afterwards import run_afterwards
 from outboxkit.attempts import run_segment, segments
 from outboxkit.cancellation import uninterrupted
 from outboxkit.conflicts import again_on_conflict
-from outboxkit.errors import ConflictError, EnvelopeError, StoreUnavailableError, TransactionLostError
+from outboxkit.errors import ConflictError, EnvelopeError, LeaseLostError, StoreUnavailableError, TransactionLostError
 from outboxkit.events import Encoder
 from outboxkit.inbox import Retry, Subscription
 from outboxkit.message import ORIGIN, Delivery, Envelope, Message, OutboxRow, Position, Stream
@@ -82,7 +82,7 @@ class Settler:
         """
         async with self._slots:
             # Those we have begun with before come first and by themselves: we know how that ended.
-            known = self._begun.get(subscription.stream, ORIGIN)
+            known = self.begun(subscription.stream)
             if begun := [delivery for delivery in run if delivery.position <= known]:
                 return await self._settle_or_defer(subscription, begun, seconds)
             if suspects := await self._suspects(subscription, run):
@@ -158,6 +158,14 @@ class Settler:
                 if retry.alone:
                     await self._retry_alone(retry)
 
+    def begun(self, stream: Stream) -> Position:
+        """Return up to where this process began with deliveries that somebody had before, and knows how that ended."""
+        return self._begun.get(stream, ORIGIN)
+
+    def forget(self, stream: Stream) -> None:
+        """Take what is known of a stream for another's affair: other processes read it."""
+        self._begun.pop(stream, None)
+
     def stop(self) -> None:
         """Begin with no further message that waits."""
         self._stopping = True
@@ -165,8 +173,13 @@ class Settler:
     async def give_back(self) -> None:
         """Take back the attempts that were begun and then came to no end, as the database went away or we were stopped."""
         while self._interrupted:
-            await again_on_conflict(partial(self._give_back, self._interrupted[-1]))
-            self._interrupted.pop()
+            begun = self._interrupted.pop()
+            try:
+                with contextlib.suppress(LeaseLostError):  # it counts, then
+                    await again_on_conflict(partial(self._give_back, begun))
+            except BaseException:
+                self._interrupted.append(begun)
+                raise
 
     async def _retry_together(self, subscription: Subscription, due: Sequence[Retry], seconds: float) -> None:
         async with self._slots:

@@ -1,0 +1,52 @@
+"""What a process is called among the members of a group, and whether one that was called so is gone for certain.
+
+Where the system tells what runs (Linux), a process that was killed is known to be gone by others in the same place at once, and
+nobody waits for its time to run out. Elsewhere, and of other places, nothing is certain.
+"""
+
+import hashlib
+import os
+import secrets
+from pathlib import Path
+
+_PROCESSES = Path("/proc")
+
+
+def member_name(reader: str) -> str:
+    """Return a name for this process that no other has, now or later.
+
+    Args:
+        reader: what people know it by.
+    """
+    place, started = _place(), _started(os.getpid())
+    run = secrets.token_hex(4)
+    return f"{reader}/{place}/{os.getpid()}/{started}/{run}" if place and started else f"{reader}/{run}"
+
+
+def is_gone(member: str) -> bool:
+    """Whether the process of that name ran in this place and does not any more."""
+    parts = member.split("/")
+    if len(parts) != 5 or not parts[2].isdecimal() or parts[1] != _place():
+        return False
+    return _started(int(parts[2])) != parts[3]
+
+
+def _place() -> str | None:
+    """Return what says where a process id means something: this start of the machine, and this container."""
+    try:
+        boot = (_PROCESSES / "sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        namespace = (_PROCESSES / "self/ns/pid").readlink()
+    except OSError:
+        return None
+    return hashlib.sha256(f"{boot} {namespace}".encode()).hexdigest()[:12]
+
+
+def _started(process: int) -> str | None:
+    """Return when a process started, as an id may be given again; None when there is none that runs."""
+    try:
+        # The name before it may hold blanks and brackets of its own.
+        fields = (_PROCESSES / str(process) / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return None
+    state, start_time = fields[0], fields[19]
+    return None if state in "ZX" else start_time
