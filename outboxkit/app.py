@@ -265,7 +265,7 @@ class App(Router):
         failure: BaseException | None = None
         async with anyio.create_task_group() as loops:
             if relay:
-                lease = Lease(self.store, "relay", self.reader, self.settings.relay.lease_seconds)
+                lease = Lease(self.store, "relay", member_name(self.reader), self.settings.relay.lease_seconds)
                 loops.start_soon(Relay(self.store, self.broker, self.settings.relay, observer, lease).run)
             async with anyio.create_task_group() as consuming:
                 for consumer in consumers:

@@ -60,7 +60,7 @@ class Backlog(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """A group's reading of one stream: up to where all is settled, and what waits or is dead."""
+    """A group's reading of one stream: up to where all is settled, what waits or is dead, and which member reads it."""
 
     group: str
     stream: Stream
@@ -69,6 +69,8 @@ class Reading(NamedTuple):
     parked: Waiting = Waiting()
     dead: Waiting = Waiting()
     held: Waiting = Waiting()
+    owner: str | None = None
+    """None when no process that lives does."""
 
 
 class Census(Protocol):
@@ -109,7 +111,7 @@ def readings(floors: Iterable[Sequence[Any]], windows: Iterable[Sequence[Any]], 
     """Put readings together from what a store's statements find.
 
     Args:
-        floors: rows of (id, group, topic, partition, source, major, minor).
+        floors: rows of (id, group, topic, partition, source, major, minor, owner).
         windows: rows of (window, floor's id, state, count, seconds of the oldest).
         limit: how many rows a window was to cover; it was given one more.
     """
@@ -124,7 +126,14 @@ def readings(floors: Iterable[Sequence[Any]], windows: Iterable[Sequence[Any]], 
         number, seconds = found.get((floor_id, state), (0, None))
         return Waiting(min(number, limit), looked_at[_WINDOWS[state]] > limit, seconds)
 
-    return sorted(
-        Reading(group, Stream(*stream), Position(major, minor), *(waiting(floor_id, state) for state in _WINDOWS))
-        for floor_id, group, *stream, major, minor in floors
-    )
+    found_readings = [
+        Reading(
+            group,
+            Stream(*stream),
+            Position(major, minor),
+            **{state: waiting(floor_id, state) for state in _WINDOWS},  # pyright: ignore[reportArgumentType]
+            owner=owner,
+        )
+        for floor_id, group, *stream, major, minor, owner in floors
+    ]
+    return sorted(found_readings, key=lambda reading: reading[:3])

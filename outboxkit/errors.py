@@ -19,6 +19,7 @@
     │   ├── StoreUnavailableError   away or busy: trying again later may help
     │   │   └── CommitUnknownError      it went away during a commit, and there is nothing to tell the outcome by
     │   ├── ConflictError           undone in favour of another transaction: the same work may succeed at once
+    │   ├── LeaseLostError          another process has claimed what this one had
     │   ├── AccessDeniedError       a wrong password, or a role that may not do this
     │   ├── SchemaError             tables are missing, newer, changed, or another app's
     │   ├── NotADatabaseError       there is no such database, or the file is something else

@@ -31,6 +31,12 @@ def is_gone(member: str) -> bool:
     return _started(int(parts[2])) != parts[3]
 
 
+def short_name(member: str) -> str:
+    """Return what people would call a member."""
+    parts = member.split("/")
+    return f"{parts[0]} (process {parts[2]})" if len(parts) == 5 else parts[0]
+
+
 def _place() -> str | None:
     """Return what says where a process id means something: this start of the machine, and this container."""
     try:

@@ -6,6 +6,7 @@ turn, beside the one that took over.
 
 import anyio
 
+from outboxkit.identity import is_gone
 from outboxkit.store import Store
 
 
@@ -15,7 +16,7 @@ class Lease:
     Args:
         store: where it is kept.
         name: what it is about.
-        holder: who claims it. A process that comes back under the same name has it again at once.
+        holder: who claims it, see `outboxkit.identity`: the lease of a process that is gone for certain is not waited for.
         seconds: how long it lasts without being renewed: how soon others take over after a crash.
     """
 
@@ -29,8 +30,12 @@ class Lease:
 
     async def acquire(self) -> None:
         """Wait until it is ours."""
-        while not await self._claim():  # noqa: ASYNC110 - others hold it, in other processes
-            await anyio.sleep(min(1.0, self._seconds / 5))
+        while not await self._claim():
+            holder = await self._store.census.holder(self._name)
+            if holder is not None and is_gone(holder.name):
+                await self._store.release(self._name, holder.name)
+            else:
+                await anyio.sleep(min(1.0, self._seconds / 5))
 
     async def keep(self) -> bool:
         """Whether it is still ours; renewed when a third of its time is over."""

@@ -51,6 +51,8 @@ class GroupStatus(msgspec.Struct, frozen=True, kw_only=True):
     source: str
     has_handler: bool
     """Whether a function of the app consumes the topic as this group."""
+    owner: str | None = None
+    """The process that reads it, None when none that lives does or the database did not tell."""
     floor: str | None
     """The position up to which all is settled or waits in the inbox; None when the group has never read the stream."""
     entries_above_floor: Count | None

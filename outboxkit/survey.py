@@ -176,7 +176,7 @@ class Survey:
         now = time.time()
         known = "database" not in self._errors
         streams = [self._stream(stream, now) for stream in sorted(self._own_streams())] if known else []
-        groups = [self._group(reading, saved, now) for reading, saved in sorted(self._readings)]
+        groups = [self._group(reading, saved, now) for reading, saved in sorted(self._readings, key=lambda known: known[0][:3])]
         ages = [
             *(stream.oldest_unrelayed_seconds for stream in streams),
             *(group.oldest_above_floor_seconds for group in groups),
@@ -217,6 +217,7 @@ class Survey:
             partition=stream.partition,
             source=stream.source,
             has_handler=stream.topic in self._consumed.get(reading.group, ()),
+            owner=reading.owner,
             floor=str(reading.floor) if saved else None,
             entries_above_floor=entries,
             oldest_above_floor_seconds=_age(first, now),

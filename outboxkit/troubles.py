@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 
 from outboxkit.census import Count
+from outboxkit.identity import short_name
 from outboxkit.status import GroupStatus, Status, StreamStatus, duration
 
 
@@ -48,7 +49,7 @@ def _of_stream(status: Status, stream: StreamStatus, late_seconds: float) -> Ite
     elif lease is None or lease.left_seconds <= 0:
         step = "nobody relays: start `outboxkit run module:app`, or `outboxkit relay module:app`"
     else:
-        step = f"{lease.holder} holds the relay's lease: look at its log"
+        step = f"{short_name(lease.holder)} holds the relay's lease: look at its log"
     yield f"stream {stream.name} has {_many(stream.rows_unrelayed, 'row')} not relayed, the oldest for {duration(age)}: {step}"
 
 
@@ -71,8 +72,10 @@ def _of_group(group: GroupStatus, late_seconds: float) -> Iterator[str]:
     age = group.oldest_above_floor_seconds
     if age is None or age <= late_seconds:
         return
-    if group.has_handler:
-        step = "start `outboxkit run module:app`, or `outboxkit consume module:app`, or look at the log of the one that runs"
+    if group.has_handler and group.owner is not None:
+        step = f"{short_name(group.owner)} reads it: look at its log"
+    elif group.has_handler:
+        step = "no process reads it: start `outboxkit run module:app`, or `outboxkit consume module:app`"
     else:
         step = (
             "no function of this app consumes it: bring the one back that did, or name its group with @app.consumes(group=...)"

@@ -66,7 +66,10 @@ _ABOVE = """
     SELECT c.topic, c.partition, c.looked_at, c.rows, o.envelope FROM counted c LEFT JOIN {outbox} o ON o.seq = c.first
 """
 
-_FLOORS = 'SELECT id, "group", topic, partition, source, major, minor FROM {floor}'
+_FLOORS = """
+    SELECT f.id, f."group", f.topic, f.partition, f.source, f.major, f.minor, m.name
+    FROM {floor} f LEFT JOIN {member} m ON m."group" = f."group" AND m.name = f.owner AND m.until > clock_timestamp()
+"""
 
 # The partial indexes, each from its start.
 _WINDOWS = """

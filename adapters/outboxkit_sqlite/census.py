@@ -10,6 +10,7 @@ from typing import Protocol, TypeVar
 from outboxkit.census import Backlog, Count, Holder, Reading, counted, readings
 from outboxkit.message import ORIGIN, Position, Stream
 from outboxkit.store import Progress
+from outboxkit_sqlite.leases import NOW
 
 T = TypeVar("T")
 
@@ -45,7 +46,10 @@ class SQLiteCensus:
         # The primary key, in order, from where the relay has come to.
         self._above = f"SELECT position, topic, partition FROM {outbox} WHERE position > ? ORDER BY position LIMIT ?"
         self._envelope = f"SELECT envelope FROM {outbox} WHERE position = ?"
-        self._floors = f'SELECT id, "group", topic, partition, source, major, minor FROM {floor}'
+        self._floors = (
+            'SELECT f.id, f."group", f.topic, f.partition, f.source, f.major, f.minor, m.name '
+            f'FROM {floor} f LEFT JOIN {prefix}member m ON m."group" = f."group" AND m.name = f.owner AND m.until > {NOW}'
+        )
         # The partial indexes, each from its start; their order is asked for as nobody collects statistics for the planner.
         waiting = "state IN ('retry', 'parked', 'held')"
         self._windows = (

@@ -10,6 +10,7 @@ import msgspec
 from outboxkit.app import App
 from outboxkit.census import Waiting
 from outboxkit.cli.loading import with_app
+from outboxkit.identity import short_name
 from outboxkit.status import GroupStatus, Status, StreamStatus, duration
 
 
@@ -46,7 +47,7 @@ def _lines(found: Status) -> Iterator[str]:
         yield from _table(("outbox", "relayed up to", "not relayed", "oldest", "rows kept"), map(_stream, found.streams))
     if found.groups:
         yield ""
-        header = ("group", "stream", "floor", "above it", "oldest", "retry", "parked", "dead", "held")
+        header = ("group", "stream", "read by", "floor", "above it", "oldest", "retry", "parked", "dead", "held")
         yield from _table(header, map(_group, found.groups))
     yield ""
     yield "needs a hand:" if found.troubles else "nothing needs a hand"
@@ -64,8 +65,9 @@ def _lease(found: Status) -> str:
     if lease is None:
         return "nobody has ever relayed"
     if lease.left_seconds <= 0:
-        return f"nobody; {lease.holder} had the lease until {lease.until:%Y-%m-%d %H:%M:%S} UTC"
-    return f"{lease.holder} has the lease until {lease.until:%Y-%m-%d %H:%M:%S} UTC ({duration(lease.left_seconds)} more)"
+        return f"nobody; {short_name(lease.holder)} had the lease until {lease.until:%Y-%m-%d %H:%M:%S} UTC"
+    more = duration(lease.left_seconds)
+    return f"{short_name(lease.holder)} has the lease until {lease.until:%Y-%m-%d %H:%M:%S} UTC ({more} more)"
 
 
 def _stream(stream: StreamStatus) -> Sequence[str]:
@@ -83,6 +85,7 @@ def _group(group: GroupStatus) -> Sequence[str]:
     return (
         group.group,
         group.name,
+        "nobody" if group.owner is None else short_name(group.owner),
         group.floor or "never read",
         "?" if group.entries_above_floor is None else str(group.entries_above_floor),
         _age(group.oldest_above_floor_seconds),

@@ -156,18 +156,18 @@ class StoreStatusContract:
         assert (second.group, second.stream, second.floor) == ("group", two, ORIGIN)
         assert not any((second.retry, second.parked, second.dead, second.held))
         assert (first.stream, first.floor) == (one, Position(6, 0))
-        assert [str(waiting) for waiting in first[3:]] == ["1", "2", "1", "1"]
+        assert [str(waiting) for waiting in first[3:7]] == ["1", "2", "1", "1"]
         assert all(0 <= (waiting.oldest_seconds or 0.0) < 60 for waiting in (first.retry, first.parked, first.dead, first.held))
         assert None not in [waiting.oldest_seconds for waiting in (first.retry, first.parked, first.dead, first.held)]
 
     async def test_what_waits_is_counted_up_to_the_limit(self, store: Store) -> None:
         subscription, _ = await store.subscribe("group", stream := new_stream())
         await end_as(store, subscription, [1, 2, 3, 4, 5, 6], "retry", "parked", "parked", "parked", "dead", "dead")
-        ((_, _, _, retry, parked, dead, _),) = await readings_of(store, stream, limit=2)
+        ((_, _, _, retry, parked, dead, *_),) = await readings_of(store, stream, limit=2)
         assert str(retry) == "1", "each state has its own limit"
         assert parked.or_more
         assert str(dead) == "2"
-        ((_, _, _, _, _, dead, held),) = await readings_of(store, stream, limit=1)
+        ((_, _, _, _, _, dead, held, _),) = await readings_of(store, stream, limit=1)
         assert (str(dead), str(held)) == ("1+", "0+")
 
     async def test_what_is_settled_is_no_longer_counted(self, store: Store) -> None:
@@ -178,6 +178,16 @@ class StoreStatusContract:
             await transaction.commit()
         (reading,) = await readings_of(store, stream)
         assert reading == Reading("group", stream, Position(2, 0))
+
+    async def test_it_is_told_which_member_that_lives_reads_a_stream(self, store: Store) -> None:
+        one, two = sorted([new_stream(), new_stream()])
+        for stream in (two, one):
+            await store.subscribe("group", stream)
+        for member, stream in (("alive", one), ("gone", two)):
+            await store.enroll("group", member, ["topic"], 60.0)
+            await store.claim("group", member, [stream])
+        await store.leave("group", "gone")
+        assert [reading.owner for reading in await readings_of(store, one, two)] == ["alive", None]
 
     async def test_looking_changes_nothing(self, store: Store) -> None:
         await publish(store, new_rows(3))
