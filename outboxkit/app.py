@@ -16,13 +16,13 @@ from outboxkit.consumer import Consumer
 from outboxkit.dead_letters import DeadLetters
 from outboxkit.errors import ConfigurationError, NoUnitOfWorkError
 from outboxkit.events import Encoder, event_type
+from outboxkit.handling import Handling
 from outboxkit.identity import member_name
 from outboxkit.lease import Lease
 from outboxkit.membership import Membership
 from outboxkit.observe import Observer, shielded
 from outboxkit.relay import Relay
 from outboxkit.routing import Handler, Router
-from outboxkit.settling import Settler
 from outboxkit.status import Status
 from outboxkit.store import Store
 from outboxkit.survey import Survey
@@ -294,10 +294,10 @@ class App(Router):
         return [self._consumer(group, handlers, observer, slots) for group, handlers in self.groups().items()]
 
     def _consumer(self, group: str, handlers: Mapping[str, Handler], observer: Observer, slots: anyio.Semaphore) -> Consumer:
-        settler = Settler(group, handlers, self.store, self._encoder, self.settings.retry, observer, slots)
+        handling = Handling(group, handlers, self.store, self._encoder, self.settings.retry, observer)
         topics = sorted({handler.event.topic for handler in handlers.values()})
         membership = Membership(self.store, group, member_name(self.reader), topics, self.settings.consumer.lease_seconds)
-        return Consumer(settler, membership, topics, self.reader, self.store, self.broker, self.settings.consumer, observer)
+        return Consumer(handling, slots, membership, topics, self.reader, self.broker, self.settings.consumer, observer)
 
     def _runner(self) -> "App":
         return self

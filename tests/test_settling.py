@@ -7,8 +7,10 @@ import msgspec
 
 from outboxkit import App, Message, RetryPolicy, UnitOfWork
 from outboxkit.events import Encoder
+from outboxkit.handling import Handling
 from outboxkit.message import Delivery, Position, Stream
 from outboxkit.observe import Observer
+from outboxkit.retrying import Retrier
 from outboxkit.settling import Settler
 from outboxkit.testing import MemoryBroker
 from tests.services import QUICK, Drawn
@@ -22,9 +24,11 @@ def delivered(at: int, type: str, data: str, key: str | None = None) -> Delivery
     return Delivery(STREAM, Position(at, 0), Position(at - 1, 0), envelope.encode())
 
 
-def settler_of(app: App) -> Settler:
+def of(app: App) -> tuple[Settler, Retrier]:
     (group,) = app.groups()
-    return Settler(group, app.groups()[group], app.store, Encoder(app.name, QUICK), QUICK.retry, Observer(), anyio.Semaphore(1))
+    handling = Handling(group, app.groups()[group], app.store, Encoder(app.name, QUICK), QUICK.retry, Observer())
+    slots = anyio.Semaphore(1)
+    return Settler(handling, slots), Retrier(handling, slots)
 
 
 async def test_what_is_set_aside_never_counts_for_what_comes_before_it(tmp_path: Path) -> None:
@@ -41,7 +45,7 @@ async def test_what_is_set_aside_never_counts_for_what_comes_before_it(tmp_path:
     await app.migrate()
     async with app.running(relay=False, consume=False):
         subscription, _ = await app.store.subscribe("settling", STREAM)
-        settler = settler_of(app)
+        settler, retrier = of(app)
         assert await settler.settle(subscription, again[:1], 1.0) == 1
         assert await app.store.suspect(subscription, three.position) == one.position
         assert await settler.settle(subscription, [*again, four], 1.0) == 1, "a duplicate"
@@ -54,7 +58,7 @@ async def test_what_is_set_aside_never_counts_for_what_comes_before_it(tmp_path:
             (two.position, 0, True),
             (three.position, 0, True),
         ]
-        await settler.retry(due, 1.0)
+        await retrier.retry(due, 1.0)
     assert handled == [1, 4, 2, 3]
 
 
@@ -77,18 +81,18 @@ async def test_when_time_is_up_the_rest_of_a_key_waits_on_in_its_order(tmp_path:
     await app.migrate()
     async with app.running(relay=False, consume=False):
         subscription, _ = await app.store.subscribe("settling", STREAM)
-        settler = settler_of(app)
+        settler, retrier = of(app)
         assert await settler.settle(subscription, run, 1.0) == 7
         two, three, four, one = (await app.store.retries("settling", 10))[0]
-        await settler.retry([two], 1.0)
-        await settler.retry([three, four], 1.0)  # more of them together each time
+        await retrier.retry([two], 1.0)
+        await retrier.retry([three, four], 1.0)  # more of them together each time
         assert handled == [2, 3, 4]
-        await settler.retry([one], -1.0)
+        await retrier.retry([one], -1.0)
         assert handled == [2, 3, 4, 1]
         due, _ = await app.store.retries("settling", 10)
         assert [retry.delivery.position.major for retry in due] == [5], "the next of its key, and no other"
         while due := (await app.store.retries("settling", 10))[0]:
-            await settler.retry(due, -1.0)
+            await retrier.retry(due, -1.0)
     assert handled == [2, 3, 4, 1, 11, 21, 31]
 
 
@@ -110,7 +114,7 @@ async def test_however_little_time_there_is_the_first_message_is_settled(tmp_pat
     await app.migrate()
     async with app.running(relay=False, consume=False):
         subscription, _ = await app.store.subscribe("settling", STREAM)
-        settler = settler_of(app)
+        settler, _ = of(app)
         assert await settler.settle(subscription, run, -1.0) == 2
         assert handled == [1]
         assert await settler.settle(subscription, run[2:], -1.0) == 2

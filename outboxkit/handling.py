@@ -1,0 +1,132 @@
+"""Handling: what becomes of messages in an open transaction, be they new or waiting.
+
+They are decoded, their handlers run one after the other, and what came of each is recorded in the same transaction. A handler
+that raises undoes only its own message: its work goes back to the savepoint and its inbox row stays, as a retry or dead.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+
+from outboxkit.afterwards import run_afterwards
+from outboxkit.attempts import run_segment, segments
+from outboxkit.cancellation import uninterrupted
+from outboxkit.errors import EnvelopeError
+from outboxkit.events import Encoder
+from outboxkit.inbox import Retry, Subscription
+from outboxkit.message import Delivery, Envelope, Message, OutboxRow
+from outboxkit.observe import Observer
+from outboxkit.outcomes import Outcomes, Work
+from outboxkit.retry import RetryPolicy
+from outboxkit.routing import Handler
+from outboxkit.store import Store, Transaction
+from outboxkit.unit_of_work import UnitOfWork
+
+_Works = list[Work]
+
+
+class Handling:
+    """The handlers of one group, and what they are run with.
+
+    Args:
+        group: whose.
+        handlers: by event type.
+        store: where they run.
+        encoder: for what they publish.
+        retry: of handlers that have no policy of their own.
+        observer: told of what comes of messages.
+    """
+
+    def __init__(
+        self,
+        group: str,
+        handlers: Mapping[str, Handler],
+        store: Store,
+        encoder: Encoder,
+        retry: RetryPolicy,
+        observer: Observer,
+    ) -> None:
+        self.group = group
+        self.store = store
+        self._handlers = handlers
+        self._encoder = encoder
+        self._retry = retry
+        self._observer = observer
+        self._afterwards: _Works = []
+
+    def outcomes(self) -> Outcomes:
+        """Return where to record what becomes of messages in one transaction."""
+        return Outcomes(self.group, self._observer)
+
+    async def handle(
+        self, transaction: Transaction, works: Sequence[Work], seconds: float, outcomes: Outcomes
+    ) -> Sequence[OutboxRow]:
+        """Run the handlers in order, and return the outbox rows of those that succeeded."""
+        deadline = time.monotonic() + seconds
+        unit = UnitOfWork(transaction, self._encoder, declared={})
+        for segment in segments(works):
+            await run_segment(transaction, unit, segment, deadline, outcomes)
+        return unit.end()
+
+    async def read(
+        self,
+        transaction: Transaction,
+        subscription: Subscription,
+        deliveries: Sequence[Delivery],
+        outcomes: Outcomes,
+        retry: Retry | None = None,
+    ) -> Sequence[Work]:
+        """Decode deliveries and find their handlers, and which keys of new ones wait; what needs none has its outcome."""
+        works = [work for delivery in deliveries if (work := self.decoded(delivery, outcomes, retry))]
+        if retry:
+            return works  # the first of its key, or it would not have been begun
+        if keys := {work.key for work in works if work.key is not None}:
+            outcomes.block(await transaction.blocked(subscription, keys))
+        return works
+
+    def decoded(self, delivery: Delivery, outcomes: Outcomes, retry: Retry | None = None) -> Work | None:
+        """Read a delivery; what needs no handler has its outcome."""
+        # One that is tried alone has been counted; of others the attempt is known when they fail.
+        attempt = 1 if retry is None else retry.attempt if retry.alone else retry.attempt + 1
+        try:
+            envelope = Envelope.decode(delivery.envelope)
+            handler = self._handlers.get(envelope.type)
+            if handler is None:
+                outcomes.skip(delivery, retry)
+                return None
+            message = Message.of(delivery, envelope, attempt)
+            try:
+                event = handler.event.decode(bytes(envelope.data))
+            except Exception as error:  # the user's class may raise anything
+                name = handler.event.cls.__name__
+                raise EnvelopeError(f"{envelope.type} {envelope.id} does not fit {name}: {error}") from error
+        except EnvelopeError as error:
+            outcomes.unreadable(delivery, error, retry)
+            return None
+        return Work(delivery, message, event, handler, handler.retry or self._retry, retry)
+
+    def committed(self, subscription: Subscription, outcomes: Outcomes, duplicates: int = 0) -> None:
+        """Tell what was committed, and remember what is to be done after that."""
+        self._afterwards += outcomes.afterwards
+        outcomes.report(subscription.stream.topic, duplicates)
+
+    async def blame(self, subscription: Subscription, delivery: Delivery, error: Exception, begun: Retry | None = None) -> None:
+        """Record the failure of a message whose handler took its whole transaction with it, in a transaction without it."""
+        async with self.store.transaction() as transaction:
+            mine = (
+                await transaction.take(subscription, [begun]) if begun else await transaction.receive(subscription, [delivery])
+            )
+            if not mine:
+                return
+            outcomes = self.outcomes()
+            works = await self.read(transaction, subscription, [delivery], outcomes, begun)
+            for work in works:  # one at most; an earlier one of its key may have come back meanwhile
+                outcomes.park(work) if outcomes.blocks(work) else outcomes.ended(work, error)
+            await transaction.settle(subscription, outcomes.recorded)
+            await uninterrupted(transaction.commit())
+        outcomes.report(subscription.stream.topic)
+
+    async def run_afterwards(self) -> None:
+        """Do what is left to do once messages are settled, and acked."""
+        works, self._afterwards = self._afterwards, []
+        if works:
+            await run_afterwards(works, self.group, self._observer)

@@ -1,0 +1,166 @@
+"""Reading: bringing the deliveries of the streams that are this process's into its hand.
+
+What is pending from before comes first, then what is new. Each may be read more than once; the inbox knows it.
+"""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+import anyio
+
+from outboxkit.broker import Broker
+from outboxkit.chain import Chain, had_before
+from outboxkit.config import ConsumerSettings
+from outboxkit.errors import StreamConflictError
+from outboxkit.hand import Hand
+from outboxkit.inbox import Subscription
+from outboxkit.message import ORIGIN, Delivery, Stream
+from outboxkit.observe import Observer
+from outboxkit.store import Store
+
+_RECLAIM_MESSAGES = 500
+
+
+class Reading:
+    """What one group reads in this process.
+
+    Args:
+        group: whose.
+        reader: this process at the broker.
+        store: where the floors are.
+        broker: what is read.
+        hand: where deliveries go.
+        chain: told of streams whose floor is to be compared again.
+        settings: the consumer's.
+        observer: told of streams that cannot be read.
+    """
+
+    def __init__(
+        self,
+        group: str,
+        reader: str,
+        store: Store,
+        broker: Broker,
+        hand: Hand,
+        chain: Chain,
+        settings: ConsumerSettings,
+        observer: Observer,
+    ) -> None:
+        self._group = group
+        self._reader = reader
+        self._store = store
+        self._broker = broker
+        self._hand = hand
+        self._chain = chain
+        self._settings = settings
+        self._observer = observer
+        self._subscriptions: dict[Stream, Subscription] = {}
+        self._conflicts: set[Stream] = set()
+        self._fresh: set[Stream] = set()
+        """Streams that have just become ours: somebody else may have had entries of them in hand."""
+        self._unacked = False
+        """Whether some ack may not have arrived, so that our own pending entries have to be read again."""
+        self._arriving = anyio.Lock()
+        """Held while entries come that are not in hand yet."""
+        self._changed = anyio.Event()
+        """Set, and another one, when the streams are others."""
+
+    @property
+    def subscriptions(self) -> Mapping[Stream, Subscription]:
+        """What is read."""
+        return self._subscriptions
+
+    async def start(self, subscriptions: Mapping[Stream, Subscription]) -> None:
+        """Read these streams, too; one where something else stands at the broker is left out."""
+        for stream, subscription in subscriptions.items():
+            if stream not in self._subscriptions and await self._make_group(stream):
+                self._subscriptions[stream] = subscription
+                self._fresh.add(stream)
+                self._notify()
+
+    def drop(self, stream: Stream) -> None:
+        """Read a stream no more; what is in hand of it comes to whoever reads it next."""
+        self._subscriptions.pop(stream, None)
+        self._hand.drop(stream)
+        self._notify()
+
+    async def stop(self, streams: Collection[Stream]) -> None:
+        """Read streams no more, and return when nothing of them can arrive."""
+        for stream in streams:
+            self.drop(stream)
+        async with self._arriving:
+            for stream in streams:
+                self._hand.drop(stream)
+
+    def doubt_acks(self) -> None:
+        """Read our own pending entries again: an ack may not have arrived."""
+        self._unacked = True
+
+    async def loop(self, working: Callable[[], None]) -> None:
+        """Read for ever, or until the broker fails; groups that it lost are made again at the start."""
+        for stream in list(self._subscriptions):
+            if not await self._make_group(stream):
+                self._subscriptions.pop(stream, None)
+        self._unacked = True
+        while True:
+            while not self._subscriptions:
+                await self._changed.wait()
+            while self._fresh:
+                await self._take_over(self._fresh.pop())
+            if self._unacked:
+                self._unacked = False
+                for stream in list(self._subscriptions):
+                    await self._receive_pending(stream)
+            room = await self._hand.room()
+            async with self._arriving:
+                self._hand.add(await self._read(room))
+            working()
+
+    async def _read(self, limit: int) -> Sequence[Delivery]:
+        return await self._broker.read(
+            self._group, self._reader, list(self._subscriptions), limit=limit, wait_seconds=self._settings.wait_seconds
+        )
+
+    async def _take_over(self, stream: Stream) -> None:
+        """Go on with what whoever read a stream before us had in hand, and may have begun with."""
+        limit = min(_RECLAIM_MESSAGES, await self._hand.room())  # what is beyond that, the chain finds missing
+        async with self._arriving:
+            if stream in self._subscriptions:
+                found = await self._broker.reclaim(self._group, self._reader, [stream], idle_seconds=0.0, limit=limit)
+                self._hand.add(had_before(found))
+        await self._receive_pending(stream)
+
+    async def _receive_pending(self, stream: Stream) -> None:
+        after, complete = ORIGIN, False
+        while not complete and stream in self._subscriptions:
+            limit = await self._hand.room()
+            async with self._arriving:
+                entries = await self._broker.pending(self._group, self._reader, stream, after=after, limit=limit)
+                self._hand.add(had_before(entries))
+            after, complete = entries[-1].position if entries else after, not entries
+
+    async def reclaim(self) -> None:
+        """Say "still busy" of what is in hand, and take over what has shown no sign of life for a while."""
+        await self._broker.extend(self._group, self._reader, self._hand.positions())
+        # A full hand must not be waited for here: what is in it would look abandoned meanwhile.
+        if limit := min(_RECLAIM_MESSAGES, self._hand.room_now):
+            idle_seconds, streams = self._settings.idle_seconds, list(self._subscriptions)
+            found = await self._broker.reclaim(self._group, self._reader, streams, idle_seconds=idle_seconds, limit=limit)
+            self._hand.add(had_before(found))
+
+    async def _make_group(self, stream: Stream) -> bool:
+        """Have the group at the broker, reading after what is settled; whether the stream can be read."""
+        try:
+            known = await self._store.floor_of(self._group, stream)
+            await self._broker.subscribe(self._group, stream, known.position if known else ORIGIN)
+        except StreamConflictError as error:
+            if stream not in self._conflicts:
+                self._conflicts.add(stream)
+                self._observer.halted(stream, str(error))
+            return False
+        self._conflicts.discard(stream)
+        self._chain.doubt(stream)
+        return True
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = anyio.Event()

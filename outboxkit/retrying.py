@@ -1,0 +1,139 @@
+"""Retrying: running messages again that wait in the inbox, as their handlers failed or as they are behind one that did.
+
+Many are tried in one transaction, noted first: should it never come to an end, one of them may be what ended the process. What
+is noted already is tried alone, and has its attempt counted in a transaction before its own.
+"""
+
+import contextlib
+from collections.abc import Sequence
+from functools import partial
+
+import anyio
+
+from outboxkit.cancellation import uninterrupted
+from outboxkit.conflicts import again_on_conflict
+from outboxkit.errors import ConflictError, LeaseLostError, StoreUnavailableError, TransactionLostError
+from outboxkit.handling import Handling
+from outboxkit.inbox import Retry, Subscription
+from outboxkit.message import Stream
+from outboxkit.outcomes import BEGUN_SECONDS, Outcomes
+
+_Sizes = dict[Stream, int]
+
+_TOGETHER = 200
+"""Waiting messages that are tried in one transaction at most."""
+
+
+class Retrier:
+    """Runs waiting messages of one group again.
+
+    Args:
+        handling: what its handlers make of them.
+        slots: as of `outboxkit.settling.Settler`, and shared with it.
+    """
+
+    def __init__(self, handling: Handling, slots: anyio.Semaphore) -> None:
+        self._handling = handling
+        self._store = handling.store
+        self._slots = slots
+        self._interrupted: list[Retry] = []
+        """Attempts that were begun and came to no end."""
+        self._stopping = False
+        self._together: _Sizes = {}
+        """How many waiting messages of a stream share a transaction."""
+
+    async def retry(self, retries: Sequence[Retry], seconds: float) -> None:
+        """Run waiting messages again that are due; nothing happens to those where another process was faster.
+
+        Args:
+            retries: what is due, of one stream.
+            seconds: once this time has passed, no further handler is started in a transaction.
+        """
+        if together := [retry for retry in retries if not retry.alone]:
+            await self._retry_together(together[0].subscription, together, seconds)
+        for retry in retries:
+            if retry.alone:
+                await self._retry_alone(retry)
+
+    def stop(self) -> None:
+        """Begin with no further message that waits."""
+        self._stopping = True
+
+    async def give_back(self) -> None:
+        """Take back the attempts that were begun and then came to no end, as the database went away or we were stopped."""
+        while self._interrupted:
+            begun = self._interrupted.pop()
+            try:
+                with contextlib.suppress(LeaseLostError):  # it counts, then
+                    await again_on_conflict(partial(self._give_back, begun))
+            except BaseException:
+                self._interrupted.append(begun)
+                raise
+
+    async def _retry_together(self, subscription: Subscription, due: Sequence[Retry], seconds: float) -> None:
+        async with self._slots:
+            # Many in a transaction while handlers are fast, one when they are slow, as with new deliveries.
+            size = self._together.get(subscription.stream, 1)
+            if self._stopping or not (begun := await again_on_conflict(partial(self._gather, subscription, due, size))):
+                return
+            # Should it be lost altogether, each is tried alone, which shows whose fault that is.
+            with contextlib.suppress(ConflictError, TransactionLostError):
+                outcomes = await again_on_conflict(partial(self._try, subscription, begun, seconds))
+                late = outcomes.deferred > 0
+                self._together[subscription.stream] = max(1, outcomes.tried) if late else min(2 * size, _TOGETHER)
+
+    async def _gather(self, subscription: Subscription, due: Sequence[Retry], size: int) -> Sequence[Retry]:
+        async with self._store.transaction() as transaction:
+            begun = await transaction.gather(subscription, due[:size], max(0, size - len(due)), BEGUN_SECONDS)
+            await uninterrupted(transaction.commit())
+        return begun
+
+    async def _retry_alone(self, retry: Retry) -> None:
+        async with self._slots:
+            if self._stopping or not (begun := await again_on_conflict(partial(self._begin, retry))):
+                return
+            try:
+                await again_on_conflict(partial(self._try, begun.subscription, [begun], 0.0))
+            except (ConflictError, TransactionLostError) as error:
+                await again_on_conflict(partial(self._handling.blame, begun.subscription, begun.delivery, error, begun))
+            except (StoreUnavailableError, anyio.get_cancelled_exc_class()):
+                self._interrupted.append(begun)
+                raise
+
+    async def _begin(self, retry: Retry) -> Retry | None:
+        """Count the attempt that is about to be made; None when there is none to make."""
+        begun = retry._replace(attempt=retry.attempt + 1, begun=True)
+        async with self._store.transaction() as transaction:
+            if not await transaction.take(retry.subscription, [retry]):
+                return None
+            outcomes = self._handling.outcomes()
+            work = self._handling.decoded(retry.delivery, outcomes, begun)
+            may_run = work is not None and outcomes.begin(work)
+            await transaction.settle(retry.subscription, outcomes.recorded)
+            await uninterrupted(transaction.commit())
+        if may_run:
+            return begun
+        outcomes.report(retry.subscription.stream.topic)
+        return None
+
+    async def _try(self, subscription: Subscription, begun: Sequence[Retry], seconds: float) -> Outcomes:
+        """Run messages that are noted as begun."""
+        async with self._store.transaction() as transaction:
+            outcomes = self._handling.outcomes()
+            if len(await transaction.take(subscription, begun)) < len(begun):
+                return outcomes  # somebody else is at some of them: what waits behind those has to go on waiting
+            works = [work for retry in begun if (work := self._handling.decoded(retry.delivery, outcomes, retry))]
+            rows = await self._handling.handle(transaction, works, seconds, outcomes)
+            await transaction.settle(subscription, outcomes.recorded)
+            await uninterrupted(transaction.commit(rows))
+        self._handling.committed(subscription, outcomes)
+        return outcomes
+
+    async def _give_back(self, begun: Retry) -> None:
+        async with self._store.transaction() as transaction:
+            outcomes = self._handling.outcomes()
+            mine = await transaction.take(begun.subscription, [begun])
+            if mine and (work := self._handling.decoded(begun.delivery, outcomes, begun)):
+                outcomes.give_back(work)
+                await transaction.settle(begun.subscription, outcomes.recorded)
+                await uninterrupted(transaction.commit())
