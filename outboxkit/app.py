@@ -42,8 +42,8 @@ class App(Router):
         store: where its business rows are: a URL (``sqlite:///shop.db``) or a `Store`.
         broker: what it shares with other services: a URL (``redis://localhost:6379``, ``sqlite:///broker.db``) or a `Broker`.
         group: the consumer group of handlers that name none; the app's name when not given.
-        reader: this process among the readers of its groups; the host's name when not given. After a restart under the same
-            name it goes on at once with what it had in hand; under another, that waits until it has been idle.
+        reader: what this process is called in logs, in `status` and at the broker; the host's name when not given. Several
+            processes may have the same.
         settings: see `Settings`.
         observer: told of everything worth a log line or a metric, and harmless should it raise; see `Observer`.
 

@@ -115,7 +115,7 @@ class Consumer:
                 self._settler.forget(stream)
             await self._hand_over(share.surplus)
             await self._reading.start(share.own)
-            if self._reading.subscriptions.keys() != before:
+            if set(self._reading.subscriptions) != before:
                 self._observer.assigned(self.group, sorted(self._reading.subscriptions))
             working()
             await anyio.sleep(self._settings.wait_seconds)

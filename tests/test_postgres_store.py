@@ -183,6 +183,17 @@ async def test_a_store_that_is_not_open_says_so(postgres_url: str) -> None:
         await publish(store, new_rows())
 
 
+@pytest.mark.parametrize(("options", "idle_seconds"), [("", 3), ("?tcp_keepalives_idle=30", 30)])
+async def test_the_server_is_asked_to_notice_soon_when_a_machine_vanishes(
+    postgres_url: str, options: str, idle_seconds: int
+) -> None:
+    """A session that outlived its process would keep its stream from others."""
+    async with opened(postgres_url + options) as store, store.transaction() as transaction:
+        for _ in range(2):
+            assert await transaction.connection.fetchval("SHOW tcp_keepalives_idle") in (str(idle_seconds), f"{idle_seconds}s")
+            await transaction.connection.execute("RESET ALL")
+
+
 async def test_a_pool_that_is_exhausted_is_named_and_comes_back(postgres_url: str) -> None:
     async with opened(postgres_url, "max_connections=2&acquire_seconds=0.2") as store:
         async with store.transaction(), store.transaction():

@@ -19,6 +19,9 @@ _CLOSE_SECONDS = 5.0
 _FAILURES = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 """What asyncpg raises when it cannot connect; the last one when the server says goodbye at the very moment of a statement."""
 _OLDEST = 130000
+_KEEPALIVES = {"tcp_keepalives_idle": "3", "tcp_keepalives_interval": "1", "tcp_keepalives_count": "3"}
+"""How the server finds out that a machine is gone, in seconds: its session, which may hold a stream, ends with it."""
+
 _RESET = "RESET SESSION AUTHORIZATION; DISCARD TEMP;"
 """What RESET ALL leaves: a role that was set, and temporary tables, which would stand before others of their name."""
 
@@ -70,7 +73,10 @@ class AsyncpgPool:
         if self._pooled:
             return {"statement_cache_size": 0}
         # What begins its own transaction says its level; single statements run at this one.
-        return {"server_settings": {"default_transaction_isolation": "read committed"}}
+        settings = {"default_transaction_isolation": "read committed"}
+        if "tcp_keepalives" not in self._address.dsn:
+            settings |= _KEEPALIVES
+        return {"server_settings": settings}
 
     async def _look_at_server(self) -> None:
         async with self._connected(statement_cache_size=0) as raw, raw.transaction():
