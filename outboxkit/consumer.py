@@ -11,12 +11,13 @@ is read from the broker first, whoever it was delivered to.
 """
 
 import contextlib
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
 import anyio
 
 from outboxkit.broker import Broker
 from outboxkit.chain import Chain, LostAgainError
+from outboxkit.circuits import Circuits
 from outboxkit.config import ConsumerSettings
 from outboxkit.errors import BrokerUnavailableError, GroupMissingError, LeaseLostError, OutboxkitError
 from outboxkit.hand import Hand
@@ -29,6 +30,8 @@ from outboxkit.reading import Reading
 from outboxkit.retrying import Retrier
 from outboxkit.settling import Settler
 from outboxkit.supervision import Supervisor
+
+_Streams = dict[str, Collection[Stream]]
 
 _RETRIES = 100
 
@@ -59,7 +62,13 @@ class Consumer:
         self._observer = observer
         self._hand = Hand(settings.prefetch_messages, settings.prefetch_bytes)
         self._chain = Chain(self.group, self._store, broker, self._hand, settings.behind_seconds, observer)
-        self._reading = Reading(self.group, reader, self._store, broker, self._hand, self._chain, settings, observer)
+        doing = f"group {self.group}: reading"
+        self._circuits = Circuits(doing, self._ask_for_life, settings.backoff, observer)
+        self._reading = Reading(
+            self.group, reader, self._store, broker, self._circuits, self._hand, self._chain, settings, observer
+        )
+        self._found: _Streams = {}
+        """The streams of each topic, as far as we know."""
         self._leaving: Mapping[Stream, Subscription] = {}
         """Streams that are still ours and should be another's."""
         self._retrying: dict[Stream, Subscription] = {}
@@ -88,6 +97,7 @@ class Consumer:
                 settling.start_soon(self._supervised, "settling", self._settle)
                 settling.start_soon(self._supervised, "retrying", self._retry)
             async with anyio.create_task_group() as reading:
+                reading.start_soon(self._circuits.watch)
                 reading.start_soon(self._supervised, "sharing streams", self._share)
                 reading.start_soon(self._supervised, "receiving", self._reading.loop)
                 reading.start_soon(self._supervised, "keeping deliveries", self._keep)
@@ -103,7 +113,7 @@ class Consumer:
     async def _share(self, working: Callable[[], None]) -> None:
         """Have the streams that are this process's part of all that there are of the topics."""
         while True:
-            streams = {stream for topic in self._topics for stream in await self._broker.streams(topic)}
+            streams = await self._discover()
             share = await self._membership.look(streams)
             if share.unread:
                 for stream in share.unread:
@@ -119,6 +129,19 @@ class Consumer:
                 self._observer.assigned(self.group, sorted(self._reading.subscriptions))
             working()
             await anyio.sleep(self._settings.wait_seconds)
+
+    async def _discover(self) -> Collection[Stream]:
+        """Return the streams of the topics; of one that cannot be reached those that were there."""
+
+        async def ask(topics: Collection[str]) -> _Streams:
+            return {topic: await self._broker.streams(topic) for topic in topics}
+
+        for found in (await self._circuits.ask(self._topics, ask)).values():
+            self._found |= found
+        return {stream for streams in self._found.values() for stream in streams}
+
+    async def _ask_for_life(self, topic: str) -> None:
+        await self._broker.last(self._found.get(topic) or await self._broker.streams(topic))
 
     async def _begin(self, stream: Stream) -> None:
         """Begin with a stream that is new to the group: with everything the broker still has."""
@@ -164,8 +187,8 @@ class Consumer:
                     await self._ack(linked[:done])
             except LostAgainError:
                 done = len(run)  # not acked: it is let go, and comes again
-            except LeaseLostError:
-                self._reading.drop(stream)
+            except (LeaseLostError, BrokerUnavailableError):
+                self._reading.drop(stream)  # until it is known to be ours, and to be reached
             finally:
                 self._hand.give_back(run, done if stream in self._reading.subscriptions else len(run))
             await self._handling.run_afterwards()
@@ -195,7 +218,7 @@ class Consumer:
         while True:
             await anyio.sleep(self._settings.hole_seconds)
             floors = await self._store.floors(self.group)
-            last = await self._broker.last(list(self._reading.subscriptions))
+            last = await self._reading.last()
             for stream in last.keys() & floors.keys():
                 await self._chain.mend(stream, floors[stream], last[stream])
             working()

@@ -3,19 +3,23 @@
 What is pending from before comes first, then what is new. Each may be read more than once; the inbox knows it.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from typing import TypeVar
 
 import anyio
 
 from outboxkit.broker import Broker
 from outboxkit.chain import Chain, had_before
+from outboxkit.circuits import Circuits
 from outboxkit.config import ConsumerSettings
 from outboxkit.errors import StreamConflictError
 from outboxkit.hand import Hand
 from outboxkit.inbox import Subscription
-from outboxkit.message import ORIGIN, Delivery, Stream
+from outboxkit.message import ORIGIN, Delivery, Position, Stream
 from outboxkit.observe import Observer
 from outboxkit.store import Store
+
+T = TypeVar("T")
 
 _RECLAIM_MESSAGES = 500
 
@@ -29,6 +33,7 @@ class Reading:
         store: where the floors are.
         broker: what is read.
         hand: where deliveries go.
+        circuits: of the group's topics.
         chain: told of streams whose floor is to be compared again.
         settings: the consumer's.
         observer: told of streams that cannot be read.
@@ -40,6 +45,7 @@ class Reading:
         reader: str,
         store: Store,
         broker: Broker,
+        circuits: Circuits,
         hand: Hand,
         chain: Chain,
         settings: ConsumerSettings,
@@ -49,6 +55,7 @@ class Reading:
         self._reader = reader
         self._store = store
         self._broker = broker
+        self._circuits = circuits
         self._hand = hand
         self._chain = chain
         self._settings = settings
@@ -70,9 +77,11 @@ class Reading:
         return self._subscriptions
 
     async def start(self, subscriptions: Mapping[Stream, Subscription]) -> None:
-        """Read these streams, too; one where something else stands at the broker is left out."""
-        for stream, subscription in subscriptions.items():
-            if stream not in self._subscriptions and await self._make_group(stream):
+        """Read these streams, too; left out are those that cannot be reached, or where something else stands."""
+        new = {stream: held for stream, held in subscriptions.items() if stream not in self._subscriptions}
+        await self._find_unreachable(new)
+        for stream, subscription in new.items():
+            if not self._circuits.is_open(stream.topic) and await self._make_group(stream):
                 self._subscriptions[stream] = subscription
                 self._fresh.add(stream)
                 self._notify()
@@ -97,6 +106,7 @@ class Reading:
 
     async def loop(self, working: Callable[[], None]) -> None:
         """Read for ever, or until the broker fails; groups that it lost are made again at the start."""
+        await self._find_unreachable(self._subscriptions)
         for stream in list(self._subscriptions):
             if not await self._make_group(stream):
                 self._subscriptions.pop(stream, None)
@@ -116,9 +126,32 @@ class Reading:
             working()
 
     async def _read(self, limit: int) -> Sequence[Delivery]:
-        return await self._broker.read(
-            self._group, self._reader, list(self._subscriptions), limit=limit, wait_seconds=self._settings.wait_seconds
+        async def read(streams: Collection[Stream]) -> Sequence[Delivery]:
+            return await self._broker.read(
+                self._group, self._reader, streams, limit=limit, wait_seconds=self._settings.wait_seconds
+            )
+
+        answers = await self._ask(self._subscriptions, read)
+        return [delivery for found in answers for delivery in found]
+
+    async def last(self) -> Mapping[Stream, Position]:
+        """Return where the streams end that are read."""
+        answers = await self._ask(self._subscriptions, self._broker.last)
+        return {stream: at for ends in answers for stream, at in ends.items()}
+
+    async def _find_unreachable(self, streams: Collection[Stream]) -> None:
+        await self._ask(streams, self._broker.last)
+
+    async def _ask(self, streams: Collection[Stream], question: Callable[[Collection[Stream]], Awaitable[T]]) -> Collection[T]:
+        """Ask about streams, and read those no more that could not be reached: they are started again when they can be."""
+        answers = await self._circuits.ask(
+            {stream.topic for stream in streams},
+            lambda topics: question([stream for stream in streams if stream.topic in topics]),
         )
+        for stream in list(self._subscriptions):
+            if self._circuits.is_open(stream.topic):
+                self.drop(stream)
+        return answers.values()
 
     async def _take_over(self, stream: Stream) -> None:
         """Go on with what whoever read a stream before us had in hand, and may have begun with."""
@@ -140,12 +173,20 @@ class Reading:
 
     async def reclaim(self) -> None:
         """Say "still busy" of what is in hand, and take over what has shown no sign of life for a while."""
-        await self._broker.extend(self._group, self._reader, self._hand.positions())
+
+        async def extend(streams: Collection[Stream]) -> None:
+            held = self._hand.positions()
+            await self._broker.extend(self._group, self._reader, {each: held[each] for each in streams if each in held})
+
+        async def reclaim(streams: Collection[Stream]) -> Sequence[Delivery]:
+            idle_seconds = self._settings.idle_seconds
+            return await self._broker.reclaim(self._group, self._reader, streams, idle_seconds=idle_seconds, limit=limit)
+
+        await self._ask(self._hand.positions(), extend)
         # A full hand must not be waited for here: what is in it would look abandoned meanwhile.
         if limit := min(_RECLAIM_MESSAGES, self._hand.room_now):
-            idle_seconds, streams = self._settings.idle_seconds, list(self._subscriptions)
-            found = await self._broker.reclaim(self._group, self._reader, streams, idle_seconds=idle_seconds, limit=limit)
-            self._hand.add(had_before(found))
+            for found in await self._ask(self._subscriptions, reclaim):
+                self._hand.add(had_before(found))
 
     async def _make_group(self, stream: Stream) -> bool:
         """Have the group at the broker, reading after what is settled; whether the stream can be read."""

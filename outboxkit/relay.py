@@ -26,6 +26,7 @@ import anyio
 
 from outboxkit.broker import Append, Broker
 from outboxkit.cancellation import alongside
+from outboxkit.circuits import Circuits
 from outboxkit.config import RelaySettings
 from outboxkit.errors import OutboxkitError
 from outboxkit.lease import Lease
@@ -48,6 +49,7 @@ class Relay:
         self._lease = lease
         """Our turn among the relays of this store; without one we always work, whoever else does."""
         self._supervisor = Supervisor("relaying", settings.backoff, observer)
+        self._circuits = Circuits("relaying", self._ask_for_life, settings.backoff, observer)
         self._cursor = ORIGIN
         """Everything at or below it is in the broker, but for stopped streams."""
         self._last: dict[Stream, Position] = {}
@@ -55,13 +57,17 @@ class Relay:
         self._doubted: set[Stream] = set()
         """Streams whose end is to be looked for in our log again, although the broker has not moved."""
         self._halted: set[Stream] = set()
+        self._passed_over: set[Stream] = set()
+        """Streams that could not be reached when it was their turn: the log is read again for them."""
         self._saved: Progress | None = None
         self._probe_at = self._save_at = 0.0
 
     async def run(self) -> None:
         """Relay until cancelled; a broker or database that is away is waited for."""
         try:
-            await self._supervisor.run(self._take_turns)
+            async with anyio.create_task_group() as watching:
+                watching.start_soon(self._circuits.watch)
+                await self._supervisor.run(self._take_turns)
         finally:
             with anyio.move_on_after(1, shield=True):
                 await self._hand_over()
@@ -115,9 +121,19 @@ class Relay:
             by_stream.setdefault(entry.stream, []).append(entry)
         complete = await self._meet(by_stream.keys() - self._last.keys())
         while complete and (batches := self._batches(by_stream)):
-            answers = await self._broker.append(batches)
-            complete = await self._take_stock(batches, answers)
+            complete = await self._take_stock(*await self._append_batches(batches))
         return complete
+
+    async def _append_batches(self, batches: Sequence[Append]) -> tuple[Sequence[Append], Sequence[Position]]:
+        """Append what can be, and return it with the answers."""
+
+        async def append(topics: Collection[str]) -> Sequence[tuple[Append, Position]]:
+            own = [batch for batch in batches if batch.stream.topic in topics]
+            return list(zip(own, await self._broker.append(own), strict=True))
+
+        found = await self._circuits.ask({batch.stream.topic for batch in batches}, append)
+        done = [pair for pairs in found.values() for pair in pairs]
+        return [batch for batch, _ in done], [answer for _, answer in done]
 
     def _batches(self, by_stream: Mapping[Stream, Sequence[LogEntry]]) -> list[Append]:
         """What of these entries is not in the broker yet, by stream; stopped streams left out."""
@@ -125,6 +141,9 @@ class Relay:
         for stream, entries in by_stream.items():
             last = self._last[stream]
             if stream in self._halted or entries[-1].position <= last:
+                continue
+            if self._circuits.is_open(stream.topic):
+                self._passed_over.add(stream)
                 continue
             if entries[0].position <= last:
                 entries = [entry for entry in entries if entry.position > last]
@@ -142,7 +161,7 @@ class Relay:
                 surprises[batch.stream] = now
         if any(now < self._last[stream] for stream, now in surprises.items()):
             # One broker lost one thing at one time: look at all streams, so that it is told and repaired once.
-            surprises |= await self._broker.last(self._last)
+            surprises |= await self._ends(self._last)
         return await self._reconcile(surprises)
 
     # where the broker stands
@@ -170,8 +189,24 @@ class Relay:
         return await self._look(self._last)
 
     async def _look(self, streams: Collection[Stream]) -> bool:
-        await self._broker.announce(streams)  # each time: the registry is lost with everything else
-        return await self._reconcile(await self._broker.last(streams))
+        return await self._reconcile(await self._ends(streams, announce=True))
+
+    async def _ends(self, streams: Collection[Stream], *, announce: bool = False) -> dict[Stream, Position]:
+        """Return where streams end in the broker, those that can be reached."""
+
+        async def ask(topics: Collection[str]) -> Mapping[Stream, Position]:
+            own = [stream for stream in streams if stream.topic in topics]
+            if announce:  # each time: the registry is lost with everything else
+                await self._broker.announce(own)
+            return await self._broker.last(own)
+
+        answers = await self._circuits.ask({stream.topic for stream in streams}, ask)
+        found = {stream: at for ends in answers.values() for stream, at in ends.items()}
+        self._passed_over.update(stream for stream in streams if stream not in found)
+        return found
+
+    async def _ask_for_life(self, topic: str) -> None:
+        await self._broker.last([stream for stream in self._last if stream.topic == topic])
 
     async def _reconcile(self, found: Mapping[Stream, Position]) -> bool:
         """Act on where streams end in the broker; False when the cursor had to go back."""
@@ -185,9 +220,10 @@ class Relay:
                     lost[stream] = (self._last[stream], now)
                     cursor = min(cursor, now)
                 case "go on":
-                    if stream in self._halted:
+                    if stream in self._halted or stream in self._passed_over:
                         cursor = min(cursor, now)
             self._last[stream] = now
+            self._passed_over.discard(stream)
             if stream in self._halted:
                 self._halted.remove(stream)
                 self._observer.resumed(stream)
@@ -233,8 +269,9 @@ class Relay:
         return now >= self._probe_at and not await self._probe()
 
     async def _save(self) -> None:
-        # A stopped stream's own place is kept, and the log is read again from there should it go on.
-        cursor = min([self._cursor, *(self._last[stream] for stream in self._halted)])
+        # The place of a stream that waits is kept, and the log is read again from there should it go on.
+        waiting = self._halted | self._passed_over
+        cursor = min([self._cursor, *(self._last[stream] for stream in waiting)])
         last = {stream: at for stream, at in self._last.items() if stream not in self._halted}
         progress = Progress(cursor, last)
         if progress != self._saved:

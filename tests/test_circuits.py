@@ -1,0 +1,213 @@
+"""A topic that cannot be reached is left alone, and holds no other up."""
+
+from collections.abc import AsyncGenerator, Callable, Collection
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import msgspec
+import pytest
+
+from outboxkit import App, Settings, UnitOfWork, event
+from outboxkit.circuits import Circuits
+from outboxkit.errors import BrokerUnavailableError, GroupMissingError
+from outboxkit.message import Stream
+from outboxkit.retry import Backoff
+from outboxkit.testing import MemoryBroker, drain
+from tests.databases import Place, database_at
+from tests.services import QUICK, Recording
+from tests.waiting import until
+
+SETTINGS: Settings = msgspec.structs.replace(
+    QUICK, partitions={"near": 2, "far": 2}, consumer=msgspec.structs.replace(QUICK.consumer, lease_seconds=1.0)
+)
+
+
+@event("near.said", topic="near", key="key")
+class Near(msgspec.Struct, frozen=True):
+    """Of a topic that is always there."""
+
+    number: int
+    key: str = "k"
+
+
+@event("far.said", topic="far", key="key")
+class Far(msgspec.Struct, frozen=True):
+    """Of a topic that is away at times."""
+
+    number: int
+    key: str = "k"
+
+
+class Parted(MemoryBroker):
+    """A broker of which a part can be away, as one of a cluster's servers is: whoever asks it waits, and in vain."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.away: set[str] = set()
+
+    def __getattribute__(self, name: str) -> Any:
+        found = super().__getattribute__(name)
+        if name not in (
+            "announce",
+            "last",
+            "append",
+            "streams",
+            "subscribe",
+            "read",
+            "pending",
+            "reclaim",
+            "extend",
+            "ack",
+            "range",
+        ):
+            return found
+
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            if self.away & topics_in([args, kwargs]):
+                await anyio.sleep(0.05)
+                raise BrokerUnavailableError("the server of it is away")
+            return await found(*args, **kwargs)
+
+        return call
+
+
+def topics_in(value: Any) -> set[str]:
+    """Every topic that an argument is about."""
+    if isinstance(value, Stream):
+        return {value.topic}
+    if isinstance(value, str):
+        return {value} & {"near", "far"}
+    if isinstance(value, dict):
+        return topics_in(list(value)) | topics_in(list(value.values()))  # pyright: ignore[reportUnknownArgumentType]
+    if isinstance(value, Collection) and not isinstance(value, bytes):
+        return {topic for item in value for topic in topics_in(item)}  # pyright: ignore[reportUnknownVariableType]
+    return set()
+
+
+def ends_with(number: int) -> Callable[[list[int]], bool]:
+    return lambda heard: heard[-1:] == [number]
+
+
+class Talk:
+    """An app that says things near and far, and notes what it hears of itself."""
+
+    def __init__(self, place: Place) -> None:
+        self.database = database_at(place, "talk")
+        self.broker = Parted()
+        self.observer = Recording()
+        self.app = App("talk", store=self.database.url, broker=self.broker, settings=SETTINGS, observer=self.observer)
+
+        @self.app.consumes(Near)
+        async def near(said: Near, uow: UnitOfWork) -> None:
+            await self.database.insert(uow.connection, "near (number)", said.number)
+
+        @self.app.consumes(Far)
+        async def far(said: Far, uow: UnitOfWork) -> None:
+            await self.database.insert(uow.connection, "far (number)", said.number)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncGenerator["Talk", None]:
+        self.database.create()
+        await self.app.migrate()
+        for table in ("near", "far"):
+            self.database.ask(f"CREATE TABLE {table} (id {self.database.serial}, number INTEGER NOT NULL)")
+        async with self.app:
+            yield self
+
+    async def say(self, number: int) -> None:
+        async with self.app.unit_of_work() as uow:
+            uow.publish(Near(number))
+            uow.publish(Far(number))
+
+    def heard(self, table: str) -> list[int]:
+        return self.database.column(f"SELECT number FROM {table} ORDER BY id")
+
+
+@pytest.mark.parametrize("known", [True, False])
+async def test_a_topic_that_is_away_holds_no_other_up_and_nothing_of_it_is_lost(place: Place, known: bool) -> None:
+    talk = Talk(place)
+    if not known:
+        talk.broker.away = {"far"}
+    async with talk.running():
+        for number in range(5):
+            await talk.say(number)
+        if known:
+            await drain(talk.app)
+            talk.broker.away = {"far"}
+        with anyio.fail_after(30):
+            for number in range(5, 100):
+                await talk.say(number)
+            await until(lambda: talk.heard("near"), lambda heard: heard == list(range(100)))
+        await until(lambda: any("away" in trouble for trouble in talk.observer.troubles))
+        assert talk.heard("far") == (list(range(5)) if known else [])
+        talk.broker.away = set()
+        await until(lambda: talk.heard("far"), lambda heard: heard == list(range(100)))
+        await drain(talk.app)
+        assert talk.heard("near") == list(range(100))
+    assert not talk.observer.crashes
+    assert not talk.observer.losses
+
+
+async def test_one_message_after_the_other_arrives_while_others_are_away(place: Place) -> None:
+    talk = Talk(place)
+    async with talk.running():
+        await talk.say(0)
+        await drain(talk.app)
+        talk.broker.away = {"far"}
+        await talk.say(1)
+        await until(lambda: len(talk.heard("near")) == 2)
+        for number in range(2, 20):
+            await talk.say(number)
+            await until(lambda: talk.heard("near"), ends_with(number))
+
+
+async def test_when_nothing_answers_no_circuit_is_opened() -> None:
+    async def fail(topics: object) -> None:
+        raise BrokerUnavailableError("away")
+
+    observer = Recording()
+    circuits = Circuits("asking", fail, Backoff(), observer)
+    with pytest.raises(BrokerUnavailableError):
+        await circuits.ask(["one", "two"], fail)
+    assert not any(map(circuits.is_open, ("one", "two")))
+    assert not observer.troubles
+
+
+async def test_what_else_goes_wrong_with_one_topic_is_raised_as_it_is() -> None:
+    async def ask(topics: Collection[str]) -> None:
+        if "three" in topics and len(topics) == 1:
+            raise GroupMissingError("three")
+        if "two" in topics:
+            raise BrokerUnavailableError("away")
+
+    with pytest.raises(GroupMissingError):
+        await Circuits("asking", lambda topic: ask([topic]), Backoff(), Recording()).ask(["one", "two", "three"], ask)
+
+
+async def test_a_circuit_is_closed_when_its_topic_answers_again() -> None:
+    away = {"two"}
+    asked: list[str] = []
+
+    async def ask(topics: Collection[str]) -> list[str]:
+        asked.append(",".join(sorted(topics)))
+        if away & set(topics):
+            raise BrokerUnavailableError("away")
+        return sorted(topics)
+
+    observer = Recording()
+    circuits = Circuits("asking", lambda topic: ask([topic]), Backoff(first_seconds=0.01), observer)
+    assert list((await circuits.ask(["one", "two"], ask)).values()) == [["one"]]
+    assert asked == ["one,two", "one", "two"]
+    assert list((await circuits.ask(["one", "two"], ask)).values()) == [["one"]]
+    assert asked[3:] == ["one"]
+    with pytest.raises(BrokerUnavailableError, match="two"):
+        await circuits.ask(["two"], ask)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(circuits.watch)
+        await until(lambda: asked.count("two") > 3)
+        away.clear()
+        await until(lambda: not circuits.is_open("two"))
+        tasks.cancel_scope.cancel()
+    assert list((await circuits.ask(["one", "two"], ask)).values()) == [["one", "two"]]
+    assert len(observer.troubles) >= 3
