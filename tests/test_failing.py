@@ -1,6 +1,5 @@
 """When handlers fail: what waits, what waits behind it, what never counts, and what is too slow."""
 
-import asyncio
 import collections
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -11,6 +10,7 @@ import msgspec
 import pytest
 
 from outboxkit import App, ConfigurationError, ConsumerSettings, Message, Observer, RetryPolicy, Settings, UnitOfWork, event
+from outboxkit.consumer import Consumer
 from outboxkit.errors import HandlerSignatureError, StoreUnavailableError, TimeLimitError
 from outboxkit.testing import MemoryBroker
 from tests.databases import Place, database_at
@@ -221,7 +221,7 @@ async def test_a_handler_ten_times_slower_than_the_idle_time_runs_once_beside_an
 
     async def handle(step: StepTaken, _: Message) -> None:
         begun.append(step.number)
-        await anyio.sleep(2.0)
+        await anyio.sleep(2.0)  # that long is what is tried
 
     broker = MemoryBroker()
     one, two = (Walk(place, settings, broker).handled_by(handle) for _ in range(2))
@@ -236,8 +236,15 @@ async def test_a_handler_ten_times_slower_than_the_idle_time_runs_once_beside_an
 # stopping
 
 
-async def test_a_retry_that_runs_at_the_stop_is_finished(place: Place) -> None:
+async def test_a_retry_that_runs_at_the_stop_is_finished(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     again, go = anyio.Event(), anyio.Event()
+    stop = Consumer.stop
+
+    def stop_and_let_go(consumer: Consumer) -> None:
+        stop(consumer)
+        go.set()
+
+    monkeypatch.setattr(Consumer, "stop", stop_and_let_go)
 
     async def handle(_: StepTaken, message: Message) -> None:
         if message.attempt == 1:
@@ -245,15 +252,10 @@ async def test_a_retry_that_runs_at_the_stop_is_finished(place: Place) -> None:
         again.set()
         await go.wait()
 
-    async with anyio.create_task_group() as tasks, Walk(place).handled_by(handle).running() as walk:
+    async with Walk(place).handled_by(handle).running() as walk:
         await walk.step("ada", 1)
         await again.wait()
-
-        async def let_go() -> None:
-            await asyncio.sleep(0)  # the app has begun to stop by then
-            go.set()
-
-        tasks.start_soon(let_go)
+        assert not go.is_set()
     assert walk.noted() == [1]
     assert walk.inbox() == {}
 

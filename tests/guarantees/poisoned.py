@@ -32,7 +32,7 @@ async def live(database: str, broker: str, poison: int, death: str) -> None:
     reader = Poisoned(database if "://" in database else Path(database), broker)
     reader.poison, reader.death = poison, death
     async with reader.app:
-        await asyncio.sleep(3600)
+        await asyncio.Event().wait()
 
 
 if __name__ == "__main__":
