@@ -64,6 +64,14 @@ class LogEntry(NamedTuple):
     envelope: bytes
 
 
+class Due(NamedTuple):
+    """When a delayed event is to be published, by the database's clock."""
+
+    at: float | None
+    """Seconds since 1970; None: some time after it is written."""
+    delay_seconds: float = 0.0
+
+
 class OutboxRow(NamedTuple):
     """One event about to be written in the publisher's own transaction."""
 
@@ -73,6 +81,8 @@ class OutboxRow(NamedTuple):
     key: str | None
     type: str
     envelope: bytes
+    due: Due | None = None
+    """None: it is published with that transaction; else it waits for its time beside the outbox."""
 
 
 class Delivery(NamedTuple):

@@ -22,6 +22,7 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 from outboxkit.census import Census
+from outboxkit.later import LaterStore, LaterTransaction
 from outboxkit.letter import LetterStore
 from outboxkit.message import ORIGIN, Delivery, LogEntry, OutboxRow, Position, Stream
 
@@ -114,7 +115,7 @@ class ThreadTransaction(Protocol):
         ...
 
 
-class Transaction(Protocol):
+class Transaction(LaterTransaction, Protocol):
     """One open transaction. Left without `commit`, it is rolled back."""
 
     @property
@@ -189,7 +190,7 @@ class Transaction(Protocol):
         ...
 
     async def commit(self, rows: Sequence[OutboxRow] = ()) -> None:
-        """Write the outbox rows and commit; then everyone waiting in `Store.wait` here is woken.
+        """Write the outbox rows, those with a due time beside the outbox, and commit; then all who wait here are woken.
 
         Not to be cancelled midway: call it through `outboxkit.cancellation.uninterrupted`. When the database goes away during
         it, the outcome is looked for, so that what is raised is true.
@@ -201,7 +202,7 @@ class Transaction(Protocol):
         ...
 
 
-class Store(LetterStore, Protocol):
+class Store(LetterStore, LaterStore, Protocol):
     """A database that one app owns. Made from a URL by `Store(url)`; nothing is opened before `open`."""
 
     @property
@@ -258,7 +259,7 @@ class Store(LetterStore, Protocol):
         ...
 
     async def write(self, transaction: Any, rows: Sequence[OutboxRow]) -> None:
-        """Write outbox rows in a transaction that the user began and will end.
+        """Write outbox rows, those with a due time beside the outbox, in a transaction that the user began and will end.
 
         Args:
             transaction: what it is open on: the driver's connection, or what else this store knows.

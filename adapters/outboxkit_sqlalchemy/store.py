@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from datetime import datetime
 from typing import Any, Protocol
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_scoped_session, async_sessionmaker
@@ -158,6 +159,32 @@ class SQLAlchemyStore:
     async def rebase(self, divergences: Mapping[Stream, tuple[Position, Position]]) -> int:
         """See `outboxkit.store.Store.rebase`."""
         return await self._books.rebase(divergences)
+
+    # what waits for its time
+
+    async def next_due(self) -> float | None:
+        """See `outboxkit.later.LaterStore.next_due`."""
+        return await self._books.next_due()
+
+    async def wait_due(self, seconds: float) -> None:
+        """See `outboxkit.later.LaterStore.wait_due`."""
+        await self._books.wait_due(seconds)
+
+    async def publish_due(self, limit: int) -> int:
+        """See `outboxkit.later.LaterStore.publish_due`."""
+        return await self._books.publish_due(limit)
+
+    async def cancel(self, id: str) -> bool:
+        """See `outboxkit.later.LaterStore.cancel`."""
+        return await self._books.cancel(id)
+
+    async def period(self, name: str) -> tuple[datetime, datetime | None]:
+        """See `outboxkit.later.LaterStore.period`."""
+        return await self._books.period(name)
+
+    async def begin_period(self, name: str, schedule: str, moment: datetime) -> None:
+        """See `outboxkit.later.LaterStore.begin_period`."""
+        await self._books.begin_period(name, schedule, moment)
 
     # leases
 

@@ -7,9 +7,10 @@ from contextlib import closing
 from datetime import UTC, datetime
 from typing import Protocol, TypeVar
 
-from outboxkit.census import Backlog, Count, Holder, Reading, counted, readings
+from outboxkit.census import Backlog, Count, Delayed, Holder, Reading, counted, readings
 from outboxkit.message import ORIGIN, Position, Stream
 from outboxkit.store import Progress
+from outboxkit_sqlite.leases import NOW
 
 T = TypeVar("T")
 
@@ -45,6 +46,10 @@ class SQLiteCensus:
         # The primary key, in order, from where the relay has come to.
         self._above = f"SELECT position, topic, partition FROM {outbox} WHERE position > ? ORDER BY position LIMIT ?"
         self._envelope = f"SELECT envelope FROM {outbox} WHERE position = ?"
+        self._delayed = (
+            f"SELECT (SELECT count(*) FROM (SELECT 1 FROM {prefix}later LIMIT ?)), "
+            f"(SELECT {NOW} - min(due_at) FROM {prefix}later)"
+        )
         self._floors = f'SELECT id, "group", topic, partition, source, major, minor FROM {floor}'
         # The partial indexes, each from its start; their order is asked for as nobody collects statistics for the planner.
         waiting = "state IN ('retry', 'parked', 'held')"
@@ -100,6 +105,11 @@ class SQLiteCensus:
     def _envelope_at(self, connection: sqlite3.Connection, position: int | None) -> bytes | None:
         row: tuple[bytes] | None = connection.execute(self._envelope, (position,)).fetchone()
         return row[0] if row else None
+
+    async def delayed(self, limit: int) -> Delayed:
+        """See `outboxkit.census.Census.delayed`."""
+        found, late = await self._query(lambda connection: connection.execute(self._delayed, (limit + 1,)).fetchone())
+        return Delayed(counted(found, found, limit), late if late is not None and late > 0 else None)
 
     async def readings(self, limit: int) -> Sequence[Reading]:
         """See `outboxkit.census.Census.readings`."""
