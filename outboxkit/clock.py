@@ -113,14 +113,14 @@ class Caller:
     async def _tend(self) -> float:
         """Look at the period, and call when it is behind; returns the seconds until the next look."""
         periodic = self._periodic
-        now, at = await self._store.period(periodic.name)
+        now, schedule, at = await self._store.period(periodic.name)
         moment = periodic.schedule.latest(now)
+        # Once only: processes that know different schedules, as while a new version is rolled out, would otherwise pass moments
+        # over in turns.
+        self._begun = self._begun or schedule == periodic.schedule.text
         if at is None or not self._begun:
-            # Once only: processes that know different schedules, as while a new version is rolled out, would otherwise pass
-            # moments over in turns.
             await self._store.begin_period(periodic.name, periodic.schedule.text, moment)
-            self._begun = True
-            return 0.0
+            return 0.0 if at is None else min(0.01, self._settings.poll_seconds)
         if at >= moment:
             return min(_LOOK_SECONDS, (periodic.schedule.following(now) - now).total_seconds())
         return await self._attempt(moment)

@@ -10,13 +10,23 @@ the very transaction in which the function runs, has called it for that moment, 
 
 import time
 from datetime import datetime, timedelta
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from outboxkit.errors import DueTimeError
 from outboxkit.message import Due
 
 _FURTHEST = timedelta(days=36_525)
 """A hundred years: what is further away is a mistake, and some calendar on the way would end before it."""
+
+
+class Period(NamedTuple):
+    """How far a periodic function has come; both None when its name is not known."""
+
+    now: datetime
+    """The database's time."""
+    schedule: str | None
+    moment: datetime | None
+    """For which it was called last, or after which it began."""
 
 
 class LaterTransaction(Protocol):
@@ -62,12 +72,15 @@ class LaterStore(Protocol):
         """Delete a delayed event; False when none of this id waits."""
         ...
 
-    async def period(self, name: str) -> tuple[datetime, datetime | None]:
-        """Return the database's time, and the moment to which a period has come; None: it is not known."""
+    async def period(self, name: str) -> Period:
+        """Return how far a period has come."""
         ...
 
     async def begin_period(self, name: str, schedule: str, moment: datetime) -> None:
-        """Have a period begin after a moment, or go on after it where it had another schedule; nothing else changes."""
+        """Have a period begin after a moment, or go on after it, and never back, where it had another schedule.
+
+        Nothing changes while somebody is at it.
+        """
         ...
 
 

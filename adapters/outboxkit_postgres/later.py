@@ -3,6 +3,7 @@
 import uuid
 from datetime import UTC, datetime
 
+from outboxkit.later import Period
 from outboxkit_postgres.link import Link
 from outboxkit_postgres.names import Names
 
@@ -39,12 +40,17 @@ _PUBLISH = """
 
 _CANCEL = "DELETE FROM {later} WHERE id = $1::uuid RETURNING 1"
 
-_PERIOD = "SELECT clock_timestamp(), (SELECT at FROM {period} WHERE name = $1)"
+_PERIOD = "SELECT clock_timestamp(), p.schedule, p.at FROM (VALUES (1)) AS one LEFT JOIN {period} p ON p.name = $1"
 
+# Looked for first: against a row that is just being changed, an insert would wait.
 _BEGIN = """
-    INSERT INTO {period} AS p (name, schedule, at) VALUES ($1, $2, $3)
-    ON CONFLICT (name) DO UPDATE SET schedule = excluded.schedule, at = greatest(p.at, excluded.at)
-    WHERE p.schedule <> excluded.schedule
+    INSERT INTO {period} (name, schedule, at)
+    SELECT $1, $2, $3::timestamptz WHERE NOT EXISTS (SELECT FROM {period} WHERE name = $1) ON CONFLICT DO NOTHING
+"""
+
+_GO_ON = """
+    UPDATE {period} SET schedule = $2, at = greatest(at, $3::timestamptz)
+    WHERE name = (SELECT name FROM {period} WHERE name = $1 AND schedule <> $2 FOR NO KEY UPDATE SKIP LOCKED)
 """
 
 # Who is at it holds the row: the others have other things to do than to wait for that function.
@@ -79,14 +85,15 @@ class LaterTables:
             return False
         return bool(await link.fetch(self._sql(_CANCEL), wanted))
 
-    async def period(self, link: Link, name: str) -> tuple[datetime, datetime | None]:
+    async def period(self, link: Link, name: str) -> Period:
         """See `outboxkit.later.LaterStore.period`."""
-        now, at = (await link.fetch(self._sql(_PERIOD), name))[0]
-        return now.astimezone(UTC), at and at.astimezone(UTC)
+        now, schedule, at = (await link.fetch(self._sql(_PERIOD), name))[0]
+        return Period(now.astimezone(UTC), schedule, at and at.astimezone(UTC))
 
     async def begin_period(self, link: Link, name: str, schedule: str, moment: datetime) -> None:
         """See `outboxkit.later.LaterStore.begin_period`."""
         await link.fetch(self._sql(_BEGIN), name, schedule, moment)
+        await link.fetch(self._sql(_GO_ON), name, schedule, moment)
 
     async def enter(self, link: Link, name: str, moment: datetime) -> bool:
         """See `outboxkit.later.LaterTransaction.enter`."""

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from outboxkit.cancellation import uninterrupted
 from outboxkit.errors import OutboxkitError, StoreError, TransactionLostError
+from outboxkit.later import Period
 from outboxkit.letter import DeadLetter, Letters
 from outboxkit.message import ORIGIN, LogEntry, Position, Stream
 from outboxkit.store import Floor, Progress, Retry, Subscription
@@ -263,7 +264,7 @@ class PostgresTables:
         async with self._link() as (tables, link):
             return await tables.later.cancel(link, id)
 
-    async def period(self, name: str) -> tuple[datetime, datetime | None]:
+    async def period(self, name: str) -> Period:
         """See `outboxkit.later.LaterStore.period`."""
         async with self._link() as (tables, link):
             return await tables.later.period(link, name)

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session, scoped_session
 from outboxkit.cancellation import uninterrupted
 from outboxkit.census import Census
 from outboxkit.errors import ConfigurationError, TransactionError
+from outboxkit.later import Period
 from outboxkit.letter import DeadLetter, Letters
 from outboxkit.message import ORIGIN, LogEntry, OutboxRow, Position, Stream
 from outboxkit.store import Floor, Progress, Retry, Store, Subscription, Transaction
@@ -178,7 +179,7 @@ class SQLAlchemyStore:
         """See `outboxkit.later.LaterStore.cancel`."""
         return await self._books.cancel(id)
 
-    async def period(self, name: str) -> tuple[datetime, datetime | None]:
+    async def period(self, name: str) -> Period:
         """See `outboxkit.later.LaterStore.period`."""
         return await self._books.period(name)
 

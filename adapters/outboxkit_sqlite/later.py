@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
+from outboxkit.later import Period
 from outboxkit.message import OutboxRow
 from outboxkit_sqlite.leases import NOW
 
@@ -22,7 +23,7 @@ class LaterTables:
         self._move = f"INSERT INTO {prefix}outbox ({columns}) SELECT {columns} {due}"
         self._forget = f"DELETE FROM {later} WHERE seq IN (SELECT seq {due})"
         self._cancel = f"DELETE FROM {later} WHERE id = ?"
-        self._period = f"SELECT {NOW}, (SELECT at FROM {period} WHERE name = ?)"
+        self._period = f"SELECT {NOW}, p.schedule, p.at FROM (SELECT 1) LEFT JOIN {period} p ON p.name = ?"
         self._begin = (
             f"INSERT INTO {period} AS p VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET schedule = excluded.schedule, "
             "at = max(p.at, excluded.at) WHERE p.schedule <> excluded.schedule"
@@ -48,10 +49,10 @@ class LaterTables:
         """See `outboxkit.later.LaterStore.cancel`."""
         return connection.execute(self._cancel, (id,)).rowcount == 1
 
-    def period(self, connection: sqlite3.Connection, name: str) -> tuple[datetime, datetime | None]:
+    def period(self, connection: sqlite3.Connection, name: str) -> Period:
         """See `outboxkit.later.LaterStore.period`."""
-        now, at = connection.execute(self._period, (name,)).fetchone()
-        return datetime.fromtimestamp(now, UTC), None if at is None else datetime.fromtimestamp(at, UTC)
+        now, schedule, at = connection.execute(self._period, (name,)).fetchone()
+        return Period(datetime.fromtimestamp(now, UTC), schedule, None if at is None else datetime.fromtimestamp(at, UTC))
 
     def begin_period(self, connection: sqlite3.Connection, name: str, schedule: str, moment: datetime) -> None:
         """See `outboxkit.later.LaterStore.begin_period`."""

@@ -16,6 +16,7 @@ import anyio
 from outboxkit.cancellation import uninterrupted
 from outboxkit.config import checked_prefix
 from outboxkit.errors import ConfigurationError, SchemaError, StoreError, StoreUnavailableError, TransactionError
+from outboxkit.later import Period
 from outboxkit.letter import DeadLetter, Letters
 from outboxkit.message import ORIGIN, LogEntry, OutboxRow, Position, Stream
 from outboxkit.store import Floor, Progress, Retry, Subscription
@@ -238,7 +239,7 @@ class SQLiteStore:
         """See `outboxkit.later.LaterStore.cancel`."""
         return await self._write(lambda connection: self.outbox.later.cancel(connection, id))
 
-    async def period(self, name: str) -> tuple[datetime, datetime | None]:
+    async def period(self, name: str) -> Period:
         """See `outboxkit.later.LaterStore.period`."""
         return await self._query(lambda connection: self.outbox.later.period(connection, name))
 

@@ -187,12 +187,12 @@ class StoreLaterContract:
     # periods
 
     async def test_a_period_begins_where_it_is_told_to(self, store: Store, peer: Store) -> None:
-        now, at = await store.period("report")
-        assert at is None
-        assert abs(now.timestamp() - time.time()) < 60
+        unknown = await store.period("report")
+        assert (unknown.schedule, unknown.moment) == (None, None)
+        assert abs(unknown.now.timestamp() - time.time()) < 60
         await store.begin_period("report", "hourly", HOURS[0])
         await peer.begin_period("report", "hourly", HOURS[2])
-        assert (await peer.period("report"))[1] == HOURS[0], "it has begun"
+        assert (await peer.period("report"))[1:] == ("hourly", HOURS[0]), "it has begun"
 
     async def test_a_moment_is_entered_once(self, store: Store, peer: Store) -> None:
         await store.begin_period("report", "hourly", HOURS[1])
@@ -202,12 +202,12 @@ class StoreLaterContract:
         assert await self._entered(store, "report", HOURS[3])
         assert not await self._entered(peer, "report", HOURS[3])
         assert not await self._entered(peer, "report", HOURS[2]), "it was passed over"
-        assert (await peer.period("report"))[1] == HOURS[3]
+        assert (await peer.period("report")).moment == HOURS[3]
 
     async def test_moments_are_kept_to_the_microsecond(self, store: Store) -> None:
         moment = NOON + timedelta(microseconds=300_001)
         await store.begin_period("report", "often", moment)
-        assert (await store.period("report"))[1] == moment
+        assert (await store.period("report")).moment == moment
         assert not await self._entered(store, "report", moment)
         assert await self._entered(store, "report", moment + timedelta(microseconds=1))
 
@@ -215,7 +215,7 @@ class StoreLaterContract:
         await store.begin_period("report", "hourly", HOURS[0])
         async with store.transaction() as transaction:
             assert await transaction.enter("report", HOURS[1])
-        assert (await store.period("report"))[1] == HOURS[0]
+        assert (await store.period("report")).moment == HOURS[0]
         assert await self._entered(peer, "report", HOURS[1])
 
     async def test_of_many_who_enter_a_moment_at_once_one_does(self, store: Store, peer: Store) -> None:
@@ -239,16 +239,18 @@ class StoreLaterContract:
             assert await transaction.enter("report", HOURS[1])
             with anyio.fail_after(DEADLINE_SECONDS):
                 assert not await self._entered(peer, "report", HOURS[1])
+                await peer.begin_period("report", "daily", HOURS[2])
             await transaction.commit()
+        assert (await peer.period("report"))[1:] == ("hourly", HOURS[1])
 
     async def test_another_schedule_goes_on_from_where_it_is_told_and_never_back(self, store: Store) -> None:
         await store.begin_period("report", "hourly", HOURS[1])
         await store.begin_period("report", "daily", HOURS[0])
-        assert (await store.period("report"))[1] == HOURS[1]
+        assert (await store.period("report"))[1:] == ("daily", HOURS[1])
         await store.begin_period("report", "hourly", HOURS[3])
-        assert (await store.period("report"))[1] == HOURS[3]
+        assert (await store.period("report")).moment == HOURS[3]
         await store.begin_period("report", "hourly", HOURS[4])
-        assert (await store.period("report"))[1] == HOURS[3]
+        assert (await store.period("report")).moment == HOURS[3]
 
     async def _entered(self, store: Store, name: str, moment: datetime) -> bool:
         async with store.transaction() as transaction:
