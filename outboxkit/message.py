@@ -146,8 +146,8 @@ class Message(msgspec.Struct, frozen=True):
     """What a handler may know about the event it is given, besides the event.
 
     `id` is stable over redeliveries and retries: use it as the idempotency key of what you do outside the database.
-    `attempt` counts runs of the handler from 1. `time` is when the event was published. `headers` are the envelope's
-    extension attributes, ``traceparent`` among them.
+    `attempt` counts runs of the handler from 1. `time` is when the event was published, or was due if it was delayed.
+    `headers` are the envelope's extension attributes, ``traceparent`` among them.
     """
 
     id: str

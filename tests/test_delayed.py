@@ -204,7 +204,7 @@ async def test_a_plain_function_may_publish_something_for_later_and_cannot_cance
     def remind(uow: UnitOfWork) -> None:
         id = uow.publish(Reminder(1), delay=HOUR)
         with pytest.raises(TransactionError, match="async def"):
-            uow.cancel(id)
+            assert uow.cancel(id)
 
     await reminding.app.migrate()
     async with reminding.app:

@@ -9,9 +9,9 @@ from outboxkit_postgres.names import Names
 
 _NEXT = "SELECT extract(epoch FROM min(due_at) - clock_timestamp())::float8 FROM {later}"
 
-# One statement, so that the server brings it to its end whatever becomes of who asked. One at a time, or two who each moved a
-# part would part the events of a key; the lock goes with the transaction. Who may be cancelling an event holds its row: that
-# stays for now, and with it the later ones of its key, should it be kept after all.
+# One statement, so that the server brings it to its end whatever becomes of who asked. Who may be cancelling an event, or is
+# just moving it, holds its row: that stays for now, and with it the later ones of its key, which so never come before it. The
+# lock only saves two from getting in each other's way; it goes with the transaction.
 # The moment is the statement's, which the index on due_at can be asked for; the clock's changes from row to row. The limit is
 # no parameter: not knowing it, the planner may think of a tenth of the table.
 _PUBLISH = """
