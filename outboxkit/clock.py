@@ -28,9 +28,10 @@ from outboxkit.store import Store
 from outboxkit.supervision import Supervisor
 from outboxkit.unit_of_work import UnitOfWork
 
-_BATCH = 500
+_BATCH = 200
 _BREATH_SECONDS = 0.01
-"""Commits may come by the thousand in a second; the table is looked at no more often than this for news of them."""
+"""Commits may come by the thousand in a second: how often the table is looked at for news of them. And how long the database is
+left to others between two batches: where there is one writer at a time, who waits for their turn could else miss it."""
 
 _LOOK_SECONDS = 5.0
 """The longest wait for a moment: clocks may be set, and this machine may have been asleep."""
@@ -58,10 +59,11 @@ class Clock:
             if seconds is None or seconds > 0:
                 await self._store.wait_due(self._poll_seconds if seconds is None else min(seconds, self._poll_seconds))
                 await anyio.sleep(max(0.0, looked_at + _BREATH_SECONDS - anyio.current_time()))
-            elif not await self._store.publish_due(_BATCH):
+                continue
+            if not await self._store.publish_due(_BATCH):
                 # Somebody else is just at it, or may be cancelling it.
                 await self._store.wait_due(self._poll_seconds)
-                await anyio.sleep(_BREATH_SECONDS)
+            await anyio.sleep(_BREATH_SECONDS)
 
 
 class Caller:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import aiosqlite
+import anyio
 import asyncpg
 import msgspec
 import pytest
@@ -431,3 +432,25 @@ async def test_a_database_that_is_away_is_waited_for(reminding: Reminding, monke
         await until(lambda: reminding.numbers == [1])
     assert reminding.observer.troubles == ["away"] * 3
     assert reminding.observer.crashes == []
+
+
+async def test_many_commits_cost_few_looks(reminding: Reminding, monkeypatch: pytest.MonkeyPatch) -> None:
+    store: Any = reminding.app.store
+    look, looks = store.next_due, 0
+
+    async def count() -> float | None:
+        nonlocal looks
+        looks += 1
+        return await look()  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(store, "next_due", count)
+    async with reminding.app.running(consume=False):
+        begun = anyio.current_time()
+        for number in range(300):
+            await reminding.remind(number)
+        seconds = anyio.current_time() - begun
+        assert looks <= seconds / 0.01 + 2
+        id = await reminding.remind(300, delay=HOUR)
+        seen = looks
+        await until(lambda: looks > seen)
+        assert await reminding.app.cancel(id)

@@ -37,6 +37,9 @@ async def test_delaying_cancelling_and_calling_by_the_clock_work_as_shown(
         await names["pay"](number="7")
         assert ask("SELECT type, key FROM outboxkit_later") == [("order.unpaid", "8")]
         await drain(app)
+        (update,) = re.findall(r"`(UPDATE .*?)` on SQLite", PAGE)
+        ask(update)
+        await drain(app)
         await until(lambda: ask("SELECT * FROM outboxkit_period"))
         ask("UPDATE outboxkit_period SET at = at - 200000")
     async with app:
@@ -45,7 +48,7 @@ async def test_delaying_cancelling_and_calling_by_the_clock_work_as_shown(
     assert (await app.status()).rows_delayed is not None
     assert [type for (type,) in ask("SELECT type FROM outboxkit_outbox ORDER BY position")] == [
         *("order.placed", "order.placed"),
-        *("order.paid", "day.closed"),
+        *("order.paid", "order.unpaid", "day.closed"),
     ]
     moment = datetime(2026, 11, 22, 3, tzinfo=UTC)
     assert (await _called(app, names["close_day"], moment)).day == date(2026, 11, 21)

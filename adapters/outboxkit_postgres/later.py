@@ -81,7 +81,7 @@ class LaterTables:
         """See `outboxkit.later.LaterStore.cancel`."""
         try:
             wanted = str(uuid.UUID(id))
-        except ValueError:  # no message has such an id
+        except (ValueError, AttributeError, TypeError):  # no message has such an id, whatever it is
             return False
         return bool(await link.fetch(self._sql(_CANCEL), wanted))
 
