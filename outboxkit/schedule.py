@@ -67,8 +67,7 @@ class Cron:
 
     def latest(self, now: datetime) -> datetime:
         """See `Schedule.latest`."""
-        # Looking back from a whole second leaves that out, and from a part of one finds it.
-        start = now.replace(microsecond=max(1, now.microsecond))
+        start = now.replace(microsecond=0) + timedelta(seconds=1)  # looking back leaves out where it starts
         return next(moment for moment in self._moments(start, reverse=True) if moment <= now)
 
     def following(self, now: datetime) -> datetime:
