@@ -12,11 +12,12 @@ The outbox is a log, the stream is a replica of that log, the inbox is the reade
 its stream, fixed once and for ever, so each arrow can be repeated without harm.
 
 Reading order: `message` (the plain values), `store` (with `inbox`) and `broker` (the two ports and what they promise),
-`unit_of_work`, `routing` (the decorators), `relay` and `consumer` (the two loops; a consumer's transaction is in
-`settling`, the runs of its handlers in `attempts`, what comes of them in `outcomes`), `app`. `events` is the way from an
-event to bytes, `errors` the tree of everything raised, `config` every setting, `observe` what is reported. `dead_letters`
-is what can be done about messages that failed for good, `rebase` the way out when positions no longer fit; `survey` finds
-out where everything stands, and says so in a `status`.
+`unit_of_work`, `routing` (the decorators), `relay` and `consumer` (the two loops; a consumer's transactions are in
+`settling` and `retrying`, what they have in common in `handling`, the runs of handlers in `attempts`, what comes of them in
+`outcomes`; `membership` is how processes share the work), `clock` (what waited for its time is published, by what `later`
+says of stores), `app`. `events` is the way from an event to bytes, `errors` the tree of everything raised, `config` every
+setting, `observe` what is reported. `dead_letters` is what can be done about messages that failed for good, `rebase` the
+way out when positions no longer fit; `survey` finds out where everything stands, and says so in a `status`.
 """
 
 from outboxkit.app import App

@@ -4,6 +4,7 @@ import re
 import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar
 
@@ -11,6 +12,7 @@ import anyio
 
 from outboxkit.adapters import broker_of, store_of
 from outboxkit.broker import Broker
+from outboxkit.clock import Caller, Clock
 from outboxkit.config import Settings, checked_name
 from outboxkit.consumer import Consumer
 from outboxkit.dead_letters import DeadLetters
@@ -18,6 +20,7 @@ from outboxkit.errors import ConfigurationError, NoUnitOfWorkError
 from outboxkit.events import Encoder, event_type
 from outboxkit.handling import Handling
 from outboxkit.identity import member_name
+from outboxkit.later import due_of
 from outboxkit.lease import Lease
 from outboxkit.membership import Membership
 from outboxkit.observe import Observer, shielded
@@ -137,6 +140,8 @@ class App(Router):
         *,
         key: str | None = None,
         headers: Mapping[str, str] | None = None,
+        delay: timedelta | float | None = None,
+        at: datetime | None = None,
         connection: Any = None,
         session: Any = None,
     ) -> str:
@@ -146,16 +151,19 @@ class App(Router):
             event: an instance of a class declared with ``@event``.
             key: what keeps order, instead of the event's own key.
             headers: extension attributes for the envelope (lower-case letters and digits, at most 20; string values).
+            delay: how long the event waits in the database before it is published, in seconds unless it is a `timedelta`;
+                counted from when it is written there.
+            at: when it is published, instead; a moment that has passed is at once. With its time zone.
             connection: the driver's connection your transaction is open on: `asyncpg.Connection` on Postgres,
                 `aiosqlite.Connection` on SQLite, `AsyncConnection` with a store made of SQLAlchemy's engine.
             session: SQLAlchemy's `AsyncSession`, with a store made of an engine: the event is written at its flush or commit,
                 and forgotten at its rollback.
 
         Returns:
-            The message's id.
+            The message's id, by which a delayed event can be cancelled.
 
         Raises:
-            UndeclaredEventError, PayloadError, PayloadTooLargeError: nothing was written.
+            UndeclaredEventError, PayloadError, PayloadTooLargeError, DueTimeError: nothing was written.
             NoUnitOfWorkError: neither is given and no unit of work is open, or the app is not.
             TransactionError: no transaction is open on the connection.
             ConfigurationError: this app's store does not know such a connection or session.
@@ -171,10 +179,28 @@ class App(Router):
                     "no unit of work is open here: open one (`async with app.unit_of_work() as uow`), or name the transaction "
                     "to publish in (connection=..., session=...)"
                 )
-            return unit.publish(event, key=key, headers=headers)
-        row = self._encoder.row(event, key=key, headers=headers)
+            return unit.publish(event, key=key, headers=headers, delay=delay, at=at)
+        row = self._encoder.row(event, key=key, headers=headers, due=due_of(delay, at))
         await self.store.write(transaction, [row])
         return row.id
+
+    async def cancel(self, id: str) -> bool:
+        """Take a delayed event back: in the open unit of work, if there is one, else at once and for good.
+
+        Args:
+            id: what `publish` returned.
+
+        Returns:
+            True: the event will never be published. False: it waits no more, as it was published or cancelled before, or never
+            did.
+
+        Raises:
+            NoUnitOfWorkError: the app is not open.
+            StoreUnavailableError: it may have been cancelled all the same; asking again then returns False.
+        """
+        self._require_open()
+        unit = current_unit(self._encoder)
+        return await (self.store.cancel(id) if unit is None else unit.cancel(id))
 
     async def in_unit_of_work(self, declared: Declared, function: Callable[[UnitOfWork], Awaitable[T]]) -> T:
         """Run a function in a unit of work, again when the database undid it in favour of another; for decorated functions.
@@ -220,6 +246,8 @@ class App(Router):
     async def running(self, *, relay: bool = True, consume: bool = True) -> AsyncGenerator["App", None]:
         """Open the connections and run the chosen loops until the block ends; ``async with app:`` runs all.
 
+        Whoever relays also publishes delayed events when they are due, and calls periodic functions.
+
         At the end reading stops at once, what is being handled has `Settings.grace_seconds` to finish and is undone after
         that, and then broker and database are closed, in this order: what is left to ack needs the broker, and what is left to
         undo needs the database.
@@ -261,21 +289,25 @@ class App(Router):
     @asynccontextmanager
     async def _loops(self, *, relay: bool, consume: bool) -> AsyncGenerator[None, None]:
         observer = shielded(self.observer)
-        consumers: Sequence[Consumer] = self._consumers(observer) if consume else ()
+        working: list[Consumer | Caller] = [
+            *(self._consumers(observer) if consume else ()),
+            *(self._callers(observer) if relay else ()),
+        ]
         failure: BaseException | None = None
         async with anyio.create_task_group() as loops:
             if relay:
                 lease = Lease(self.store, "relay", member_name(self.reader), self.settings.relay.lease_seconds)
                 loops.start_soon(Relay(self.store, self.broker, self.settings.relay, observer, lease).run)
+                loops.start_soon(Clock(self.store, self.settings.relay, observer).run)
             async with anyio.create_task_group() as consuming:
-                for consumer in consumers:
-                    consuming.start_soon(consumer.run)
+                for each in working:
+                    consuming.start_soon(each.run)
                 try:
                     yield
                 except BaseException as error:  # kept back: the task groups would cancel at once, and wrap it in a group
                     failure = error
-                for consumer in consumers:
-                    consumer.stop()
+                for each in working:
+                    each.stop()
                 consuming.cancel_scope.shield = True
                 consuming.cancel_scope.deadline = anyio.current_time() + self.settings.grace_seconds
             loops.cancel_scope.cancel()
@@ -292,6 +324,10 @@ class App(Router):
     def _consumers(self, observer: Observer) -> Sequence[Consumer]:
         slots = anyio.Semaphore(self.store.concurrency)
         return [self._consumer(group, handlers, observer, slots) for group, handlers in self.groups().items()]
+
+    def _callers(self, observer: Observer) -> Sequence[Caller]:
+        settings, limit = self.settings.relay, self.settings.retry.limit_seconds
+        return [Caller(each, self.store, self._encoder, settings, limit, observer) for each in self.periodics()]
 
     def _consumer(self, group: str, handlers: Mapping[str, Handler], observer: Observer, slots: anyio.Semaphore) -> Consumer:
         handling = Handling(group, handlers, self.store, self._encoder, self.settings.retry, observer)

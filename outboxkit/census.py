@@ -59,6 +59,14 @@ class Backlog(NamedTuple):
     """The envelope of the first that was found."""
 
 
+class Delayed(NamedTuple):
+    """Events that wait for their time."""
+
+    rows: Count
+    overdue_seconds: float | None
+    """For how long the one that is due longest has been due; None when none is."""
+
+
 class Reading(NamedTuple):
     """A group's reading of one stream: up to where all is settled, what waits or is dead, and which member reads it."""
 
@@ -96,6 +104,10 @@ class Census(Protocol):
 
         Returns: the backlog of each stream that is named in `ends` or was met.
         """
+        ...
+
+    async def delayed(self, limit: int) -> Delayed:
+        """Count the delayed events that wait, up to `limit`, those that are due too."""
         ...
 
     async def readings(self, limit: int) -> Sequence[Reading]:

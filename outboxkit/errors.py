@@ -9,6 +9,7 @@
     ├── PublishError                this event was not published; its transaction decides what that means
     │   ├── UndeclaredEventError    not an @event, or not named by @publishes here
     │   ├── NoUnitOfWorkError       outside a unit of work, or after its end
+    │   ├── DueTimeError            a delay or a time for it that cannot be kept
     │   └── PayloadError            what could not be stored and read everywhere
     │       └── PayloadTooLargeError
     ├── EnvelopeError               bytes that are no event of ours
@@ -68,6 +69,10 @@ class UndeclaredEventError(PublishError):
 
 class NoUnitOfWorkError(PublishError):
     """Publishing, or using the transaction, outside an open unit of work."""
+
+
+class DueTimeError(PublishError):
+    """An event was to be published after a delay, or at a time, that makes no sense or is too far away."""
 
 
 class PayloadError(PublishError):

@@ -13,14 +13,14 @@ import secrets
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 import msgspec
 
 from outboxkit.config import Settings, checked_name
 from outboxkit.errors import EventDeclarationError, PayloadError, PayloadTooLargeError, UndeclaredEventError
-from outboxkit.message import CORE_ATTRIBUTES, OutboxRow, new_id
+from outboxkit.message import CORE_ATTRIBUTES, Due, OutboxRow, new_id
 
 T = TypeVar("T")
 _HEADER_NAME = re.compile(r"[a-z0-9]{1,20}")  # CloudEvents 1.0.2, "Naming conventions"
@@ -94,6 +94,7 @@ class Encoder:
         key: str | None = None,
         headers: Mapping[str, str] | None = None,
         cause: str | None = None,
+        due: Due | None = None,
     ) -> OutboxRow:
         """Encode one event.
 
@@ -103,6 +104,7 @@ class Encoder:
             key: instead of the event's own key.
             headers: extension attributes of the envelope: names of up to 20 lower-case letters and digits.
             cause: the ``traceparent`` of the message being handled.
+            due: when it is to be published; at once when not given.
 
         Raises:
             UndeclaredEventError, PayloadError, PayloadTooLargeError.
@@ -119,9 +121,9 @@ class Encoder:
             _check_plain(value, 1, f"{where}: key or header")
         id = new_id()
         trace = cause if cause and _TRACEPARENT.fullmatch(cause) else _root_trace()
-        envelope = self._envelope(spec, str(id), key, data, headers, trace, where)
+        envelope = self._envelope(spec, str(id), key, data, headers, trace, where, _time(due))
         count = self._settings.partitions_of(spec.topic)
-        return OutboxRow(str(id), spec.topic, partition(key or str(id), count), key, spec.name, envelope)
+        return OutboxRow(str(id), spec.topic, partition(key or str(id), count), key, spec.name, envelope, due)
 
     def _envelope(
         self,
@@ -132,13 +134,14 @@ class Encoder:
         headers: Mapping[str, str] | None,
         trace: str,
         where: str,
+        time: datetime,
     ) -> bytes:
         attributes: dict[str, object] = {
             "specversion": "1.0",
             "id": id,
             "source": self.source,
             "type": spec.name,
-            "time": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
+            "time": time.isoformat().replace("+00:00", "Z"),
             "datacontenttype": "application/json",
             "traceparent": _child_trace(trace),
         }
@@ -238,6 +241,14 @@ def _check_text(value: str, where: str) -> None:
             value.encode()
         except UnicodeEncodeError as error:
             raise PayloadError(f"{where} holds a lone surrogate, which UTF-8 cannot carry; nothing was published") from error
+
+
+def _time(due: Due | None) -> datetime:
+    """When the event is published, as far as that is known: nothing is late before its time."""
+    now = datetime.now(UTC)
+    if due is None:
+        return now
+    return now + timedelta(seconds=due.delay_seconds) if due.at is None else max(now, datetime.fromtimestamp(due.at, UTC))
 
 
 def _root_trace() -> str:

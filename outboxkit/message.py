@@ -64,6 +64,14 @@ class LogEntry(NamedTuple):
     envelope: bytes
 
 
+class Due(NamedTuple):
+    """When a delayed event is to be published, by the database's clock."""
+
+    at: float | None
+    """Seconds since 1970; None: some time after it is written."""
+    delay_seconds: float = 0.0
+
+
 class OutboxRow(NamedTuple):
     """One event about to be written in the publisher's own transaction."""
 
@@ -73,6 +81,8 @@ class OutboxRow(NamedTuple):
     key: str | None
     type: str
     envelope: bytes
+    due: Due | None = None
+    """None: it is published with that transaction; else it waits for its time beside the outbox."""
 
 
 class Delivery(NamedTuple):
@@ -136,8 +146,8 @@ class Message(msgspec.Struct, frozen=True):
     """What a handler may know about the event it is given, besides the event.
 
     `id` is stable over redeliveries and retries: use it as the idempotency key of what you do outside the database.
-    `attempt` counts runs of the handler from 1. `time` is when the event was published. `headers` are the envelope's
-    extension attributes, ``traceparent`` among them.
+    `attempt` counts runs of the handler from 1. `time` is when the event was published, or was due if it was delayed.
+    `headers` are the envelope's extension attributes, ``traceparent`` among them.
     """
 
     id: str

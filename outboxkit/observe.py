@@ -7,6 +7,7 @@ not block; what they raise is logged, and stops nothing. Payloads are never amon
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
+from datetime import datetime
 from typing import cast
 
 from outboxkit.message import Message, Position, Stream
@@ -124,6 +125,10 @@ class Observer:
             floor,
             stream.source,
         )
+
+    def call_failed(self, name: str, moment: datetime, error: Exception, delay_seconds: float) -> None:
+        """A periodic function raised; it is called again for that moment, or a later one, in `delay_seconds`."""
+        logger.error("%s failed for %s, and is called again in %.1f s: %r", name, moment, delay_seconds, error)
 
     def troubled(self, doing: str, error: Exception, failures: int, seconds: float) -> None:
         """A loop failed `failures` times in a row and tries again in `seconds`; logged at 1, 2, 4, 8, ..."""

@@ -4,6 +4,7 @@ import functools
 import inspect
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from datetime import timedelta
 from types import FrameType
 from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, cast, overload
 
@@ -18,7 +19,9 @@ from outboxkit.errors import (
     UndeclaredEventError,
 )
 from outboxkit.events import EventType, event_type, unique_names
+from outboxkit.periodic import Periodic, periodic, unique_periodics
 from outboxkit.retry import RetryPolicy
+from outboxkit.schedule import schedule_of
 from outboxkit.signatures import Argument, handler_arguments, qualified_name, unit_binder
 from outboxkit.unit_of_work import Declared, UnitOfWork
 
@@ -94,6 +97,7 @@ class Router:
     def __init__(self) -> None:
         self._handlers: list[Handler] = []
         self._published: dict[Callable[..., Any], dict[type[Any], EventType]] = {}
+        self._periodics: list[Periodic] = []
         self._routers: list[Router] = []
         self._parent: Router | None = None
 
@@ -123,6 +127,10 @@ class Router:
         """All events that some function here may publish, those of included routers too."""
         own = (spec for declared in self._published.values() for spec in declared.values())
         return list(dict.fromkeys([*own, *(spec for router in self._routers for spec in router.published())]))
+
+    def periodics(self) -> Sequence[Periodic]:
+        """All functions that are called by themselves, those of included routers too."""
+        return [*self._periodics, *(each for router in self._routers for each in router.periodics())]
 
     def _functions(self) -> Sequence[Callable[..., Any]]:
         own = [*self._published, *(handler.function for handler in self._handlers)]
@@ -194,7 +202,9 @@ class Router:
 
         return register
 
-    def publishes(self, *events: type[Any]) -> PublishesDecorator:
+    def publishes(
+        self, *events: type[Any], every: timedelta | float | None = None, cron: str | None = None, tz: str | None = None
+    ) -> PublishesDecorator:
         """Run the decorated function in a unit of work, and publish the events it returns.
 
         The function returns an event, a list or tuple of them, or None; with `UnitOfWork.publish` it can publish any number
@@ -205,8 +215,20 @@ class Router:
         When Postgres undoes the transaction in favour of another (a serialization failure, a deadlock), the function runs
         again, from the start: what it does outside the database has to bear that.
 
+        With `every` or `cron` it is a **periodic function** too, and the app calls it by itself: once for each moment, however
+        many processes run, in one transaction with a note of that moment. A parameter annotated `datetime` is given it. When it
+        raises, it is called again; of several moments that have passed meanwhile, only for the latest.
+
+        Args:
+            events: the classes whose events it may publish.
+            every: how often to call it, in seconds unless it is a `timedelta`; counted from the beginning of 1970 (UTC), so
+                that every=3600 is each full hour.
+            cron: when to call it, as a cron expression of five fields, or of six with the seconds in front.
+            tz: the time zone whose clock `cron` goes by ("Europe/Berlin"); UTC when not given.
+
         Raises:
             HandlerSignatureError, EventDeclarationError: at decoration.
+            ConfigurationError: `every`, `cron` or `tz` make no sense, or another periodic function has this one's name.
         """
         if not events:
             raise EventDeclarationError("name the events that may be published: @publishes(SubscriberCreated)")
@@ -216,15 +238,7 @@ class Router:
         def wrap(function: Callable[..., Any], /) -> Callable[..., Coroutine[Any, Any, Any]]:
             plain = _plain_of.get(function, function)
             bind, visible = unit_binder(plain, names)
-            named = self._published.setdefault(plain, {})
-            before = dict(named)
-            named.update(declared)
-            try:
-                self._check()
-            except ConfigurationError:
-                named.clear()  # in place: a handler may hold it
-                named.update(before)
-                raise
+            schedule = schedule_of(qualified_name(plain), every, cron, tz)
             is_async = inspect.iscoroutinefunction(plain)
 
             @functools.wraps(plain)
@@ -241,10 +255,24 @@ class Router:
                 return await self._required_runner(plain).in_unit_of_work(declared, work)
 
             call.__signature__ = visible  # type: ignore[attr-defined]
+            self._declare(plain, declared, [periodic(plain, call, schedule, visible, names)] if schedule else [])
             _plain_of[call] = plain
             return call
 
         return wrap
+
+    def _declare(self, function: Callable[..., Any], events: Declared, periodics: Sequence[Periodic]) -> None:
+        named = self._published.setdefault(function, {})
+        before = dict(named)
+        named.update(events)
+        self._periodics += periodics
+        try:
+            self._check()
+        except ConfigurationError:
+            named.clear()  # in place: a handler may hold it
+            named.update(before)
+            self._periodics = [each for each in self._periodics if each not in periodics]
+            raise
 
     def _runner(self) -> Runner | None:
         """The app at the top, None while there is none."""
@@ -277,6 +305,7 @@ class Router:
                         "write `async def`"
                     )
         unique_names([*self.published(), *(handler.event for handler in self.handlers())])
+        unique_periodics(self.periodics())
         taken: dict[tuple[str | None, str], Handler] = {}
         for handler in self.handlers():
             other = taken.setdefault((self._group_of(handler), handler.event.name), handler)

@@ -31,7 +31,7 @@ def handler_arguments(function: Callable[..., Any], spec: EventType, names: Name
     Raises:
         HandlerSignatureError: a parameter that cannot be supplied, or none that takes the event.
     """
-    annotations = _annotations(function, names)
+    annotations = annotations_of(function, names)
     one: Any = spec.cls
     kinds: list[tuple[Any, Argument]] = [
         (one, "event"),
@@ -63,7 +63,7 @@ def unit_binder(function: Callable[..., Any], names: Names) -> tuple[Callable[..
     Raises:
         HandlerSignatureError: a variadic parameter is annotated `UnitOfWork`.
     """
-    annotations = _annotations(function, names)
+    annotations = annotations_of(function, names)
     signature = inspect.signature(function)
     parameters = signature.parameters
     units = [name for name in parameters if annotations.get(name) is UnitOfWork]
@@ -93,7 +93,12 @@ def unit_binder(function: Callable[..., Any], names: Names) -> tuple[Callable[..
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
-def _annotations(function: Callable[..., Any], names: Names) -> dict[str, Any]:
+def annotations_of(function: Callable[..., Any], names: Names) -> dict[str, Any]:
+    """Return the annotations of a function's parameters, as objects.
+
+    Raises:
+        HandlerSignatureError: one cannot be read.
+    """
     try:
         return typing.get_type_hints(function, localns=dict(names))
     except (NameError, TypeError) as error:

@@ -91,6 +91,10 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     """None when no process ever relayed, or the database did not tell."""
     streams: Sequence[StreamStatus] = ()
     groups: Sequence[GroupStatus] = ()
+    rows_delayed: Count | None = None
+    """Delayed events that wait for their time, up to 10,000; None when the database did not tell."""
+    oldest_overdue_seconds: float | None = None
+    """For how long the one that is due longest has been due, by the database's clock; None when none is."""
     troubles: Sequence[str] = ()
     """What needs a hand: a sentence each, that names the thing and the next step. Nothing when all is well."""
 

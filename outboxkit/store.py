@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from outboxkit.census import Census
 from outboxkit.inbox import Floor, InboxStore, Outcome, Retry, Subscription
+from outboxkit.later import LaterStore, LaterTransaction
 from outboxkit.letter import LetterStore
 from outboxkit.message import Delivery, LogEntry, OutboxRow, Position, Stream
 from outboxkit.roster import RosterStore
@@ -52,7 +53,7 @@ class ThreadTransaction(Protocol):
         ...
 
 
-class Transaction(Protocol):
+class Transaction(LaterTransaction, Protocol):
     """One open transaction. Left without `commit`, it is rolled back."""
 
     @property
@@ -135,7 +136,7 @@ class Transaction(Protocol):
         ...
 
     async def commit(self, rows: Sequence[OutboxRow] = ()) -> None:
-        """Write the outbox rows and commit; then everyone waiting in `Store.wait` here is woken.
+        """Write the outbox rows, those with a due time beside the outbox, and commit; then all who wait here are woken.
 
         Not to be cancelled midway: call it through `outboxkit.cancellation.uninterrupted`. When the database goes away during
         it, the outcome is looked for, so that what is raised is true.
@@ -147,7 +148,7 @@ class Transaction(Protocol):
         ...
 
 
-class Store(InboxStore, RosterStore, LetterStore, Protocol):
+class Store(InboxStore, RosterStore, LetterStore, LaterStore, Protocol):
     """A database that one app owns. Made from a URL by `Store(url)`; nothing is opened before `open`."""
 
     @property
@@ -204,7 +205,7 @@ class Store(InboxStore, RosterStore, LetterStore, Protocol):
         ...
 
     async def write(self, transaction: Any, rows: Sequence[OutboxRow]) -> None:
-        """Write outbox rows in a transaction that the user began and will end.
+        """Write outbox rows, those with a due time beside the outbox, in a transaction that the user began and will end.
 
         Args:
             transaction: what it is open on: the driver's connection, or what else this store knows.

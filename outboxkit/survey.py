@@ -19,7 +19,7 @@ from outboxkit.store import Progress, Store
 from outboxkit.troubles import troubles
 
 if TYPE_CHECKING:
-    from outboxkit.census import Backlog, Holder
+    from outboxkit.census import Backlog, Delayed, Holder
 
 _ROWS = 10_000
 _ENTRIES = 1_000
@@ -56,6 +56,7 @@ class Survey:
         self._holder: Holder | None = None
         self._progress = Progress(ORIGIN, {})
         self._retained: Mapping[Stream, Count] = {}
+        self._delayed: Delayed | None = None
         self._readings: list[tuple[Reading, bool]] = []
         """With whether it is in the database."""
         self._registered: set[Stream] = set()
@@ -112,6 +113,7 @@ class Survey:
         self._holder = await census.holder("relay")
         self._readings = [(reading, True) for reading in await census.readings(_ROWS)]
         self._retained = await census.retained(_ROWS)
+        self._delayed = await census.delayed(_ROWS)
 
     async def _ask_broker(self) -> None:
         consumed = {topic for topics in self._consumed.values() for topic in topics}
@@ -181,6 +183,7 @@ class Survey:
             *(stream.oldest_unrelayed_seconds for stream in streams),
             *(group.oldest_above_floor_seconds for group in groups),
             *(waiting.oldest_seconds for group in groups for waiting in (group.retry, group.parked)),
+            self._delayed and self._delayed.overdue_seconds,
         ]
         lease = self._holder
         return Status(
@@ -191,6 +194,8 @@ class Survey:
             relay_lease=lease and RelayLease(holder=lease.name, until=lease.until, left_seconds=lease.left_seconds),
             streams=streams,
             groups=groups,
+            rows_delayed=self._delayed and self._delayed.rows,
+            oldest_overdue_seconds=self._delayed and self._delayed.overdue_seconds,
         )
 
     def _stream(self, stream: Stream, now: float) -> StreamStatus:

@@ -17,6 +17,7 @@ def troubles(status: Status, late_seconds: float) -> Sequence[str]:
     return [
         *_unreachable(status),
         *(sentence for stream in status.streams for sentence in _of_stream(status, stream, late_seconds)),
+        *_overdue(status, late_seconds),
         *_dead(status.groups),
         *(sentence for group in status.groups for sentence in _of_group(group, late_seconds)),
     ]
@@ -43,14 +44,22 @@ def _of_stream(status: Status, stream: StreamStatus, late_seconds: float) -> Ite
     age = stream.oldest_unrelayed_seconds
     if age is None or age <= late_seconds:
         return
-    lease = status.relay_lease
-    if status.broker_error is not None:
-        step = "a relay goes on by itself when the broker answers"
-    elif lease is None or lease.left_seconds <= 0:
-        step = "nobody relays: start `outboxkit run module:app`, or `outboxkit relay module:app`"
-    else:
-        step = f"{short_name(lease.holder)} holds the relay's lease: look at its log"
+    step = _relaying(status) if status.broker_error is None else "a relay goes on by itself when the broker answers"
     yield f"stream {stream.name} has {_many(stream.rows_unrelayed, 'row')} not relayed, the oldest for {duration(age)}: {step}"
+
+
+def _relaying(status: Status) -> str:
+    lease = status.relay_lease
+    if lease is None or lease.left_seconds <= 0:
+        return "nobody relays: start `outboxkit run module:app`, or `outboxkit relay module:app`"
+    return f"{short_name(lease.holder)} holds the relay's lease: look at its log"
+
+
+def _overdue(status: Status, late_seconds: float) -> Iterator[str]:
+    age = status.oldest_overdue_seconds
+    if age is not None and age > late_seconds and status.rows_delayed is not None:
+        waiting = _many(status.rows_delayed, "delayed event")
+        yield f"of {waiting} the oldest has been due for {duration(age)} and is not published: {_relaying(status)}"
 
 
 def _dead(groups: Sequence[GroupStatus]) -> Iterator[str]:

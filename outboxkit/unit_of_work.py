@@ -4,9 +4,10 @@ The current one is kept in a context variable, so that a decorated function call
 joined call is a unit of its own inside a savepoint: if it raises, its rows and its events go together.
 """
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
+from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 import anyio
@@ -15,6 +16,7 @@ from outboxkit.cancellation import uninterrupted
 from outboxkit.conflicts import again_on_conflict
 from outboxkit.errors import NoUnitOfWorkError, TransactionError
 from outboxkit.events import Encoder, EventType
+from outboxkit.later import due_of
 from outboxkit.message import OutboxRow
 from outboxkit.store import Store, ThreadTransaction, Transaction
 
@@ -51,6 +53,10 @@ class UnitOfWork:
         self._cause = cause
         self._parent = parent
         self._rows: list[OutboxRow] = []
+        self._cancelled: set[str] = set()
+        """Delayed events that were published in this transaction and are not to be written after all."""
+        self._on_thread = False
+        """Whether this is the unit of work as a plain function sees it, which cannot await anything."""
         self._open = True
         self._inner = 0
         """Joined calls that are running."""
@@ -65,7 +71,15 @@ class UnitOfWork:
         """
         return self._transaction.session
 
-    def publish(self, event: object, *, key: str | None = None, headers: Mapping[str, str] | None = None) -> str:
+    def publish(
+        self,
+        event: object,
+        *,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        delay: timedelta | float | None = None,
+        at: datetime | None = None,
+    ) -> str:
         """Add an event to this unit of work; it is written and committed with everything else in it, or not at all.
 
         Args:
@@ -73,19 +87,59 @@ class UnitOfWork:
                 published from.
             key: what keeps order, instead of the event's own key.
             headers: extension attributes for the envelope (lower-case letters and digits, at most 20; string values).
+            delay: how long the event waits in the database before it is published, in seconds unless it is a `timedelta`;
+                counted from the end of the unit of work.
+            at: when it is published, instead; a moment that has passed is at once. With its time zone.
 
         Returns:
-            The message's id.
+            The message's id, by which a delayed event can be cancelled.
 
         Raises:
             UndeclaredEventError, PayloadError, PayloadTooLargeError: nothing was added.
+            DueTimeError: a delay or time that makes no sense, or is more than a hundred years away; nothing was added.
             NoUnitOfWorkError: this unit of work has ended.
         """
         if not self._open:
             raise NoUnitOfWorkError("this unit of work has ended: publish before its block does, or open a new one")
-        row = self._encoder.row(event, declared=self._declared, key=key, headers=headers, cause=self._cause)
+        due = due_of(delay, at)
+        row = self._encoder.row(event, declared=self._declared, key=key, headers=headers, cause=self._cause, due=due)
         self._rows.append(row)
         return row.id
+
+    def cancel(self, id: str) -> Coroutine[Any, Any, bool]:
+        """Take a delayed event back, with everything else in this unit of work; to be awaited.
+
+        Args:
+            id: what `publish` returned, here or anywhere else in this app.
+
+        Returns:
+            True: once this unit of work is committed, the event will never be published. False: it waits no more, as it was
+            published or cancelled before, or never did.
+
+        Raises:
+            NoUnitOfWorkError: this unit of work has ended.
+            TransactionError: this is a plain function, which cannot await it.
+        """
+        if self._on_thread:
+            raise TransactionError("a plain function cannot await `cancel`: write `async def`")
+        return self._cancel(id)
+
+    async def _cancel(self, id: str) -> bool:
+        if not self._open:
+            raise NoUnitOfWorkError("this unit of work has ended: cancel before its block does, or open a new one")
+        units = list(self._with_parents())
+        if any(row.id == id and row.due is not None for unit in units for row in unit._rows):  # noqa: SLF001 - its own class
+            taken_back = any(id in unit._cancelled for unit in units)  # noqa: SLF001
+            self._cancelled.add(id)
+            return not taken_back
+        return await self._transaction.cancel(id)
+
+    def _with_parents(self) -> Generator["UnitOfWork", None, None]:
+        """Yield this unit of work and those it was opened in, of the same transaction."""
+        unit: UnitOfWork | None = self
+        while unit is not None and unit._transaction is self._transaction:  # noqa: SLF001
+            yield unit
+            unit = unit._parent  # noqa: SLF001
 
     def end(self) -> list[OutboxRow]:
         """Refuse further use and return the rows to write. For the code that opened this unit of work.
@@ -99,7 +153,7 @@ class UnitOfWork:
                 "a call that joined this unit of work is still running when it ends: await it inside (a task that goes on has "
                 "to open a unit of work of its own)"
             )
-        return self._rows
+        return [row for row in self._rows if row.id not in self._cancelled]
 
     def close(self) -> None:
         """Refuse further use, whatever is left of it."""
@@ -112,6 +166,7 @@ class UnitOfWork:
             raise NoUnitOfWorkError("this unit of work has ended: nothing can join it")
         # Savepoints nest; two calls that ran at the same time inside one unit of work would undo each other's.
         rows: list[OutboxRow] = []
+        cancelled: set[str] = set()
         try:
             async with self._joining, self._transaction.savepoint():
                 inner = self._inside(self.connection, declared, cause)
@@ -119,13 +174,15 @@ class UnitOfWork:
                 try:
                     with inner.current():
                         yield inner
-                    rows = inner.end()
+                    rows, cancelled = inner.end(), inner._cancelled  # noqa: SLF001 - its own class
                 finally:
                     self._inner -= 1
                     inner.close()
                 self._rows += rows
+                self._cancelled |= cancelled
         except Exception:  # the savepoint was not kept; a cancellation that comes while it is released leaves it and its events
             self._rows = [row for row in self._rows if row not in rows]
+            self._cancelled -= cancelled
             raise
 
     @contextmanager
@@ -135,6 +192,7 @@ class UnitOfWork:
         """The same for a plain function that runs on the database's thread."""
         with scope.savepoint():
             inner = self._inside(scope.connection, declared, cause)
+            inner._on_thread = True  # noqa: SLF001 - its own class
             try:
                 yield inner
             finally:
@@ -146,6 +204,7 @@ class UnitOfWork:
 
         def on_thread(scope: ThreadTransaction) -> T:
             inner = self._inside(scope.connection, self._declared, None)
+            inner._on_thread = True  # noqa: SLF001 - its own class
             try:
                 return function(inner)
             finally:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 
-from outboxkit.census import Backlog, Count, Holder, Reading, counted, readings
+from outboxkit.census import Backlog, Count, Delayed, Holder, Reading, counted, readings
 from outboxkit.message import LAST, ORIGIN, Position, Stream
 from outboxkit_postgres.link import Link
 from outboxkit_postgres.names import Names
@@ -71,6 +71,11 @@ _FLOORS = """
     FROM {floor} f LEFT JOIN {member} m ON m."group" = f."group" AND m.name = f.owner AND m.until > clock_timestamp()
 """
 
+_DELAYED = """
+    SELECT (SELECT count(*) FROM (SELECT FROM {later} LIMIT $1) found),
+        (SELECT extract(epoch FROM clock_timestamp() - min(due_at))::float8 FROM {later})
+"""
+
 # The partial indexes, each from its start.
 _WINDOWS = """
     WITH now AS MATERIALIZED (SELECT clock_timestamp() AS at), found AS (
@@ -135,6 +140,13 @@ class PostgresCensus:
         for topic, partition, _, count, envelope in rows:
             found[Stream(topic, partition, self._source)] = Backlog(counted(count, looked_at, limit), envelope)
         return found
+
+    async def delayed(self, limit: int) -> Delayed:
+        """See `outboxkit.census.Census.delayed`."""
+        async with self._work() as link:
+            await link.fetch(_PLAN)
+            found, late = (await link.fetch(self._sql(_DELAYED), limit + 1))[0]
+        return Delayed(counted(found, found, limit), late if late is not None and late > 0 else None)
 
     async def readings(self, limit: int) -> Sequence[Reading]:
         """See `outboxkit.census.Census.readings`."""

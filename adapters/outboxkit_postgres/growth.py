@@ -44,19 +44,20 @@ class Growth:
         self._expected_until = anyio.current_time() + _EXPECTED_SECONDS
         self._has_grown()
 
-    def forget(self) -> None:
-        """The log is about to be read: wait only for what comes from here on."""
-        if self._grown.is_set():
-            self._grown = anyio.Event()
+    @property
+    def next(self) -> anyio.Event:
+        """What tells of growth from here on; taken before a look, so that nothing that comes after it goes unnoticed."""
+        return self._grown
 
-    async def wait(self, seconds: float) -> None:
-        """Return when the log has grown, or should be looked at anyway, after `seconds` at the latest."""
+    async def wait(self, seconds: float, grown: anyio.Event) -> None:
+        """Return when there was growth, or one should look anyway, after `seconds` at the latest."""
         if anyio.current_time() < self._expected_until:
             seconds = min(seconds, _SOON_SECONDS)
         elif self._doorbell is None or not self._doorbell.can_hear:
             seconds = min(seconds, _DEAF_SECONDS)
         with anyio.move_on_after(seconds):
-            await self._grown.wait()
+            await grown.wait()
 
     def _has_grown(self) -> None:
-        self._grown.set()
+        grown, self._grown = self._grown, anyio.Event()
+        grown.set()

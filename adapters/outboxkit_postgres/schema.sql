@@ -39,6 +39,28 @@ CREATE TABLE {schema}.{prefix}tick (
 
 INSERT INTO {schema}.{prefix}tick (tick, snapshot, high) VALUES (0, pg_current_snapshot(), 0);
 
+-- Delayed events, until they are due: then their rows move to the outbox.
+CREATE TABLE {schema}.{prefix}later (
+    -- In the order in which they were published.
+    seq bigint GENERATED ALWAYS AS IDENTITY (CACHE 1) PRIMARY KEY,
+    due_at timestamptz NOT NULL,
+    partition integer NOT NULL CHECK (partition >= 0),
+    topic text NOT NULL CHECK (topic ~ '^[A-Za-z0-9._-]{1,64}$'),
+    id uuid NOT NULL UNIQUE,
+    key text,
+    type text NOT NULL,
+    envelope bytea NOT NULL CHECK (octet_length(envelope) > 0)
+);
+
+CREATE INDEX {prefix}later_due ON {schema}.{prefix}later (due_at, seq);
+
+-- The moment for which each periodic function was called last.
+CREATE TABLE {schema}.{prefix}period (
+    name text PRIMARY KEY,
+    schedule text NOT NULL,
+    at timestamptz NOT NULL
+) WITH (fillfactor = 50);
+
 -- How far the log was read by a relay: a hint.
 CREATE TABLE {schema}.{prefix}cursor (
     id integer PRIMARY KEY CHECK (id = 1),

@@ -2,11 +2,13 @@
 
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
+from datetime import datetime
 from typing import NamedTuple
 
 from outboxkit.cancellation import uninterrupted
 from outboxkit.errors import OutboxkitError, StoreError, TransactionLostError
 from outboxkit.inbox import Floor, Retry, Subscription
+from outboxkit.later import Period
 from outboxkit.letter import DeadLetter, Letters
 from outboxkit.message import ORIGIN, LogEntry, Position, Stream
 from outboxkit.roster import Roster
@@ -18,6 +20,7 @@ from outboxkit_postgres.database import Database
 from outboxkit_postgres.failures import is_conflict, meaning, went_away
 from outboxkit_postgres.growth import Growth
 from outboxkit_postgres.inbox import InboxTables
+from outboxkit_postgres.later import LaterTables
 from outboxkit_postgres.leases import LeaseTable
 from outboxkit_postgres.letters import LetterTables
 from outboxkit_postgres.link import Link
@@ -36,6 +39,7 @@ class _Tables(NamedTuple):
     progress: ProgressTables
     inbox: InboxTables
     letters: LetterTables
+    later: LaterTables
     leases: LeaseTable
     roster: RosterTables
     census: PostgresCensus
@@ -91,12 +95,14 @@ class PostgresTables:
             progress=ProgressTables(names, source),
             inbox=inbox,
             letters=LetterTables(names, inbox),
+            later=LaterTables(names),
             leases=LeaseTable(names),
             roster=RosterTables(names),
             census=PostgresCensus(names, source, self._work),
         )
         self._read_up = ORIGIN, 0
         self._growth.start(names.channel)
+        self._read_at = self._due_at = self._growth.next
 
     async def aclose(self) -> None:
         """See `outboxkit.store.Store.aclose`."""
@@ -176,7 +182,7 @@ class PostgresTables:
 
     async def read(self, after: Position, limit: int, max_bytes: int) -> Sequence[LogEntry]:
         """See `outboxkit.store.Store.read`."""
-        self._growth.forget()  # before the read, so that no later commit goes unnoticed
+        self._read_at = self._growth.next
         known, tick = self._read_up
         if known != after:
             tick = after.major
@@ -218,7 +224,7 @@ class PostgresTables:
 
     async def wait(self, seconds: float) -> None:
         """See `outboxkit.store.Store.wait`."""
-        await self._growth.wait(seconds)
+        await self._growth.wait(seconds, self._read_at)
 
     async def progress(self) -> Progress:
         """See `outboxkit.store.Store.progress`."""
@@ -237,6 +243,41 @@ class PostgresTables:
         names = self._opened().outbox.names
         async with self.translated(), self._database.work() as link:
             return await rebase(link, names, divergences)
+
+    # what waits for its time
+
+    async def next_due(self) -> float | None:
+        """See `outboxkit.later.LaterStore.next_due`."""
+        self._due_at = self._growth.next
+        async with self._link() as (tables, link):
+            return await tables.later.next_due(link)
+
+    async def wait_due(self, seconds: float) -> None:
+        """See `outboxkit.later.LaterStore.wait_due`."""
+        await self._growth.wait(seconds, self._due_at)
+
+    async def publish_due(self, limit: int) -> int:
+        """See `outboxkit.later.LaterStore.publish_due`."""
+        async with self._link() as (tables, link):
+            moved = await tables.later.publish_due(link, limit)
+        if moved:
+            self.commit_seen()
+        return moved
+
+    async def cancel(self, id: str) -> bool:
+        """See `outboxkit.later.LaterStore.cancel`."""
+        async with self._link() as (tables, link):
+            return await tables.later.cancel(link, id)
+
+    async def period(self, name: str) -> Period:
+        """See `outboxkit.later.LaterStore.period`."""
+        async with self._link() as (tables, link):
+            return await tables.later.period(link, name)
+
+    async def begin_period(self, name: str, schedule: str, moment: datetime) -> None:
+        """See `outboxkit.later.LaterStore.begin_period`."""
+        async with self._link() as (tables, link):
+            await tables.later.begin_period(link, name, schedule, moment)
 
     # leases
 

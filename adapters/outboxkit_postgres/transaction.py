@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, Callable, Collection, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from datetime import datetime
 from typing import Any, NoReturn, TypeVar
 
 import anyio
@@ -22,6 +23,7 @@ from outboxkit.store import ThreadTransaction
 from outboxkit_postgres.database import Database, Savepoint, Unit
 from outboxkit_postgres.failures import is_conflict, is_confused, meaning, means_connection_lost, sqlstate, told, went_away
 from outboxkit_postgres.inbox import InboxTables
+from outboxkit_postgres.later import LaterTables
 from outboxkit_postgres.outbox import OutboxTable
 
 T = TypeVar("T")
@@ -46,6 +48,7 @@ class PostgresTransaction:
         self._database = database
         self._outbox = outbox
         self._inbox = inbox
+        self._later = LaterTables(outbox.names)
         self._committed = committed
         self._ending = False
         """From here on nothing more may be asked of the transaction."""
@@ -129,6 +132,18 @@ class PostgresTransaction:
         self._require_open()
         with self._translated():
             return await self._inbox.settle(self._unit, subscription, outcomes)
+
+    async def cancel(self, id: str) -> bool:
+        """See `outboxkit.later.LaterTransaction.cancel`."""
+        self._require_open()
+        with self._translated():
+            return await self._later.cancel(self._unit, id)
+
+    async def enter(self, name: str, moment: datetime) -> bool:
+        """See `outboxkit.later.LaterTransaction.enter`."""
+        self._require_open()
+        with self._translated():
+            return await self._later.enter(self._unit, name, moment)
 
     async def commit(self, rows: Sequence[OutboxRow] = ()) -> None:
         """See `outboxkit.store.Transaction.commit`."""

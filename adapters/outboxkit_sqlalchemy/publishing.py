@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from outboxkit.errors import ConfigurationError
 from outboxkit.message import OutboxRow
-from outboxkit_sqlalchemy.message import message_class
+from outboxkit_sqlalchemy.message import delayed_class, message_class
 
 _HEARD = "outboxkit_heard"
 
@@ -42,7 +42,8 @@ class Publisher:
         """
         mapped = message_class(prefix, schema)
         self.require_own(self._bind(session, mapped))
-        session.add_all(map(mapped, rows))
+        delayed = delayed_class(prefix, schema)
+        session.add_all(mapped(row) if row.due is None else delayed(row) for row in rows)
         self._listen(session)
 
     def require_own(self, bind: Engine | Connection) -> None:

@@ -121,7 +121,8 @@ class SQLiteUnits:
             raise TransactionError(
                 "this connection commits each statement by itself (isolation_level='AUTOCOMMIT'): publish on one that does not"
             )
-        await transaction.exec_driver_sql(self._books.outbox.insertion, [tuple(row) for row in rows])
+        for statement, values in self._books.outbox.insertions(rows):
+            await transaction.exec_driver_sql(statement, values)
 
     def _failed(self, error: Exception) -> NoReturn:
         if isinstance(error, exc.TimeoutError):

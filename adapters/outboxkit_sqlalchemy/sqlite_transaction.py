@@ -3,6 +3,7 @@
 import sqlite3
 from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Sequence
 from contextlib import asynccontextmanager
+from datetime import datetime
 from typing import Any, TypeVar
 
 from sqlalchemy.exc import DBAPIError
@@ -124,6 +125,14 @@ class EngineSQLiteTransaction:
     async def settle(self, subscription: Subscription, outcomes: Sequence[Outcome]) -> Floor:
         """See `outboxkit.store.Transaction.settle`."""
         return await self._library(lambda connection: self._books.inbox.settle(connection, subscription, outcomes))
+
+    async def cancel(self, id: str) -> bool:
+        """See `outboxkit.later.LaterTransaction.cancel`."""
+        return await self._library(lambda connection: self._books.outbox.later.cancel(connection, id))
+
+    async def enter(self, name: str, moment: datetime) -> bool:
+        """See `outboxkit.later.LaterTransaction.enter`."""
+        return await self._library(lambda connection: self._books.outbox.later.enter(connection, name, moment))
 
     async def commit(self, rows: Sequence[OutboxRow] = ()) -> None:
         """See `outboxkit.store.Transaction.commit`."""

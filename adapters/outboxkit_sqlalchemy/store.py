@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from datetime import datetime
 from typing import Any, Protocol
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_scoped_session, async_sessionmaker
@@ -12,6 +13,7 @@ from outboxkit.cancellation import uninterrupted
 from outboxkit.census import Census
 from outboxkit.errors import ConfigurationError, TransactionError
 from outboxkit.inbox import Floor, Retry, Subscription
+from outboxkit.later import Period
 from outboxkit.letter import DeadLetter, Letters
 from outboxkit.message import ORIGIN, LogEntry, OutboxRow, Position, Stream
 from outboxkit.roster import Roster
@@ -160,6 +162,32 @@ class SQLAlchemyStore:
     async def rebase(self, divergences: Mapping[Stream, tuple[Position, Position]]) -> int:
         """See `outboxkit.store.Store.rebase`."""
         return await self._books.rebase(divergences)
+
+    # what waits for its time
+
+    async def next_due(self) -> float | None:
+        """See `outboxkit.later.LaterStore.next_due`."""
+        return await self._books.next_due()
+
+    async def wait_due(self, seconds: float) -> None:
+        """See `outboxkit.later.LaterStore.wait_due`."""
+        await self._books.wait_due(seconds)
+
+    async def publish_due(self, limit: int) -> int:
+        """See `outboxkit.later.LaterStore.publish_due`."""
+        return await self._books.publish_due(limit)
+
+    async def cancel(self, id: str) -> bool:
+        """See `outboxkit.later.LaterStore.cancel`."""
+        return await self._books.cancel(id)
+
+    async def period(self, name: str) -> Period:
+        """See `outboxkit.later.LaterStore.period`."""
+        return await self._books.period(name)
+
+    async def begin_period(self, name: str, schedule: str, moment: datetime) -> None:
+        """See `outboxkit.later.LaterStore.begin_period`."""
+        await self._books.begin_period(name, schedule, moment)
 
     # leases
 

@@ -7,7 +7,7 @@ from contextlib import closing
 from datetime import UTC, datetime
 from typing import Protocol, TypeVar
 
-from outboxkit.census import Backlog, Count, Holder, Reading, counted, readings
+from outboxkit.census import Backlog, Count, Delayed, Holder, Reading, counted, readings
 from outboxkit.message import ORIGIN, Position, Stream
 from outboxkit.store import Progress
 from outboxkit_sqlite.leases import NOW
@@ -49,6 +49,10 @@ class SQLiteCensus:
         self._floors = (
             'SELECT f.id, f."group", f.topic, f.partition, f.source, f.major, f.minor, m.name '
             f'FROM {floor} f LEFT JOIN {prefix}member m ON m."group" = f."group" AND m.name = f.owner AND m.until > {NOW}'
+        )
+        self._delayed = (
+            f"SELECT (SELECT count(*) FROM (SELECT 1 FROM {prefix}later LIMIT ?)), "
+            f"(SELECT {NOW} - min(due_at) FROM {prefix}later)"
         )
         # The partial indexes, each from its start; their order is asked for as nobody collects statistics for the planner.
         waiting = "state IN ('retry', 'parked', 'held')"
@@ -105,6 +109,11 @@ class SQLiteCensus:
     def _envelope_at(self, connection: sqlite3.Connection, position: int | None) -> bytes | None:
         row: tuple[bytes] | None = connection.execute(self._envelope, (position,)).fetchone()
         return row[0] if row else None
+
+    async def delayed(self, limit: int) -> Delayed:
+        """See `outboxkit.census.Census.delayed`."""
+        found, late = await self._query(lambda connection: connection.execute(self._delayed, (limit + 1,)).fetchone())
+        return Delayed(counted(found, found, limit), late if late is not None and late > 0 else None)
 
     async def readings(self, limit: int) -> Sequence[Reading]:
         """See `outboxkit.census.Census.readings`."""

@@ -1,12 +1,14 @@
 """The log: reading the outbox, the relay's saved progress, and rebasing. Functions run on a connection's thread."""
 
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from outboxkit.errors import StoreError
 from outboxkit.message import LAST, ORIGIN, LogEntry, OutboxRow, Position, Stream
 from outboxkit.store import Progress
 from outboxkit_sqlite.connection import GuardedConnection
+from outboxkit_sqlite.later import LaterTables
 
 
 class OutboxTables:
@@ -19,7 +21,8 @@ class OutboxTables:
             f"SELECT position, topic, partition, envelope FROM {prefix}outbox WHERE position > ? ORDER BY position LIMIT ?"
         )
         self._find = f"SELECT envelope FROM {prefix}outbox WHERE position = ? AND topic = ? AND partition = ?"
-        self.insertion = f"INSERT INTO {prefix}outbox (id, topic, partition, key, type, envelope) VALUES (?, ?, ?, ?, ?, ?)"
+        self._insertion = f"INSERT INTO {prefix}outbox (id, topic, partition, key, type, envelope) VALUES (?, ?, ?, ?, ?, ?)"
+        self.later = LaterTables(prefix)
         self._cursor = f"SELECT major, minor FROM {prefix}cursor"
         self._streams = f"SELECT topic, partition, major, minor FROM {prefix}stream"
         self._save_cursor = (
@@ -35,9 +38,16 @@ class OutboxTables:
             f"SELECT max(seq, (SELECT coalesce(max(position), 0) FROM {prefix}outbox)) FROM sqlite_sequence WHERE name = ?"
         )
 
-    def insert(self, connection: sqlite3.Connection, rows: Iterable[OutboxRow]) -> None:
+    def insertions(self, rows: Sequence[OutboxRow]) -> Sequence[tuple[str, list[tuple[Any, ...]]]]:
+        """Return the statements that write outbox rows, those with a due time beside the outbox, and what each is given."""
+        at_once = [tuple(row[:6]) for row in rows if row.due is None]
+        found = ((self._insertion, at_once), (self.later.insertion, self.later.values(rows)))
+        return [(statement, values) for statement, values in found if values]
+
+    def insert(self, connection: sqlite3.Connection, rows: Sequence[OutboxRow]) -> None:
         """Write outbox rows in the open transaction."""
-        connection.executemany(self.insertion, rows)
+        for statement, values in self.insertions(rows):
+            connection.executemany(statement, values)
 
     def read(
         self, connection: sqlite3.Connection, source: str, after: Position, limit: int, max_bytes: int

@@ -19,6 +19,27 @@ CREATE TABLE {prefix}outbox (
     envelope BLOB NOT NULL CHECK (length(envelope) > 0)
 ) STRICT;
 
+-- Delayed events, until they are due: then their rows move to the outbox.
+CREATE TABLE {prefix}later (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, -- the order in which they were published
+    id TEXT NOT NULL UNIQUE CHECK (length(id) = 36),
+    due_at REAL NOT NULL, -- seconds since 1970
+    topic TEXT NOT NULL CHECK (length(topic) BETWEEN 1 AND 64 AND topic NOT GLOB '*[^A-Za-z0-9._-]*'),
+    partition INTEGER NOT NULL CHECK (partition >= 0),
+    key TEXT,
+    type TEXT NOT NULL,
+    envelope BLOB NOT NULL CHECK (length(envelope) > 0)
+) STRICT;
+
+CREATE INDEX {prefix}later_due ON {prefix}later (due_at, seq);
+
+-- The moment for which each periodic function was called last.
+CREATE TABLE {prefix}period (
+    name TEXT PRIMARY KEY,
+    schedule TEXT NOT NULL,
+    at REAL NOT NULL -- seconds since 1970
+) STRICT, WITHOUT ROWID;
+
 -- How far the log was read by a relay: a hint.
 CREATE TABLE {prefix}cursor (
     id INTEGER PRIMARY KEY CHECK (id = 1),

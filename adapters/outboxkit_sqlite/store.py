@@ -7,6 +7,7 @@ those of other processes are waited for in small steps that can be cancelled.
 import sqlite3
 from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Generator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from datetime import datetime
 from typing import Any, Literal, NoReturn, TypeVar
 
 import aiosqlite
@@ -16,6 +17,7 @@ from outboxkit.cancellation import uninterrupted
 from outboxkit.config import checked_prefix
 from outboxkit.errors import ConfigurationError, SchemaError, StoreError, StoreUnavailableError, TransactionError
 from outboxkit.inbox import Floor, Retry, Subscription
+from outboxkit.later import Period
 from outboxkit.letter import DeadLetter, Letters
 from outboxkit.message import ORIGIN, LogEntry, OutboxRow, Position, Stream
 from outboxkit.roster import Roster
@@ -68,7 +70,6 @@ class SQLiteStore:
         self._source = ""
         self._writer: ThreadConnection | None = None
         self._reader: ThreadConnection | None = None
-        self._seen_version = -1
         self.outbox = OutboxTables(self.prefix)
         self.inbox = InboxTables(self.prefix)
         self._letters = LetterTables(self.prefix, self.inbox)
@@ -83,6 +84,7 @@ class SQLiteStore:
     async def open(self, source: str, partitions: Mapping[str, int] | None = None) -> None:  # noqa: ARG002 - nobody publishes in SQL here
         """See `outboxkit.store.Store.open`."""
         self.turn, self._committed = anyio.Lock(), anyio.Event()  # these belong to the running event loop
+        self._read_at = self._due_at = self._committed, -1
         if not self.path.exists():  # or a mistyped name would become an empty database
             raise SchemaError(
                 f"{self.path} does not exist: run `outboxkit migrate module:app`, or `await app.migrate()`, to create it"
@@ -168,27 +170,25 @@ class SQLiteStore:
             raise ConfigurationError(f"{type(transaction).__name__!r} is nothing to publish on: give an aiosqlite.Connection")
         if transaction.isolation_level is None and not transaction.in_transaction:
             raise TransactionError("no transaction is open here, and none would begin: execute BEGIN IMMEDIATE first")
-        await transaction.executemany(self.outbox.insertion, rows)
+        for statement, values in self.outbox.insertions(rows):
+            await transaction.executemany(statement, values)
 
     def require_open(self) -> None:
         """Raise StoreError unless it is open."""
         self._opened(self._writer)
 
     def commit_seen(self) -> None:
-        """Wake whoever waits for the log here."""
-        self._committed.set()
+        """Wake whoever waits for a commit here."""
+        committed, self._committed = self._committed, anyio.Event()
+        committed.set()
 
     # the log
 
     async def read(self, after: Position, limit: int, max_bytes: int) -> Sequence[LogEntry]:
         """See `outboxkit.store.Store.read`."""
-        self._committed = anyio.Event()  # before the read, so that no later commit goes unnoticed
-
-        def read(connection: sqlite3.Connection) -> tuple[int, Sequence[LogEntry]]:
-            version = _data_version(connection)
-            return version, self.outbox.read(connection, self._source, after, limit, max_bytes)
-
-        self._seen_version, entries = await self._query(read)
+        self._read_at, entries = await self._look(
+            lambda connection: self.outbox.read(connection, self._source, after, limit, max_bytes)
+        )
         return entries
 
     async def find(self, stream: Stream, position: Position) -> bytes | None:
@@ -197,10 +197,20 @@ class SQLiteStore:
 
     async def wait(self, seconds: float) -> None:
         """See `outboxkit.store.Store.wait`."""
+        await self._wait(seconds, self._read_at)
+
+    async def _look(self, function: Callable[[sqlite3.Connection], T]) -> tuple[tuple[anyio.Event, int], T]:
+        """Look at the file; returns what tells of later commits, by this process and by others, and what was found."""
+        committed = self._committed  # before the look, so that no later commit goes unnoticed
+        version, found = await self._query(lambda connection: (_data_version(connection), function(connection)))
+        return (committed, version), found
+
+    async def _wait(self, seconds: float, looked_at: tuple[anyio.Event, int]) -> None:
+        committed, version = looked_at
         with anyio.move_on_after(seconds):
-            while not self._committed.is_set() and await self._query(_data_version) == self._seen_version:
+            while not committed.is_set() and await self._query(_data_version) == version:
                 with anyio.move_on_after(_POLL_SECONDS):
-                    await self._committed.wait()
+                    await committed.wait()
 
     async def progress(self) -> Progress:
         """See `outboxkit.store.Store.progress`."""
@@ -213,6 +223,33 @@ class SQLiteStore:
     async def rebase(self, divergences: Mapping[Stream, tuple[Position, Position]]) -> int:
         """See `outboxkit.store.Store.rebase`."""
         return await self._write(lambda connection: self.outbox.rebase(connection, divergences)) if divergences else 0
+
+    # what waits for its time
+
+    async def next_due(self) -> float | None:
+        """See `outboxkit.later.LaterStore.next_due`."""
+        self._due_at, seconds = await self._look(self.outbox.later.next_due)
+        return seconds
+
+    async def wait_due(self, seconds: float) -> None:
+        """See `outboxkit.later.LaterStore.wait_due`."""
+        await self._wait(seconds, self._due_at)
+
+    async def publish_due(self, limit: int) -> int:
+        """See `outboxkit.later.LaterStore.publish_due`."""
+        return await self._write(lambda connection: self.outbox.later.publish_due(connection, limit))
+
+    async def cancel(self, id: str) -> bool:
+        """See `outboxkit.later.LaterStore.cancel`."""
+        return await self._write(lambda connection: self.outbox.later.cancel(connection, id))
+
+    async def period(self, name: str) -> Period:
+        """See `outboxkit.later.LaterStore.period`."""
+        return await self._query(lambda connection: self.outbox.later.period(connection, name))
+
+    async def begin_period(self, name: str, schedule: str, moment: datetime) -> None:
+        """See `outboxkit.later.LaterStore.begin_period`."""
+        await self._write(lambda connection: self.outbox.later.begin_period(connection, name, schedule, moment))
 
     # leases
 
@@ -311,7 +348,7 @@ class SQLiteStore:
         writer = self._opened(self._writer)
         async with self.turn:
             result = await self.begun(lambda: writer.run(lambda connection: in_transaction(connection, function)))
-        self._committed.set()
+        self.commit_seen()
         return result
 
     def _opened(self, connection: ThreadConnection | None) -> ThreadConnection:

@@ -3,6 +3,7 @@
 import sqlite3
 from collections.abc import AsyncGenerator, Callable, Collection, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from datetime import datetime
 from itertools import count
 from typing import Any, NoReturn, TypeVar
 
@@ -141,6 +142,14 @@ class SQLiteTransaction:
     async def settle(self, subscription: Subscription, outcomes: Sequence[Outcome]) -> Floor:
         """See `outboxkit.store.Transaction.settle`."""
         return await self._library(lambda connection: self._inbox.settle(connection, subscription, outcomes))
+
+    async def cancel(self, id: str) -> bool:
+        """See `outboxkit.later.LaterTransaction.cancel`."""
+        return await self._library(lambda connection: self._outbox.later.cancel(connection, id))
+
+    async def enter(self, name: str, moment: datetime) -> bool:
+        """See `outboxkit.later.LaterTransaction.enter`."""
+        return await self._library(lambda connection: self._outbox.later.enter(connection, name, moment))
 
     async def commit(self, rows: Sequence[OutboxRow] = ()) -> None:
         """See `outboxkit.store.Transaction.commit`."""

@@ -35,7 +35,7 @@ def run(app: App) -> None:
 @click.command()
 @with_app
 def relay(app: App) -> None:
-    """Only bring the outbox into the broker."""
+    """Bring the outbox into the broker, publish what is due and call periodic functions; run no consumers."""
     _run(app, relay=True, consume=False)
 
 

@@ -42,6 +42,8 @@ def _lines(found: Status) -> Iterator[str]:
     yield f"broker: {found.broker_error or 'answers'}"
     if found.database_error is None:
         yield f"relay: {_lease(found)}"
+    if found.rows_delayed:
+        yield f"delayed: {_delayed(found)}"
     if found.streams:
         yield ""
         yield from _table(("outbox", "relayed up to", "not relayed", "oldest", "rows kept"), map(_stream, found.streams))
@@ -68,6 +70,12 @@ def _lease(found: Status) -> str:
         return f"nobody; {short_name(lease.holder)} had the lease until {lease.until:%Y-%m-%d %H:%M:%S} UTC"
     more = duration(lease.left_seconds)
     return f"{short_name(lease.holder)} has the lease until {lease.until:%Y-%m-%d %H:%M:%S} UTC ({more} more)"
+
+
+def _delayed(found: Status) -> str:
+    overdue = found.oldest_overdue_seconds
+    waiting = f"{found.rows_delayed} waiting"
+    return waiting if overdue is None else f"{waiting}, the oldest due for {duration(overdue)}"
 
 
 def _stream(stream: StreamStatus) -> Sequence[str]:

@@ -3,6 +3,7 @@
 from outboxkit.errors import SchemaError
 from outboxkit.store import Store
 from outboxkit.testing.contract_store_inbox import StoreInboxContract
+from outboxkit.testing.contract_store_later import StoreLaterContract
 from outboxkit.testing.contract_store_lease import StoreLeaseContract
 from outboxkit.testing.contract_store_letters import StoreLettersContract
 from outboxkit.testing.contract_store_log import StoreLogContract
@@ -21,6 +22,7 @@ class StoreContract(
     StoreWritersContract,
     StoreTransactionsContract,
     StoreRebaseContract,
+    StoreLaterContract,
     StoreLeaseContract,
     StoreInboxContract,
     StoreWaitingContract,

@@ -13,7 +13,8 @@ _ASK_SECONDS = 0.005
 async def drain(*apps: App, seconds: float = 10.0) -> None:
     """Return when nothing is on its way any more: all is relayed, settled, and no retry waits.
 
-    What handlers publish counts too. Dead letters are settled: look for them in your assertions.
+    What handlers publish counts too. Dead letters are settled: look for them in your assertions. Of delayed events those count
+    that are due; the others are not on their way before their time.
 
     Args:
         apps: the apps, running (``async with app:``) and all that read each other's topics, or their part is not waited for.
@@ -34,6 +35,8 @@ async def _left(app: App) -> list[str]:
     ends = await _log_ends(app)
     at_broker = await app.broker.last(ends.keys())
     left = [f"{stream} of {app!r} is not relayed" for stream, end in ends.items() if at_broker[stream] < end]
+    if (await app.store.census.delayed(1)).overdue_seconds is not None:
+        left.append(f"{app!r} has delayed events that are due")
     for group, handlers in app.groups().items():
         topics = {handler.event.topic for handler in handlers.values()}
         streams = [stream for topic in topics for stream in await app.broker.streams(topic)]

@@ -108,6 +108,27 @@ async def test_a_commit_whose_reply_is_lost_is_found_by_its_event(postgres_url: 
     assert service.noted() == [1, 2]
 
 
+async def test_a_commit_whose_reply_is_lost_is_found_by_an_event_that_waits_for_its_time(
+    postgres_url: str, proxy: TCPProxy
+) -> None:
+    """Or by then has been published."""
+    service = await Service(postgres_url, through=proxy.url).migrate()
+
+    async def note(number: int, delay: float) -> None:
+        async with service.app.unit_of_work(Drawn) as uow:
+            await service.database.insert(uow.connection, "noted (number)", number)
+            uow.publish(Drawn(number), delay=delay)
+
+    async with service.app.running(relay=False):
+        proxy.losing, proxy.most = b"COMMIT;", 1
+        await note(1, 3600)
+    async with service.app:
+        proxy.most = 2
+        await note(2, 0.000001)
+    assert proxy.requests == 2
+    assert service.noted() == [1, 2]
+
+
 async def test_a_commit_that_never_arrived_is_told_as_failed(postgres_url: str, proxy: TCPProxy) -> None:
     service = await Service(postgres_url, through=proxy.url).migrate()
     async with service.app.running(relay=False):

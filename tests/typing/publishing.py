@@ -5,6 +5,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
 from typing import assert_type
 
 import anyio
@@ -43,6 +44,19 @@ async def without_unit(email: str) -> Created:
     return Created(email)
 
 
+@app.publishes(Created, every=timedelta(hours=1))
+async def hourly(uow: UnitOfWork, moment: datetime) -> None:
+    """Called by itself, and by hand when the moment is given."""
+    assert_type(uow.publish(Created("a@b.c"), delay=3), str)
+    assert_type(await uow.cancel(uow.publish(Created("a@b.c"), delay=timedelta(days=1))), bool)
+
+
+@router.publishes(Created, cron="0 3 * * *", tz="Europe/Berlin")
+def nightly(uow: UnitOfWork) -> Created:
+    """Plain, and awaitable by hand."""
+    return Created("a@b.c")
+
+
 async def calls() -> None:
     """What may be called, and what it returns."""
     assert_type(await sign_up("a@b.c"), Created)
@@ -50,6 +64,10 @@ async def calls() -> None:
     assert_type(await sign_up(email="a@b.c"), Created)
     assert_type(await sign_up_plainly("a@b.c"), list[Created])
     assert_type(await without_unit("a@b.c"), Created)
+    assert_type(await hourly(moment=datetime.now(UTC)), None)
+    assert_type(await nightly(), Created)
+    assert_type(await app.publish(Created("a@b.c"), at=datetime.now(UTC)), str)
+    assert_type(await app.cancel("id"), bool)
     async with app.unit_of_work(Created) as uow:
         assert_type(uow, UnitOfWork)
     async with app as opened:
@@ -68,8 +86,13 @@ async def mistakes() -> None:
     await sign_up_plainly(7)  # type: ignore[arg-type]
     sign_up_plainly("a@b.c").append(Created("x"))  # type: ignore[attr-defined]
     (await sign_up("a@b.c")).name  # type: ignore[attr-defined]  # noqa: B018
-    async with app.unit_of_work("created"):  # type: ignore[arg-type]
-        pass
+    await hourly()  # type: ignore[call-arg]
+    await app.publish(Created("a@b.c"), delay="soon")  # type: ignore[arg-type]
+    await app.publish(Created("a@b.c"), at=17)  # type: ignore[arg-type]
+    app.publishes(Created, every="hour")  # type: ignore[arg-type]
+    app.publishes(Created, cron=3)  # type: ignore[arg-type]
+    async with app.unit_of_work("created") as uow:  # type: ignore[arg-type]
+        uow.cancel(7)  # type: ignore[arg-type, unused-coroutine]
 
 
 async def tasks() -> None:
