@@ -117,7 +117,7 @@ class LetterTables:
             if key is not None:
                 keys.setdefault(floor_id, set()).add(key)
         for floor_id, of_floor in keys.items():
-            await self._inbox.line_up(link, floor_id, of_floor)
+            await self._inbox.waiting.line_up(link, floor_id, of_floor)
 
     async def _lock(self, link: Link, places: Sequence[Place]) -> None:
         await link.fetch(self._sql(_LOCK), sorted({place.floor_id for place in places}))

@@ -323,36 +323,36 @@ class PostgresTables:
     async def subscribe(self, group: str, stream: Stream, floor: Position = ORIGIN) -> tuple[Subscription, Position]:
         """See `outboxkit.inbox.InboxStore.subscribe`."""
         async with self._link() as (tables, link):
-            return await tables.inbox.subscribe(link, group, stream, floor)
+            return await tables.inbox.floors.subscribe(link, group, stream, floor)
 
     async def floor_of(self, group: str, stream: Stream) -> Floor | None:
         """See `outboxkit.inbox.InboxStore.floor_of`."""
         async with self._link() as (tables, link):
-            return await tables.inbox.floor_of(link, group, stream)
+            return await tables.inbox.floors.floor_of(link, group, stream)
 
     async def floors(self, group: str) -> Mapping[Stream, Floor]:
         """See `outboxkit.inbox.InboxStore.floors`."""
-        inbox = self._opened().inbox
+        tables = self._opened().inbox.floors
         async with self.translated():
             async with self._database.link() as link:
-                floors, behind = await inbox.floors(link, group)
+                floors, behind = await tables.floors(link, group)
             for floor_id in behind:
                 async with self._database.work() as link:
-                    stream, floor = await inbox.advance(link, floor_id)
+                    stream, floor = await tables.advance(link, floor_id)
                     floors[stream] = floor
         return floors
 
     async def suspect(self, subscription: Subscription, upto: Position) -> Position:
         """See `outboxkit.inbox.InboxStore.suspect`."""
         async with self._link() as (tables, link):
-            return await tables.inbox.suspect(link, subscription, upto)
+            return await tables.inbox.floors.suspect(link, subscription, upto)
 
     async def retries(
         self, group: str, limit: int, *, owner: str | None = None, busy: Collection[Subscription] = ()
     ) -> tuple[Sequence[Retry], float | None]:
         """See `outboxkit.inbox.InboxStore.retries`."""
         async with self._link() as (tables, link):
-            return await tables.inbox.retries(link, group, limit, owner, busy)
+            return await tables.inbox.waiting.retries(link, group, limit, owner, busy)
 
     # dead letters
 

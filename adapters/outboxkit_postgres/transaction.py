@@ -113,19 +113,19 @@ class PostgresTransaction:
         """See `outboxkit.store.Transaction.blocked`."""
         self._require_open()
         with self._translated():
-            return await self._inbox.blocked(self._unit, subscription, keys)
+            return await self._inbox.waiting.blocked(self._unit, subscription, keys)
 
     async def take(self, subscription: Subscription, retries: Sequence[Retry]) -> Sequence[Retry]:
         """See `outboxkit.store.Transaction.take`."""
         self._require_open()
         with self._translated():
-            return await self._inbox.take(self._unit, subscription, retries)
+            return await self._inbox.waiting.take(self._unit, subscription, retries)
 
     async def gather(self, subscription: Subscription, retries: Sequence[Retry], limit: int, seconds: float) -> Sequence[Retry]:
         """See `outboxkit.store.Transaction.gather`."""
         self._require_open()
         with self._translated():
-            return await self._inbox.gather(self._unit, subscription, retries, limit, seconds)
+            return await self._inbox.waiting.gather(self._unit, subscription, retries, limit, seconds)
 
     async def settle(self, subscription: Subscription, outcomes: Sequence[Outcome]) -> Floor:
         """See `outboxkit.store.Transaction.settle`."""

@@ -111,16 +111,16 @@ class EngineSQLiteTransaction:
 
     async def blocked(self, subscription: Subscription, keys: Collection[str]) -> Collection[str]:
         """See `outboxkit.store.Transaction.blocked`."""
-        return await self._library(lambda connection: self._books.inbox.blocked(connection, subscription, keys))
+        return await self._library(lambda connection: self._books.inbox.waiting.blocked(connection, subscription, keys))
 
     async def take(self, subscription: Subscription, retries: Sequence[Retry]) -> Sequence[Retry]:
         """See `outboxkit.store.Transaction.take`."""
-        return await self._library(lambda connection: self._books.inbox.take(connection, subscription, retries))
+        return await self._library(lambda connection: self._books.inbox.waiting.take(connection, subscription, retries))
 
     async def gather(self, subscription: Subscription, retries: Sequence[Retry], limit: int, seconds: float) -> Sequence[Retry]:
         """See `outboxkit.store.Transaction.gather`."""
-        inbox = self._books.inbox
-        return await self._library(lambda connection: inbox.gather(connection, subscription, retries, limit, seconds))
+        waiting = self._books.inbox.waiting
+        return await self._library(lambda connection: waiting.gather(connection, subscription, retries, limit, seconds))
 
     async def settle(self, subscription: Subscription, outcomes: Sequence[Outcome]) -> Floor:
         """See `outboxkit.store.Transaction.settle`."""

@@ -88,7 +88,7 @@ class LetterTables:
         def discarded(row: tuple[int, int, int]) -> Sequence[tuple[str | None]]:
             if exported:
                 return connection.execute(self._leave, (now, *row)).fetchall()
-            floor = self._inbox.floor_at(connection, row[0]).position
+            floor = self._inbox.floors.floor_at(connection, row[0]).position
             keys = connection.execute(self._key, row).fetchall()
             connection.execute(self._remove, (*row, *floor)).fetchall()
             connection.execute(self._settle, (*row, *floor))
@@ -126,7 +126,7 @@ class LetterTables:
     def _line_up(self, connection: sqlite3.Connection, row: tuple[int, int, int], keys: Sequence[tuple[str | None]]) -> None:
         for (key,) in keys:
             if key is not None:
-                self._inbox.line_up(connection, row[0], key)
+                self._inbox.waiting.line_up(connection, row[0], key)
 
 
 def _row(ref: str) -> tuple[int, int, int]:

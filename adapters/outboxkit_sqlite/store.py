@@ -287,36 +287,37 @@ class SQLiteStore:
 
     async def subscribe(self, group: str, stream: Stream, floor: Position = ORIGIN) -> tuple[Subscription, Position]:
         """See `outboxkit.inbox.InboxStore.subscribe`."""
-        return await self._write(lambda connection: self.inbox.subscribe(connection, group, stream, floor))
+        return await self._write(lambda connection: self.inbox.floors.subscribe(connection, group, stream, floor))
 
     async def floor_of(self, group: str, stream: Stream) -> Floor | None:
         """See `outboxkit.inbox.InboxStore.floor_of`."""
-        return await self._query(lambda connection: self.inbox.floor_of(connection, group, stream))
+        return await self._query(lambda connection: self.inbox.floors.floor_of(connection, group, stream))
 
     async def floors(self, group: str) -> Mapping[Stream, Floor]:
         """See `outboxkit.inbox.InboxStore.floors`."""
+        tables = self.inbox.floors
 
         def look(connection: sqlite3.Connection) -> tuple[dict[Stream, Floor], bool]:
-            saved = {stream: (id, floor) for id, stream, floor in self.inbox.floors(connection, group)}
-            walked = {stream: self.inbox.walk(connection, id, floor) for stream, (id, floor) in saved.items()}
+            saved = {stream: (id, floor) for id, stream, floor in tables.floors(connection, group)}
+            walked = {stream: tables.walk(connection, id, floor) for stream, (id, floor) in saved.items()}
             return walked, any(walked[stream].position > floor.position for stream, (_, floor) in saved.items())
 
         def advance(connection: GuardedConnection) -> dict[Stream, Floor]:
-            found = list(self.inbox.floors(connection, group))
-            return {stream: self.inbox.advance(connection, id, floor) for id, stream, floor in found}
+            found = list(tables.floors(connection, group))
+            return {stream: tables.advance(connection, id, floor) for id, stream, floor in found}
 
         floors, behind = await self._query(look)
         return await self._write(advance) if behind else floors
 
     async def suspect(self, subscription: Subscription, upto: Position) -> Position:
         """See `outboxkit.inbox.InboxStore.suspect`."""
-        return await self._write(lambda connection: self.inbox.suspect(connection, subscription, upto))
+        return await self._write(lambda connection: self.inbox.floors.suspect(connection, subscription, upto))
 
     async def retries(
         self, group: str, limit: int, *, owner: str | None = None, busy: Collection[Subscription] = ()
     ) -> tuple[Sequence[Retry], float | None]:
         """See `outboxkit.inbox.InboxStore.retries`."""
-        return await self._query(lambda connection: self.inbox.retries(connection, group, limit, owner, busy))
+        return await self._query(lambda connection: self.inbox.waiting.retries(connection, group, limit, owner, busy))
 
     # dead letters
 

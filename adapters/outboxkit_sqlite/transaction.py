@@ -129,15 +129,17 @@ class SQLiteTransaction:
 
     async def blocked(self, subscription: Subscription, keys: Collection[str]) -> Collection[str]:
         """See `outboxkit.store.Transaction.blocked`."""
-        return await self._library(lambda connection: self._inbox.blocked(connection, subscription, keys))
+        return await self._library(lambda connection: self._inbox.waiting.blocked(connection, subscription, keys))
 
     async def take(self, subscription: Subscription, retries: Sequence[Retry]) -> Sequence[Retry]:
         """See `outboxkit.store.Transaction.take`."""
-        return await self._library(lambda connection: self._inbox.take(connection, subscription, retries))
+        return await self._library(lambda connection: self._inbox.waiting.take(connection, subscription, retries))
 
     async def gather(self, subscription: Subscription, retries: Sequence[Retry], limit: int, seconds: float) -> Sequence[Retry]:
         """See `outboxkit.store.Transaction.gather`."""
-        return await self._library(lambda connection: self._inbox.gather(connection, subscription, retries, limit, seconds))
+        return await self._library(
+            lambda connection: self._inbox.waiting.gather(connection, subscription, retries, limit, seconds)
+        )
 
     async def settle(self, subscription: Subscription, outcomes: Sequence[Outcome]) -> Floor:
         """See `outboxkit.store.Transaction.settle`."""
