@@ -33,6 +33,10 @@ _BREATH_SECONDS = 0.01
 """Commits may come by the thousand in a second: how often the table is looked at for news of them. And how long the database is
 left to others between two batches: where there is one writer at a time, who waits for their turn could else miss it."""
 
+_LOOKING_SHARE = 0.2
+"""How much of the time is spent on looking, at most: in Postgres a look becomes slow while a long transaction keeps what was
+moved from being vacuumed."""
+
 _LOOK_SECONDS = 5.0
 """The longest wait for a moment: clocks may be set, and this machine may have been asleep."""
 
@@ -55,10 +59,11 @@ class Clock:
         while True:
             looked_at = anyio.current_time()
             seconds = await self._store.next_due()
+            again_at = looked_at + max(_BREATH_SECONDS, (anyio.current_time() - looked_at) / _LOOKING_SHARE)
             working()
             if seconds is None or seconds > 0:
                 await self._store.wait_due(self._poll_seconds if seconds is None else min(seconds, self._poll_seconds))
-                await anyio.sleep(max(0.0, looked_at + _BREATH_SECONDS - anyio.current_time()))
+                await anyio.sleep(max(0.0, again_at - anyio.current_time()))
                 continue
             if not await self._store.publish_due(_BATCH):
                 # Somebody else is just at it, or may be cancelling it.
