@@ -13,6 +13,7 @@ from outboxkit.census import Census
 from outboxkit.errors import ConfigurationError, TransactionError
 from outboxkit.letter import DeadLetter, Letters
 from outboxkit.message import ORIGIN, LogEntry, OutboxRow, Position, Stream
+from outboxkit.retained import RetainedLog
 from outboxkit.store import Floor, Progress, Retry, Store, Subscription, Transaction
 from outboxkit_sqlalchemy.cutting import watch
 from outboxkit_sqlalchemy.postgres import EnginePostgresStore
@@ -99,6 +100,11 @@ class SQLAlchemyStore:
     def census(self) -> Census:
         """See `outboxkit.store.Store.census`."""
         return self._books.census
+
+    @property
+    def retained(self) -> RetainedLog:
+        """See `outboxkit.store.Store.retained`."""
+        return self._books.retained
 
     def transaction(self) -> AbstractAsyncContextManager[Transaction]:
         """See `outboxkit.store.Store.transaction`."""

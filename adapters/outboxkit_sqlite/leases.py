@@ -2,7 +2,8 @@
 
 from outboxkit_sqlite.connection import GuardedConnection
 
-_NOW = "(julianday('now') - 2440587.5) * 86400.0"
+NOW = "(julianday('now') - 2440587.5) * 86400.0"
+"""The time by SQLite's clock, in seconds since 1970."""
 
 
 class LeaseTable:
@@ -10,13 +11,13 @@ class LeaseTable:
 
     def __init__(self, prefix: str) -> None:
         self._lease = (
-            f"INSERT INTO {prefix}lease AS l VALUES (?, ?, 1, {_NOW} + ?) "
+            f"INSERT INTO {prefix}lease AS l VALUES (?, ?, 1, {NOW} + ?) "
             "ON CONFLICT DO UPDATE SET holder = excluded.holder, until = excluded.until, "
             "term = l.term + (l.holder <> excluded.holder) "
-            f"WHERE l.holder = excluded.holder OR l.until <= {_NOW} RETURNING term"
+            f"WHERE l.holder = excluded.holder OR l.until <= {NOW} RETURNING term"
         )
         # The row stays: terms must not begin anew.
-        self._release = f"UPDATE {prefix}lease SET until = {_NOW} WHERE name = ? AND holder = ?"
+        self._release = f"UPDATE {prefix}lease SET until = {NOW} WHERE name = ? AND holder = ?"
 
     def lease(self, connection: GuardedConnection, name: str, holder: str, seconds: float) -> int | None:
         """See `outboxkit.store.Store.lease`."""
