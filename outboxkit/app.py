@@ -3,7 +3,7 @@
 import re
 import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar
 
@@ -17,8 +17,10 @@ from outboxkit.dead_letters import DeadLetters
 from outboxkit.errors import ConfigurationError, NoUnitOfWorkError
 from outboxkit.events import Encoder, event_type
 from outboxkit.lease import Lease
+from outboxkit.message import Position, Stream
 from outboxkit.observe import Observer, shielded
 from outboxkit.relay import Relay
+from outboxkit.retention import Retention, dismiss
 from outboxkit.routing import Handler, Router
 from outboxkit.settling import Settler
 from outboxkit.status import Status
@@ -114,6 +116,38 @@ class App(Router):
             if not self._is_connected:
                 return await survey.status(late_seconds=late_seconds, is_open=False)
         return await survey.status(late_seconds=late_seconds, is_open=True)
+
+    async def dismiss(self, group: str, *, force: bool = False) -> Mapping[Stream, Position]:
+        """Have a consumer group that is gone for good hold back no rows of this app's outbox and no entries any more.
+
+        Whether the app is open or not. Should a consumer of the group come back, it goes on behind what it has settled; what is
+        gone by then it reports.
+
+        Args:
+            group: its name, as `status` has it.
+            force: also when it has shown a sign of life within the last minute.
+
+        Returns:
+            The streams of this app that it read, with the position up to which it had settled each.
+
+        Raises:
+            GroupMissingError: no such group is known.
+            GroupActiveError: it is alive.
+            StoreUnavailableError, BrokerUnavailableError: it may be dismissed or not: repeat it.
+        """
+        async with self._looking():
+            return await dismiss(self.store, self.broker, group, force=force)
+
+    @asynccontextmanager
+    async def _looking(self) -> AsyncGenerator[None, None]:
+        """Use the connections, which are opened for it where the app is not open."""
+        async with self._door, AsyncExitStack() as opened:
+            if not self._is_connected:
+                await self.store.open(self.name)
+                opened.push_async_callback(self.store.aclose)
+                await self.broker.open()
+                opened.push_async_callback(self.broker.aclose)
+            yield
 
     def unit_of_work(self, *events: type[Any]) -> AbstractAsyncContextManager[UnitOfWork]:
         """Open a unit of work by hand: ``async with app.unit_of_work() as uow:``; inside an open one, join it.
@@ -265,6 +299,8 @@ class App(Router):
             if relay:
                 lease = Lease(self.store, "relay", self.reader, self.settings.relay.lease_seconds)
                 loops.start_soon(Relay(self.store, self.broker, self.settings.relay, observer, lease).run)
+                lease = Lease(self.store, "retention", self.reader, self.settings.retention.lease_seconds)
+                loops.start_soon(Retention(self.store, self.broker, self.settings.retention, observer, lease).run)
             async with anyio.create_task_group() as consuming:
                 for consumer in consumers:
                     consuming.start_soon(consumer.run)

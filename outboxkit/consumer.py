@@ -10,7 +10,7 @@ is read from the broker first, whoever it was delivered to.
 """
 
 import contextlib
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
 import anyio
 
@@ -27,6 +27,8 @@ from outboxkit.supervision import Supervisor
 _RECLAIM_MESSAGES = 500
 _AGAIN_MESSAGES = 500
 _RETRIES = 100
+_TELL_SECONDS = 10.0
+"""How often the broker is told where floors stand although they have not moved: it is a sign of life."""
 
 
 class _LostAgainError(Exception):
@@ -62,6 +64,9 @@ class Consumer:
         """Whether some ack may not have arrived, so that our own pending entries have to be read again."""
         self._stood: dict[Stream, Position] = {}
         """Where floors stood at the last look, of streams with something unsettled above."""
+        self._told: dict[Stream, Position] = {}
+        """Where floors stood when the broker was told."""
+        self._tell_all_at = 0.0
         self._settled: dict[Stream, Position] = {}
         """Up to where we know everything to be settled, or gone for good."""
         self._verified: set[Stream] = set()
@@ -270,11 +275,23 @@ class Consumer:
         while True:
             await anyio.sleep(self._settings.hole_seconds)
             floors = await self._store.floors(self.group)
+            await self._tell(floors)
             last = await self._broker.last(list(self._subscriptions))
             for stream in last.keys() & floors.keys():
                 self._watch_end(stream, floors[stream].position, last[stream])
                 await self._mend_stream(stream, floors[stream], last[stream])
             working()
+
+    async def _tell(self, floors: Mapping[Stream, Floor]) -> None:
+        """Tell the broker up to where everything is settled: it trims nothing above, and the publisher removes nothing."""
+        now = anyio.current_time()
+        if now >= self._tell_all_at:
+            self._told.clear()
+            self._tell_all_at = now + _TELL_SECONDS
+        at = {stream: floors[stream].position for stream in self._subscriptions.keys() & floors.keys()}
+        news = {stream: position for stream, position in at.items() if self._told.get(stream) != position}
+        await self._broker.settled(self.group, news)
+        self._told |= news
 
     def _watch_end(self, stream: Stream, floor: Position, last: Position) -> None:
         """Report a stream that goes on ending before the floor: nothing of it will come until it has passed that."""

@@ -131,7 +131,8 @@ CREATE TABLE {schema}.{prefix}inbox (
     type text,
     key text CHECK (key IS NOT NULL OR state NOT IN ('parked', 'held')),
     PRIMARY KEY (floor_id, major, minor)
-);
+-- A row comes and goes with each message.
+) WITH (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 5000);
 
 CREATE INDEX {prefix}inbox_due ON {schema}.{prefix}inbox (due_at) WHERE state = 'retry';
 CREATE INDEX {prefix}inbox_key ON {schema}.{prefix}inbox (floor_id, key, major, minor)

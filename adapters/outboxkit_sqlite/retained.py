@@ -123,9 +123,7 @@ class SQLiteRetainedLog:
     async def removed(self) -> Mapping[Stream, Position]:
         """See `outboxkit.retained.RetainedLog.removed`."""
         rows = await self._query(lambda connection: connection.execute(self._removed).fetchall())
-        return {
-            Stream(topic, partition, self._source): Position(major, minor) for topic, partition, major, minor in rows
-        }
+        return {Stream(topic, partition, self._source): Position(major, minor) for topic, partition, major, minor in rows}
 
     async def remove(self, after: Position, upto: Position, limit: int) -> Removal:
         """See `outboxkit.retained.RetainedLog.remove`."""
