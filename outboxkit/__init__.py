@@ -15,8 +15,8 @@ Reading order: `message` (the plain values), `store` and `broker` (the two ports
 `routing` (the decorators), `relay` and `consumer` (the two loops; a consumer's transaction is in `settling`, the runs of its
 handlers in `attempts`, what comes of them in `outcomes`), `app`. `events` is the way from an event to bytes, `errors` the tree
 of everything raised, `config` every setting, `observe` what is reported. `dead_letters` is what can be done about messages that
-failed for good, `rebase` the way out when positions no longer fit; `retention` removes what everybody has settled (`retained` is
-its port); `survey` finds out where everything stands, and says so in a `status`.
+failed for good, `rebase` the way out when positions no longer fit; `retention` removes what everybody has settled (`retained`
+is its port); `survey` finds out where everything stands, and says so in a `status`.
 """
 
 from outboxkit.app import App

@@ -111,7 +111,9 @@ class App(Router):
             What database and broker tell, or why they do not after 5 seconds; in `Status.troubles` what needs a hand.
         """
         consumed = {group: {handler.event.topic for handler in found.values()} for group, found in self.groups().items()}
-        survey = Survey(self.store, self.broker, self.name, {spec.topic for spec in self.published()}, consumed)
+        published = {spec.topic for spec in self.published()}
+        row_seconds = self.settings.retention.row_seconds
+        survey = Survey(self.store, self.broker, self.name, published, consumed, row_seconds=row_seconds)
         async with self._door:
             if not self._is_connected:
                 return await survey.status(late_seconds=late_seconds, is_open=False)

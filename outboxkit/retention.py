@@ -25,8 +25,8 @@ from outboxkit.supervision import Supervisor
 
 _MARKS = 50
 """Into how many parts the shorter of the two times is divided: rows go that much later than they might."""
-_WALKING = 0.05
-"""The part of the time that is spent on walking over rows that have to stay."""
+_WALKING, _FEW_ROWS = 0.05, 10_000
+"""The part of the time that is spent on walking over rows that have to stay, if they are more than these few."""
 _SIGN_OF_LIFE_SECONDS = 60.0
 
 
@@ -70,25 +70,27 @@ class Retention:
         told = await self._broker.groups(streams)
         standings = {stream: {group: standing.settled for group, standing in groups.items()} for stream, groups in told.items()}
         await self._store.retained.know(standings, asked_at)
+        await self._trim(streams)
         if anyio.current_time() >= self._rest_until:
             await self._remove(await self._store.retained.horizon(settings.row_seconds))
-        await self._trim(streams)
 
     async def _remove(self, upto: Position) -> None:
         """Walk over the old rows from the start on, and remove what may go."""
-        started, removed, looked_at = anyio.current_time(), 0, 0
+        removed, looked_at, busy_seconds = 0, 0, 0.0
         after = ORIGIN if upto > ORIGIN else None
         while after is not None:
             began = anyio.current_time()
             step = await self._store.retained.remove(after, upto, self._settings.batch_rows)
             removed, looked_at, after = removed + step.rows, looked_at + step.looked_at, step.upto
-            await anyio.sleep(anyio.current_time() - began)  # as long as we held up others
+            step_seconds = anyio.current_time() - began
+            busy_seconds += step_seconds
+            await anyio.sleep(step_seconds)  # as long as we held up others
         if removed:
             self._observer.removed(removed)
-        if looked_at:
-            # What has to stay is walked over each time, and may be much.
-            ended = anyio.current_time()
-            self._rest_until = ended + (ended - started) * (looked_at - removed) / looked_at / _WALKING
+        # What has to stay is walked over each time, and may be much.
+        kept = looked_at - removed
+        if kept > _FEW_ROWS:
+            self._rest_until = anyio.current_time() + busy_seconds * kept / looked_at / _WALKING
 
     async def _trim(self, streams: Collection[Stream]) -> None:
         """Trim each stream up to what is old; of one that no group reads what is as old as rows may be."""

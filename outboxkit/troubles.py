@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 
 from outboxkit.census import Count
-from outboxkit.status import GroupStatus, Status, StreamStatus, duration
+from outboxkit.status import GroupStatus, KnownGroupStatus, Status, StreamStatus, duration
 
 
 def troubles(status: Status, late_seconds: float) -> Sequence[str]:
@@ -16,6 +16,7 @@ def troubles(status: Status, late_seconds: float) -> Sequence[str]:
     return [
         *_unreachable(status),
         *(sentence for stream in status.streams for sentence in _of_stream(status, stream, late_seconds)),
+        *_held_back(status.known_groups),
         *_dead(status.groups),
         *(sentence for group in status.groups for sentence in _of_group(group, late_seconds)),
     ]
@@ -50,6 +51,18 @@ def _of_stream(status: Status, stream: StreamStatus, late_seconds: float) -> Ite
     else:
         step = f"{lease.holder} holds the relay's lease: look at its log"
     yield f"stream {stream.name} has {_many(stream.rows_unrelayed, 'row')} not relayed, the oldest for {duration(age)}: {step}"
+
+
+def _held_back(known_groups: Sequence[KnownGroupStatus]) -> Iterator[str]:
+    for name in sorted({known.group for known in known_groups if known.holds_rows}):
+        streams = [known for known in known_groups if known.group == name and known.holds_rows]
+        longest = max(streams, key=lambda known: known.stood_seconds)
+        others = f" and {len(streams) - 1} more" if len(streams) > 1 else ""
+        yield (
+            f"group {name} holds back what is older than rows are kept for: of stream {longest.name}{others} it has settled "
+            f"nothing above {longest.settled_position} for {duration(longest.stood_seconds)}. Start its consumers; if it is "
+            f"gone for good, `outboxkit dismiss module:app {name}`"
+        )
 
 
 def _dead(groups: Sequence[GroupStatus]) -> Iterator[str]:

@@ -69,9 +69,7 @@ _PLAN = """
 # Answers with how many went, how many were looked at, the last tick that was looked into, and the last row.
 _REMOVE = """
     WITH first AS MATERIALIZED (
-        SELECT t.tick, greatest(before.high, CASE WHEN t.tick = $1 THEN $2 ELSE 0 END) AS high
-        FROM (SELECT tick FROM {tick} WHERE tick >= $1 AND tick > 0 ORDER BY tick LIMIT 1) t,
-            LATERAL (SELECT high FROM {tick} b WHERE b.tick < t.tick ORDER BY b.tick DESC LIMIT 1) before
+        SELECT tick, high FROM {tick} WHERE tick >= $1 AND tick > 0 ORDER BY tick LIMIT 1
     ), span AS MATERIALIZED (
         SELECT t.tick, t.snapshot, t.high, before.snapshot AS seen, before.high AS low,
             CASE WHEN t.tick = $1 THEN $2 ELSE 0 END AS after
@@ -119,14 +117,18 @@ _REMOVE = """
     FROM entry
 """
 
-# Of ticks $1 to $2 those without rows. A statement of its own, so that it sees what the one before it left.
+_TICKS = 5000
+
+# Of the $3 ticks from $1 on, $2 at most, those without rows. Only when all rows were looked at: as long as the tick before a
+# tick is there, what is in it is a short range of the primary key; without it all that was removed is passed over each time.
 _REMOVE_TICKS = """
     WITH span AS MATERIALIZED (
         SELECT t.tick, t.snapshot, t.high, before.snapshot AS seen, before.high AS low
-        FROM (SELECT * FROM {tick} WHERE tick BETWEEN $1 AND $2 AND tick < (SELECT max(tick) FROM {tick})) t,
+        FROM (SELECT * FROM {tick} WHERE tick BETWEEN $1 AND $2 AND tick < (SELECT max(tick) FROM {tick})
+            ORDER BY tick LIMIT $3) t,
             LATERAL (SELECT * FROM {tick} b WHERE b.tick < t.tick ORDER BY b.tick DESC LIMIT 1) before
-    )
-    DELETE FROM {tick} t USING span WHERE t.tick = span.tick
+    ), gone AS (
+        DELETE FROM {tick} t USING span WHERE t.tick = span.tick
         AND NOT EXISTS (SELECT FROM pg_snapshot_xip(span.seen) x, LATERAL (
             SELECT FROM {outbox} o WHERE o.xid = x AND o.seq <= span.low ORDER BY o.seq LIMIT 1) o
             WHERE pg_visible_in_snapshot(x, span.snapshot))
@@ -135,6 +137,8 @@ _REMOVE_TICKS = """
                 AND o.seq <= span.low AND pg_visible_in_snapshot(o.xid, span.snapshot))
         AND NOT EXISTS (SELECT FROM {outbox} o
             WHERE o.seq > span.low AND o.seq <= span.high AND pg_visible_in_snapshot(o.xid, span.snapshot))
+    )
+    SELECT max(tick) FROM span
 """
 
 
@@ -210,11 +214,16 @@ class PostgresRetainedLog:
         async with self._work() as link:
             await link.fetch(_PLAN)
             ((removed, looked_at, last_tick, *end),) = await link.fetch(self._sql(_REMOVE), *after, limit, *upto)
-            if last_tick is None:
-                return Removal(0, 0, None)
-            # Of the last tick there may be more than was looked at.
-            full = looked_at == limit
-            await link.fetch(self._sql(_REMOVE_TICKS), after.major, end[0] - 1 if full else last_tick)
-        if not full:
-            end = [last_tick, LAST.minor]
-        return Removal(removed, looked_at, Position(*end) if Position(*end) < upto else None)
+        if looked_at < limit:  # or of the last tick there may be more
+            end = [upto.major if last_tick is None else last_tick, LAST.minor]
+        if last_tick is not None and Position(*end) < upto:
+            return Removal(removed, looked_at, Position(*end))
+        await self._remove_ticks(upto.major)
+        return Removal(removed, looked_at, None)
+
+    async def _remove_ticks(self, upto: int) -> None:
+        looked_at: int | None = 0
+        while looked_at is not None:
+            async with self._work() as link:
+                await link.fetch(_PLAN)
+                ((looked_at,),) = await link.fetch(self._sql(_REMOVE_TICKS), looked_at + 1, upto, _TICKS)

@@ -1,4 +1,4 @@
-"""A million messages through two services that keep what is settled for 10 s: tables, streams and memory stay as small as before.
+"""A million messages through two services that keep what is settled for 10 s: tables, streams and memory stay flat.
 
 ``OUTBOXKIT_TEST_SPACE_MESSAGES`` sets another number.
 """
