@@ -109,7 +109,7 @@ class RetentionSettings(msgspec.Struct, frozen=True, kw_only=True):
     row_seconds: float = 3 * 24 * 3600.0
     stream_seconds: float = 3600.0
     look_seconds: float = 10.0
-    batch_rows: int = 1000
+    batch_rows: int = 5000
     lease_seconds: float = 60.0
     backoff: Backoff = Backoff()
 

@@ -25,6 +25,7 @@ from outboxkit.supervision import Supervisor
 
 _MARKS = 50
 """Into how many parts the shorter of the two times is divided: rows go that much later than they might."""
+_PAUSE_SECONDS = 0.1
 _WALKING, _FEW_ROWS = 0.05, 10_000
 """The part of the time that is spent on walking over rows that have to stay, if they are more than these few."""
 _SIGN_OF_LIFE_SECONDS = 60.0
@@ -84,7 +85,7 @@ class Retention:
             removed, looked_at, after = removed + step.rows, looked_at + step.looked_at, step.upto
             step_seconds = anyio.current_time() - began
             busy_seconds += step_seconds
-            await anyio.sleep(step_seconds)  # as long as we held up others
+            await anyio.sleep(min(step_seconds, _PAUSE_SECONDS))  # as long as we held up others
         if removed:
             self._observer.removed(removed)
         # What has to stay is walked over each time, and may be much.

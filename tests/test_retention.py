@@ -15,8 +15,8 @@ from outboxkit.retention import Retention
 from outboxkit.status import Status
 from outboxkit.testing import MemoryBroker, drain
 from tests.databases import Place
-from tests.services import QUICK, Publisher, Reader
 from tests.servers import empty_redis
+from tests.services import QUICK, Publisher, Reader
 from tests.waiting import until
 
 AT_ONCE = msgspec.structs.replace(
