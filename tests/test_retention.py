@@ -12,7 +12,6 @@ from outboxkit.broker import Broker, Standing
 from outboxkit.errors import GroupActiveError, GroupMissingError
 from outboxkit.message import ORIGIN, Position, Stream
 from outboxkit.retention import Retention
-from outboxkit.status import Status
 from outboxkit.testing import MemoryBroker, drain
 from tests.databases import Place
 from tests.servers import empty_redis
@@ -122,24 +121,11 @@ async def test_a_loss_of_what_is_no_longer_retained_harms_no_group_that_is_known
     assert not publisher.observer.halts
 
 
-class Telling(Reader):
-    """Keeps what was told to be gone."""
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self.gone: list[tuple[Stream, Position, Position]] = []
-        observer: Any = self.observer
-        observer.hole_gone = lambda _, stream, after, upto: self.gone.append((stream, after, upto))
-
-
 async def test_the_chain_shows_what_was_lost_and_is_no_longer_retained(tmp_path: Place) -> None:
     """A group that nobody knew of is told, and skips nothing in silence."""
     broker = MemoryBroker()
     publisher = await Publisher(tmp_path, broker, settings=AT_ONCE).migrate()
-    reader = await Telling(tmp_path, broker, settings=AT_ONCE).migrate()
-    told: list[tuple[Stream, Position, Position]] = []
-    observer: Any = publisher.observer
-    observer.gone = lambda *what: told.append(what)
+    reader = await Reader(tmp_path, broker, settings=AT_ONCE).migrate()
     async with publisher.app:
         await drawn(publisher, [7, 17])
         (stream,) = (await until(publisher.app.store.progress, lambda progress: progress.last)).last
@@ -149,12 +135,12 @@ async def test_the_chain_shows_what_was_lost_and_is_no_longer_retained(tmp_path:
             await reader.app.store.subscribe("noting", stream, Position(1, 0))
         broker.wipe()
         await until(lambda: publisher.observer.losses)
-        assert told == [(stream, ORIGIN, Position(3, 0))]
+        assert publisher.observer.gone_for_good == [(stream, ORIGIN, Position(3, 0))]
         (entry,) = await until(lambda: broker.range(stream, after=ORIGIN, upto=None, limit=10))
         assert (entry.position, entry.prev) == (Position(4, 0), Position(3, 0))
         async with reader.app:
             await until(lambda: noted(reader), lambda found: found == [37])
-        assert reader.gone == [(stream, Position(1, 0), Position(3, 0))]
+        assert reader.observer.gone_for_readers == [(stream, Position(1, 0), Position(3, 0))]
 
 
 async def test_a_stream_that_no_group_reads_is_kept_as_long_as_rows(place: Place, redis_url: str) -> None:
@@ -226,7 +212,7 @@ async def test_a_dismissed_group_that_comes_back_goes_on_at_what_is_there_and_te
     place: Place, redis_url: str
 ) -> None:
     publisher, _ = await services(place, redis_url)
-    reader = Telling(place, redis_url, settings=AT_ONCE)
+    reader = Reader(place, redis_url, settings=AT_ONCE)
     async with publisher.app:
         async with reader.app:
             await drawn(publisher, [7, 17])
@@ -241,7 +227,7 @@ async def test_a_dismissed_group_that_comes_back_goes_on_at_what_is_there_and_te
             await drawn(publisher, [57])
             await until(lambda: noted(reader), lambda found: found == [7, 17, 47, 57])
             await until(lambda: known_streams(publisher), lambda count: count == 4)
-    ((stream, after, upto),) = reader.gone
+    ((stream, after, upto),) = reader.observer.gone_for_readers
     assert stream.source == "drawing"
     assert after < upto
 
@@ -278,7 +264,7 @@ async def test_status_names_who_holds_back_what_is_old_and_the_next_step(place: 
             assert {known.group for known in healthy.known_groups} == {"noting"}
             assert healthy.oldest_retained_seconds is not None
         await drawn(publisher, range(8, 40))
-        found: Status = await until(publisher.app.status, lambda found: found.troubles)
+        found = await until(publisher.app.status, lambda found: found.troubles)
         (trouble,) = found.troubles
         assert trouble.startswith("group noting holds back what is older than rows are kept for: of stream numbers:")
         assert "`outboxkit dismiss module:app noting`" in trouble

@@ -9,9 +9,9 @@ from outboxkit.cli.loading import with_app
 
 
 @click.command()
+@with_app
 @click.argument("group")
 @click.option("--force", is_flag=True, help="Also when it has shown a sign of life within the last minute.")
-@with_app
 def dismiss(app: App, *, group: str, force: bool) -> None:
     """Have GROUP, which is gone for good, hold back no rows of the app's outbox and no entries any more.
 

@@ -52,8 +52,8 @@ def _lines(found: Status) -> Iterator[str]:
         yield from _table(header, map(_group, found.groups))
     if found.known_groups:
         yield ""
-        header = ("read by group", "of", "settled up to", "for", "holds rows")
-        yield from _table(header, map(_known_group, found.known_groups))
+        known_header = ("read by group", "of", "settled up to", "for", "holds rows")
+        yield from _table(known_header, map(_known_group, found.known_groups))
     yield ""
     yield "needs a hand:" if found.troubles else "nothing needs a hand"
     yield from (f"- {trouble}" for trouble in found.troubles)

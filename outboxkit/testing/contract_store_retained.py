@@ -263,5 +263,6 @@ class StoreRetainedContract:
             working.cancel_scope.cancel()
         assert sorted(envelopes(seen)) == sorted(written)
         assert [entry.position for entry in seen] == sorted(entry.position for entry in seen)
+        await store.save_progress(Progress(seen[-1].position, {entry.stream: entry.position for entry in seen}))
         await swept(store)
         assert await log_of(store) == last_of(seen)

@@ -6,8 +6,7 @@
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,7 +39,7 @@ class Sample(NamedTuple):
 
 
 @contextmanager
-def running(role: str, place: Place, broker: str, allowed: Path) -> Iterator[subprocess.Popen[bytes]]:
+def running(role: str, place: Place, broker: str, allowed: Path) -> Generator[subprocess.Popen[bytes], None, None]:
     command = [sys.executable, "-m", "tests.guarantees.flood", role, str(place), broker, str(MESSAGES), str(allowed)]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'adapters'}"}
     with subprocess.Popen(command, cwd=ROOT, env=environment) as process:
@@ -79,7 +78,8 @@ class Watch:
         self.samples: list[Sample] = []
 
     def entries(self) -> int:
-        return sum(self._redis.xlen(key) for key in self._redis.scan_iter("outboxkit:numbers:*:drawing"))
+        lengths: list[int] = [self._redis.xlen(key) for key in self._redis.scan_iter("outboxkit:numbers:*:drawing")]
+        return sum(lengths)
 
     def look(self) -> Sample:
         sample = Sample(
@@ -97,7 +97,8 @@ class Watch:
     def peak(self, what: str, begin: float, end: float) -> int:
         """Return the highest value between two parts of the run, by what was settled."""
         among = [sample for sample in self.samples if begin * MESSAGES <= sample.settled <= end * MESSAGES]
-        return max(getattr(sample, what) for sample in among)
+        values: list[int] = [getattr(sample, what) for sample in among]
+        return max(values)
 
 
 @pytest.fixture
@@ -114,7 +115,6 @@ async def prepared(place: Place, redis_url: str) -> Place:
 async def test_a_million_messages_leave_tables_streams_and_memory_flat(prepared: Place, redis_url: str, tmp_path: Path) -> None:
     allowed = tmp_path / "allowed"
     allowed.write_text(str(AHEAD))
-    started = time.monotonic()
     with ExitStack() as stack:
         processes = [stack.enter_context(running(role, prepared, redis_url, allowed)) for role in ("draw", "add")]
         watch = Watch(prepared, redis_url, processes)
@@ -122,14 +122,11 @@ async def test_a_million_messages_leave_tables_streams_and_memory_flat(prepared:
             while (sample := watch.look()).settled < MESSAGES:
                 allowed.write_text(str(sample.settled + AHEAD))
                 await anyio.sleep(0.25)
-        seconds = time.monotonic() - started
-        for sample in watch.samples[:: max(1, len(watch.samples) // 20)]:
-            print(sample)
-        print(f"{MESSAGES / seconds:.0f} messages a second")
         (total,) = watch.consumer.ask("SELECT count, sum FROM total")
         assert tuple(total) == (MESSAGES, MESSAGES * (MESSAGES + 1) // 2), "each once"
         for what in ("rows", "entries", "inbox_rows", "publisher_bytes", "consumer_bytes", "memory"):
-            assert watch.peak(what, 0.5, 1.0) <= 1.5 * watch.peak(what, 0.25, 0.5), what
+            # Autovacuum comes once a minute: the first quarters are too short for it.
+            assert watch.peak(what, 0.5, 1.0) <= 1.5 * watch.peak(what, 0.25, 0.5), (what, watch.samples[::20])
         assert watch.peak("memory", 0.0, 1.0) <= 150 * MEGABYTE
         await until(
             watch.look, lambda sample: (sample.rows, sample.entries, sample.inbox_rows) == (STREAMS, STREAMS, 0), seconds=40
