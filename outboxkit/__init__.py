@@ -17,11 +17,12 @@ Reading order: `message` (the plain values), `store` (with `inbox`) and `broker`
 `outcomes`; `membership` is how processes share the work), `clock` (what waited for its time is published, by what `later`
 says of stores), `app`. `events` is the way from an event to bytes, `errors` the tree of everything raised, `config` every
 setting, `observe` what is reported. `dead_letters` is what can be done about messages that failed for good, `rebase` the
-way out when positions no longer fit; `survey` finds out where everything stands, and says so in a `status`.
+way out when positions no longer fit; `retention` removes what everybody has settled (`retained` is its port); `survey`
+finds out where everything stands, and says so in a `status`.
 """
 
 from outboxkit.app import App
-from outboxkit.config import ConsumerSettings, Limits, RelaySettings, Settings
+from outboxkit.config import ConsumerSettings, Limits, RelaySettings, RetentionSettings, Settings
 from outboxkit.errors import (
     BrokerError,
     ConfigurationError,
@@ -51,6 +52,7 @@ __all__ = [
     "Position",
     "PublishError",
     "RelaySettings",
+    "RetentionSettings",
     "RetryPolicy",
     "Router",
     "Settings",

@@ -3,7 +3,7 @@
 import re
 import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar
@@ -23,8 +23,10 @@ from outboxkit.identity import member_name
 from outboxkit.later import due_of
 from outboxkit.lease import Lease
 from outboxkit.membership import Membership
+from outboxkit.message import Position, Stream
 from outboxkit.observe import Observer, shielded
 from outboxkit.relay import Relay
+from outboxkit.retention import Retention, dismiss
 from outboxkit.routing import Handler, Router
 from outboxkit.status import Status
 from outboxkit.store import Store
@@ -114,11 +116,45 @@ class App(Router):
             What database and broker tell, or why they do not after 5 seconds; in `Status.troubles` what needs a hand.
         """
         consumed = {group: {handler.event.topic for handler in found.values()} for group, found in self.groups().items()}
-        survey = Survey(self.store, self.broker, self.name, {spec.topic for spec in self.published()}, consumed)
+        published = {spec.topic for spec in self.published()}
+        row_seconds = self.settings.retention.row_seconds
+        survey = Survey(self.store, self.broker, self.name, published, consumed, row_seconds=row_seconds)
         async with self._door:
             if not self._is_connected:
                 return await survey.status(late_seconds=late_seconds, is_open=False)
         return await survey.status(late_seconds=late_seconds, is_open=True)
+
+    async def dismiss(self, group: str, *, force: bool = False) -> Mapping[Stream, Position]:
+        """Have a consumer group that is gone for good hold back no rows of this app's outbox and no entries any more.
+
+        Whether the app is open or not. Should a consumer of the group come back, it goes on behind what it has settled; what is
+        gone by then it reports.
+
+        Args:
+            group: its name, as `status` has it.
+            force: also when it has shown a sign of life within the last minute.
+
+        Returns:
+            The streams of this app that it read, with the position up to which it had settled each.
+
+        Raises:
+            GroupMissingError: no such group is known.
+            GroupActiveError: it is alive.
+            StoreUnavailableError, BrokerUnavailableError: it may be dismissed or not: repeat it.
+        """
+        async with self._looking():
+            return await dismiss(self.store, self.broker, group, force=force)
+
+    @asynccontextmanager
+    async def _looking(self) -> AsyncGenerator[None, None]:
+        """Use the connections, which are opened for it where the app is not open."""
+        async with self._door, AsyncExitStack() as opened:
+            if not self._is_connected:
+                await self.store.open(self.name)
+                opened.push_async_callback(self.store.aclose)
+                await self.broker.open()
+                opened.push_async_callback(self.broker.aclose)
+            yield
 
     def unit_of_work(self, *events: type[Any]) -> AbstractAsyncContextManager[UnitOfWork]:
         """Open a unit of work by hand: ``async with app.unit_of_work() as uow:``; inside an open one, join it.
@@ -299,6 +335,8 @@ class App(Router):
                 lease = Lease(self.store, "relay", member_name(self.reader), self.settings.relay.lease_seconds)
                 loops.start_soon(Relay(self.store, self.broker, self.settings.relay, observer, lease).run)
                 loops.start_soon(Clock(self.store, self.settings.relay, observer).run)
+                lease = Lease(self.store, "retention", member_name(self.reader), self.settings.retention.lease_seconds)
+                loops.start_soon(Retention(self.store, self.broker, self.settings.retention, observer, lease).run)
             async with anyio.create_task_group() as consuming:
                 for each in working:
                     consuming.start_soon(each.run)

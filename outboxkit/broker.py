@@ -8,7 +8,7 @@ Every adapter has to keep (``outboxkit.testing.BrokerContract`` checks):
 - **B2** a group sees the backlog: it starts at the position asked for, never at "now".
 - **B3** what is delivered and not acked is delivered again: to its own reader after a restart, to another after an idle
   time. Acking is idempotent. In-flight work can say "still busy".
-- **B4** nothing unacked is ever trimmed, and a stream's last entry never.
+- **B4** nothing unacked is ever trimmed, nothing above what a group says it has settled, and a stream's last entry never.
 
 A broker raises `BrokerUnavailableError` for whatever may pass by itself, also when a reply was lost and the effect is
 unknown; it never repeats a command on its own. It may lose everything it holds: the relay finds out and repairs it.
@@ -21,11 +21,26 @@ from outboxkit.message import Delivery, LogEntry, Position, Stream
 
 
 class Append(NamedTuple):
-    """A compare-and-append to one stream: `entries` are of that stream, in order, all after `expected`."""
+    """A compare-and-append to one stream: `entries` are of that stream, in order, all after `expected`.
+
+    `prev`: the position before the first of them, when that is not `expected` because the log no longer holds what was between.
+    """
 
     stream: Stream
     expected: Position
     entries: Sequence[LogEntry]
+    prev: Position | None = None
+
+
+class Standing(NamedTuple):
+    """How far a group is with one stream.
+
+    `settled`: everything up to there is acked, and settled in the group's own database as far as it said so. `idle_seconds`:
+    since a reader of it last showed a sign of life; None when none ever did.
+    """
+
+    settled: Position
+    idle_seconds: float | None = None
 
 
 class Broker(Protocol):
@@ -62,6 +77,22 @@ class Broker(Protocol):
         """
         ...
 
+    async def groups(self, streams: Collection[Stream]) -> Mapping[Stream, Mapping[str, Standing]]:
+        """Return how far each group of each stream is; nothing for a stream that does not exist."""
+        ...
+
+    async def trim(self, stream: Stream, upto: Position) -> int:
+        """Remove entries at or below a position, from the oldest on, as far as B4 allows; returns how many.
+
+        What no group has read is kept, what is not acked, what a group has not settled (see `settled`), and the last entry.
+        Whether that is so is decided where the entries are, in one step with removing them.
+        """
+        ...
+
+    async def dismiss(self, group: str, streams: Collection[Stream]) -> None:
+        """Forget a group, with what it has pending; idempotent. One that subscribes again is as good as new."""
+        ...
+
     # for consumers
 
     async def streams(self, topic: str) -> Collection[Stream]:
@@ -69,7 +100,15 @@ class Broker(Protocol):
         ...
 
     async def subscribe(self, group: str, stream: Stream, after: Position) -> None:
-        """Make the group, reading after a position (B2); a group that exists stays as it is."""
+        """Make the group, reading after a position (B2): what it has settled. A group that exists reads on where it was."""
+        ...
+
+    async def settled(self, group: str, floors: Mapping[Stream, Position]) -> None:
+        """Tell up to where the group has settled streams in its own database, which is a sign of life too.
+
+        Nothing above is trimmed, whatever was acked: what was acked may have been somebody else's doing (a deleted consumer, a
+        moved group), and then the group will read it again. A stream that does not exist is passed over.
+        """
         ...
 
     async def read(

@@ -92,6 +92,10 @@ class Census(Protocol):
         """Count the outbox's rows by stream, among the newest `limit` of all; a stream with none of these is left out."""
         ...
 
+    async def oldest(self) -> bytes | None:
+        """Return the envelope of the row that was written first of those that are left; None when there are none."""
+        ...
+
     async def unrelayed(self, ends: Mapping[Stream, Position], limit: int) -> Mapping[Stream, Backlog]:
         """Count the rows above where each stream ends in the broker.
 

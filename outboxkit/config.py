@@ -95,6 +95,27 @@ class ConsumerSettings(msgspec.Struct, frozen=True, kw_only=True):
     backoff: Backoff = Backoff()
 
 
+class RetentionSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """How long what everybody has settled is kept. What a known group has not settled is kept however old it is.
+
+    Args:
+        row_seconds: how long rows stay in the outbox, so that what a broker lost can be brought again: three days.
+        stream_seconds: how long entries stay in the broker, where a new group starts at the oldest; on a stream that no group
+            reads they stay for `row_seconds`.
+        look_seconds: how often is looked what may go, and how far groups are.
+        batch_rows: rows removed in one transaction; between two of them writers have their turn.
+        lease_seconds: how soon another process goes on in place of one that died.
+        backoff: waits while the broker or the database is away.
+    """
+
+    row_seconds: float = 3 * 24 * 3600.0
+    stream_seconds: float = 3600.0
+    look_seconds: float = 10.0
+    batch_rows: int = 5000
+    lease_seconds: float = 60.0
+    backoff: Backoff = Backoff()
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that can be set about an app, besides where its database and broker are.
 
@@ -103,6 +124,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         limits: what may be published.
         relay: the relay's settings.
         consumer: the consumers' settings.
+        retention: how long what is settled is kept.
         retry: the retry policy of handlers that have none of their own.
         grace_seconds: how long a stop waits for what is in hand before it is undone.
     """
@@ -111,6 +133,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits = Limits()
     relay: RelaySettings = RelaySettings()
     consumer: ConsumerSettings = ConsumerSettings()
+    retention: RetentionSettings = RetentionSettings()
     retry: RetryPolicy = RetryPolicy()
     grace_seconds: float = 10.0
 
@@ -137,6 +160,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "consumer.hole_seconds": self.consumer.hole_seconds,
             "consumer.behind_seconds": self.consumer.behind_seconds,
             "consumer.retry_poll_seconds": self.consumer.retry_poll_seconds,
+            "retention.row_seconds": self.retention.row_seconds,
+            "retention.stream_seconds": self.retention.stream_seconds,
+            "retention.look_seconds": self.retention.look_seconds,
+            "retention.batch_rows": self.retention.batch_rows,
+            "retention.lease_seconds": self.retention.lease_seconds,
             "grace_seconds": self.grace_seconds,
         }
         for name, value in positive.items():

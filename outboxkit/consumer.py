@@ -218,6 +218,7 @@ class Consumer:
         while True:
             await anyio.sleep(self._settings.hole_seconds)
             floors = await self._store.floors(self.group)
+            await self._reading.tell(floors)
             last = await self._reading.last()
             for stream in last.keys() & floors.keys():
                 await self._chain.mend(stream, floors[stream], last[stream])

@@ -29,6 +29,7 @@
     └── BrokerError                 the broker
         ├── BrokerUnavailableError  away, or refusing for now: trying again later may help
         ├── GroupMissingError       the consumer group is gone and has to be made again at its floor
+        ├── GroupActiveError        a group that was to be dismissed is alive
         └── StreamConflictError     something else stands where our stream should be
 
 Messages name the thing, the reason and the next step.
@@ -149,6 +150,10 @@ class BrokerUnavailableError(BrokerError):
 
 class GroupMissingError(BrokerError):
     """A consumer group does not exist (any more); subscribe again at the floor."""
+
+
+class GroupActiveError(BrokerError):
+    """A group that was to be dismissed shows signs of life: stop its consumers first."""
 
 
 class StreamConflictError(BrokerError):

@@ -34,6 +34,22 @@ class Observer:
             has,
         )
 
+    def gone(self, stream: Stream, after: Position, upto: Position) -> None:
+        """The broker lost entries that the outbox no longer holds either; every group that was known had settled them."""
+        logger.warning(
+            "the broker lost entries of %s in (%s, %s], which are older than what the outbox retains and are not sent again: "
+            "every known group had settled them, and one that starts now starts behind them",
+            stream,
+            after,
+            upto,
+        )
+
+    def removed(self, count: int) -> None:
+        """Retention removed `count` rows from the outbox."""
+
+    def trimmed(self, stream: Stream, count: int) -> None:
+        """Retention removed `count` entries from a stream."""
+
     def halted(self, stream: Stream, reason: str) -> None:
         """The relay stopped a stream because going on could apply the wrong events."""
         logger.error("stream %s is stopped: %s", stream, reason)
@@ -91,8 +107,8 @@ class Observer:
     def hole_gone(self, group: str, stream: Stream, after: Position, upto: Position) -> None:
         """Entries that were never delivered are not in the broker any more."""
         logger.error(
-            "group %s: entries of %s in (%s, %s] were never delivered and the broker no longer holds them; they are still in "
-            "the outbox of %s and the floor stays in front of them",
+            "group %s: entries of %s in (%s, %s] were never delivered and the broker no longer holds them; the outbox of %s "
+            "has them if its retention has not removed them, and the floor stays in front of them",
             group,
             stream,
             after,

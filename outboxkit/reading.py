@@ -14,7 +14,7 @@ from outboxkit.circuits import Circuits
 from outboxkit.config import ConsumerSettings
 from outboxkit.errors import StreamConflictError
 from outboxkit.hand import Hand
-from outboxkit.inbox import Subscription
+from outboxkit.inbox import Floor, Subscription
 from outboxkit.message import ORIGIN, Delivery, Position, Stream
 from outboxkit.observe import Observer
 from outboxkit.store import Store
@@ -22,6 +22,8 @@ from outboxkit.store import Store
 T = TypeVar("T")
 
 _RECLAIM_MESSAGES = 500
+_TELL_SECONDS = 10.0
+"""How often the broker is told where floors stand although they have not moved: it is a sign of life."""
 
 
 class Reading:
@@ -66,6 +68,9 @@ class Reading:
         """Streams that have just become ours: somebody else may have had entries of them in hand."""
         self._unacked = False
         """Whether some ack may not have arrived, so that our own pending entries have to be read again."""
+        self._told: dict[Stream, Position] = {}
+        """Where floors stood when the broker was told."""
+        self._tell_all_at = 0.0
         self._arriving = anyio.Lock()
         """Held while entries come that are not in hand yet."""
         self._changed = anyio.Event()
@@ -133,6 +138,21 @@ class Reading:
 
         answers = await self._ask(self._subscriptions, read)
         return [delivery for found in answers for delivery in found]
+
+    async def tell(self, floors: Mapping[Stream, Floor]) -> None:
+        """Tell the broker up to where all is settled: it trims nothing above, and the publisher removes nothing."""
+
+        async def settled(streams: Collection[Stream]) -> None:
+            await self._broker.settled(self._group, {stream: news[stream] for stream in streams})
+
+        now = anyio.current_time()
+        if now >= self._tell_all_at:
+            self._told.clear()
+            self._tell_all_at = now + _TELL_SECONDS
+        at = {stream: floors[stream].position for stream in self._subscriptions.keys() & floors.keys()}
+        news = {stream: position for stream, position in at.items() if self._told.get(stream) != position}
+        await self._ask(news, settled)
+        self._told |= news
 
     async def last(self) -> Mapping[Stream, Position]:
         """Return where the streams end that are read."""

@@ -41,10 +41,13 @@ async def divergences(store: Store, broker: Broker, source: str, topics: Collect
     progress = (await store.progress()).last
     registered = {stream for topic in topics for stream in await broker.streams(topic) if stream.source == source}
     last = await broker.last(registered | log.keys() | progress.keys())
+    removed = await store.retained.removed()
     found: list[Divergence] = []
     for stream, at in sorted(last.items()):
         agreed, ahead = log.get(stream, (ORIGIN, 0))
-        explained = at in (ORIGIN, progress.get(stream)) or await holds_same(store, broker, stream, at)
+        # What retention removed cannot be compared any more, and has been in the broker before.
+        explained = at in (ORIGIN, progress.get(stream)) or at <= removed.get(stream, ORIGIN)
+        explained = explained or await holds_same(store, broker, stream, at)
         if not explained:
             found.append(Divergence(stream, agreed, at, ahead))
     return found

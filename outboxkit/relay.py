@@ -8,7 +8,8 @@ the broker's last position is                  it means                         
 =============================================  =========================================  ==================================
 as expected                                    normal                                     goes on
 higher, and our log has that very entry there  a lost reply, or a twin relay was faster   skips ahead
-lower                                          the broker lost entries                    reads the log again from there
+lower                                          the broker lost entries                    reads the log again from there,
+                                                                                          as far as it is retained
 higher, and our log has none or another there  the database went back in time, or         stops this stream and says so;
                                                something else writes the stream           ``rebase`` is the way out
 =============================================  =========================================  ==================================
@@ -54,6 +55,8 @@ class Relay:
         """Everything at or below it is in the broker, but for stopped streams."""
         self._last: dict[Stream, Position] = {}
         """Where each stream ends in the broker, as far as we know."""
+        self._removed: Mapping[Stream, Position] = {}
+        """Up to where retention has removed what stood in streams: what the broker loses of that does not come again."""
         self._doubted: set[Stream] = set()
         """Streams whose end is to be looked for in our log again, although the broker has not moved."""
         self._halted: set[Stream] = set()
@@ -112,7 +115,11 @@ class Relay:
         return following
 
     async def _read(self, after: Position) -> Sequence[LogEntry]:
-        return await self._store.read(after, self._settings.batch_messages, self._settings.batch_bytes)
+        entries = await self._store.read(after, self._settings.batch_messages, self._settings.batch_bytes)
+        if entries:
+            # After the read: then what is above it in a batch has nothing before it that was removed and is not named by it.
+            self._removed = await self._store.retained.removed()
+        return entries
 
     async def _append(self, entries: Sequence[LogEntry]) -> bool:
         """Bring entries into the broker; False when it turned out to have lost earlier ones."""
@@ -140,14 +147,16 @@ class Relay:
         batches: list[Append] = []
         for stream, entries in by_stream.items():
             last = self._last[stream]
-            if stream in self._halted or entries[-1].position <= last:
+            # The chain goes on behind what can never come again, so that whoever has not settled that sees it is missing.
+            prev = max(last, self._removed.get(stream, ORIGIN))
+            if stream in self._halted or entries[-1].position <= prev:
                 continue
             if self._circuits.is_open(stream.topic):
                 self._passed_over.add(stream)
                 continue
-            if entries[0].position <= last:
-                entries = [entry for entry in entries if entry.position > last]
-            batches.append(Append(stream, last, entries))
+            if entries[0].position <= prev:
+                entries = [entry for entry in entries if entry.position > prev]
+            batches.append(Append(stream, last, entries, None if prev == last else prev))
         return batches
 
     async def _take_stock(self, batches: Sequence[Append], answers: Sequence[Position]) -> bool:
@@ -229,8 +238,15 @@ class Relay:
                 self._observer.resumed(stream)
         if lost:
             self._observer.lost(lost)
+            await self._tell_what_is_gone(lost)
         went_back, self._cursor = cursor < self._cursor, cursor
         return not went_back and not lost
+
+    async def _tell_what_is_gone(self, lost: Mapping[Stream, tuple[Position, Position]]) -> None:
+        removed = await self._store.retained.removed()
+        for stream, (_, now) in lost.items():
+            if now < removed.get(stream, ORIGIN):
+                self._observer.gone(stream, now, removed[stream])
 
     async def _compare(self, stream: Stream, now: Position) -> Literal["go on", "lost", "halt"]:
         last = self._last[stream]

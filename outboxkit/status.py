@@ -42,6 +42,26 @@ class StreamStatus(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.topic}:{self.partition}:{self.source}"
 
 
+class KnownGroupStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A consumer group, of whatever app, that is known to read one stream of the app's own outbox."""
+
+    group: str
+    topic: str
+    partition: int
+    source: str
+    settled_position: str
+    """Up to where it has settled everything, when the relay's process asked the broker last."""
+    stood_seconds: float
+    """Since that moved."""
+    holds_rows: bool
+    """Whether there are rows that retention would remove if this group had settled them."""
+
+    @property
+    def name(self) -> str:
+        """The stream as it is written everywhere."""
+        return f"{self.topic}:{self.partition}:{self.source}"
+
+
 class GroupStatus(msgspec.Struct, frozen=True, kw_only=True):
     """What a consumer group has made of one stream."""
 
@@ -95,6 +115,10 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     """Delayed events that wait for their time, up to 10,000; None when the database did not tell."""
     oldest_overdue_seconds: float | None = None
     """For how long the one that is due longest has been due, by the database's clock; None when none is."""
+    known_groups: Sequence[KnownGroupStatus] = ()
+    """Those that read the app's own streams: what they have not settled is retained."""
+    oldest_retained_seconds: float | None = None
+    """The age of the oldest row in the outbox; each stream's last one stays however old it is."""
     troubles: Sequence[str] = ()
     """What needs a hand: a sentence each, that names the thing and the next step. Nothing when all is well."""
 

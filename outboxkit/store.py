@@ -5,7 +5,7 @@
 
 - **L1 durable first**: an entry is returned only once its transaction would survive a crash of the database.
 - **L2 no late arrivals**: once an entry at position p is returned, no entry at or below p ever appears.
-- **L3 stable**: the same position names the same bytes for ever (until retention removes it).
+- **L3 stable**: the same position names the same bytes for ever (until retention removes it: see `outboxkit.retained`).
 - **L4 key order**: if transaction B wrote key k after A's write of k was committed, A's entry is before B's.
 - **L5 read-only**: relaying changes no outbox row.
 
@@ -25,6 +25,7 @@ from outboxkit.inbox import Floor, InboxStore, Outcome, Retry, Subscription
 from outboxkit.later import LaterStore, LaterTransaction
 from outboxkit.letter import LetterStore
 from outboxkit.message import Delivery, LogEntry, OutboxRow, Position, Stream
+from outboxkit.retained import RetainedLog
 from outboxkit.roster import RosterStore
 
 T = TypeVar("T")
@@ -194,6 +195,15 @@ class Store(InboxStore, RosterStore, LetterStore, LaterStore, Protocol):
     @property
     def census(self) -> Census:
         """The looks at where everything stands, while it is open; they change nothing.
+
+        Raises:
+            StoreError: it is not open.
+        """
+        ...
+
+    @property
+    def retained(self) -> RetainedLog:
+        """What the log keeps, and the removing of it, while it is open.
 
         Raises:
             StoreError: it is not open.

@@ -14,11 +14,14 @@ from outboxkit.census import Count, Reading
 from outboxkit.errors import BrokerError, EnvelopeError, OutboxkitError, StoreError
 from outboxkit.message import ORIGIN, Envelope, Position, Stream
 from outboxkit.rebase import holds_same
-from outboxkit.status import GroupStatus, RelayLease, Status, StreamStatus
+from outboxkit.retained import KnownGroup
+from outboxkit.status import GroupStatus, KnownGroupStatus, RelayLease, Status, StreamStatus
 from outboxkit.store import Progress, Store
 from outboxkit.troubles import troubles
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from outboxkit.census import Backlog, Delayed, Holder
 
 _ROWS = 10_000
@@ -37,6 +40,7 @@ class Survey:
         source: its name.
         published: the topics it publishes, as far as it says so.
         consumed: the topics that each of its groups consumes.
+        row_seconds: how long its rows are retained.
     """
 
     def __init__(
@@ -46,17 +50,23 @@ class Survey:
         source: str,
         published: Collection[str],
         consumed: Mapping[str, Collection[str]],
+        *,
+        row_seconds: float,
     ) -> None:
         self._store = store
         self._broker = broker
         self._source = source
         self._published = published
         self._consumed = consumed
+        self._row_seconds = row_seconds
         self._errors: dict[Literal["database", "broker"], str] = {}
         self._holder: Holder | None = None
         self._progress = Progress(ORIGIN, {})
         self._retained: Mapping[Stream, Count] = {}
         self._delayed: Delayed | None = None
+        self._oldest: bytes | None = None
+        self._old = ORIGIN
+        self._known: Sequence[KnownGroup] = ()
         self._readings: list[tuple[Reading, bool]] = []
         """With whether it is in the database."""
         self._registered: set[Stream] = set()
@@ -114,6 +124,9 @@ class Survey:
         self._readings = [(reading, True) for reading in await census.readings(_ROWS)]
         self._retained = await census.retained(_ROWS)
         self._delayed = await census.delayed(_ROWS)
+        self._oldest = await census.oldest()
+        self._old = await self._store.retained.horizon(self._row_seconds)
+        self._known = await self._store.retained.known()
 
     async def _ask_broker(self) -> None:
         consumed = {topic for topics in self._consumed.values() for topic in topics}
@@ -196,6 +209,8 @@ class Survey:
             groups=groups,
             rows_delayed=self._delayed and self._delayed.rows,
             oldest_overdue_seconds=self._delayed and self._delayed.overdue_seconds,
+            known_groups=[self._known_group(known) for known in self._known],
+            oldest_retained_seconds=_age(self._oldest, now),
         )
 
     def _stream(self, stream: Stream, now: float) -> StreamStatus:
@@ -211,6 +226,20 @@ class Survey:
             rows_unrelayed=backlog.rows,
             oldest_unrelayed_seconds=_age(backlog.oldest, now),
             is_halted=stream in self._halted,
+        )
+
+    def _known_group(self, known: KnownGroup) -> KnownGroupStatus:
+        stream = known.stream
+        relayed = self._progress.last.get(stream, ORIGIN)
+        return KnownGroupStatus(
+            group=known.group,
+            topic=stream.topic,
+            partition=stream.partition,
+            source=stream.source,
+            settled_position=str(known.settled),
+            stood_seconds=known.stood_seconds,
+            # The last row that was relayed stays anyway.
+            holds_rows=known.settled < min(self._old, relayed.before()) if relayed > ORIGIN else False,
         )
 
     def _group(self, reading: Reading, saved: bool, now: float) -> GroupStatus:

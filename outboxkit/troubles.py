@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from outboxkit.census import Count
 from outboxkit.identity import short_name
-from outboxkit.status import GroupStatus, Status, StreamStatus, duration
+from outboxkit.status import GroupStatus, KnownGroupStatus, Status, StreamStatus, duration
 
 
 def troubles(status: Status, late_seconds: float) -> Sequence[str]:
@@ -18,6 +18,7 @@ def troubles(status: Status, late_seconds: float) -> Sequence[str]:
         *_unreachable(status),
         *(sentence for stream in status.streams for sentence in _of_stream(status, stream, late_seconds)),
         *_overdue(status, late_seconds),
+        *_held_back(status.known_groups),
         *_dead(status.groups),
         *(sentence for group in status.groups for sentence in _of_group(group, late_seconds)),
     ]
@@ -60,6 +61,18 @@ def _overdue(status: Status, late_seconds: float) -> Iterator[str]:
     if age is not None and age > late_seconds and status.rows_delayed is not None:
         waiting = _many(status.rows_delayed, "delayed event")
         yield f"of {waiting} the oldest has been due for {duration(age)} and is not published: {_relaying(status)}"
+
+
+def _held_back(known_groups: Sequence[KnownGroupStatus]) -> Iterator[str]:
+    for name in sorted({known.group for known in known_groups if known.holds_rows}):
+        streams = [known for known in known_groups if known.group == name and known.holds_rows]
+        longest = max(streams, key=lambda known: known.stood_seconds)
+        others = f" and {len(streams) - 1} more" if len(streams) > 1 else ""
+        yield (
+            f"group {name} holds back what is older than rows are kept for: of stream {longest.name}{others} it has settled "
+            f"nothing above {longest.settled_position} for {duration(longest.stood_seconds)}. Start its consumers; if it is "
+            f"gone for good, `outboxkit dismiss module:app {name}`"
+        )
 
 
 def _dead(groups: Sequence[GroupStatus]) -> Iterator[str]:

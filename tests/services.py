@@ -38,6 +38,8 @@ class Recording(Observer):
         self.halts: dict[Stream, str] = {}
         self.troubles: list[str] = []
         self.crashes: list[Exception] = []
+        self.gone_for_readers: list[tuple[Stream, Position, Position]] = []
+        self.gone_for_good: list[tuple[Stream, Position, Position]] = []
         self.count: collections.Counter[str] = collections.Counter()
 
     def lost(self, streams: Mapping[Stream, tuple[Position, Position]]) -> None:
@@ -51,6 +53,14 @@ class Recording(Observer):
     def resumed(self, stream: Stream) -> None:
         super().resumed(stream)
         self.halts.pop(stream, None)
+
+    def hole_gone(self, group: str, stream: Stream, after: Position, upto: Position) -> None:
+        super().hole_gone(group, stream, after, upto)
+        self.gone_for_readers.append((stream, after, upto))
+
+    def gone(self, stream: Stream, after: Position, upto: Position) -> None:
+        super().gone(stream, after, upto)
+        self.gone_for_good.append((stream, after, upto))
 
     def consumed(self, group: str, topic: str, outcome: str, count: int) -> None:
         self.count[outcome] += count

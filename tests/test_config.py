@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from outboxkit import App, ConfigurationError, ConsumerSettings, Limits, RelaySettings, Settings
+from outboxkit import App, ConfigurationError, ConsumerSettings, Limits, RelaySettings, RetentionSettings, Settings
 from outboxkit.config import checked_name
 from outboxkit.testing import MemoryBroker
 
@@ -48,6 +48,7 @@ def test_an_app_names_its_bad_name(argument: str) -> None:
                 *("prefetch_messages", "prefetch_bytes", "transaction_messages", "transaction_seconds"),
                 *("wait_seconds", "idle_seconds", "hole_seconds", "retry_poll_seconds"),
             ],
+            "retention": ["row_seconds", "stream_seconds", "look_seconds", "batch_rows", "lease_seconds"],
             "": ["grace_seconds"],
         }.items()
         for name in names
@@ -55,7 +56,12 @@ def test_an_app_names_its_bad_name(argument: str) -> None:
 )
 @pytest.mark.parametrize("value", [0, -1, math.nan])
 def test_a_setting_that_cannot_work_is_named(path: str, settings: tuple[str, str], value: Any) -> None:
-    parts: dict[str, Any] = {"limits": Limits, "relay": RelaySettings, "consumer": ConsumerSettings}
+    parts: dict[str, Any] = {
+        "limits": Limits,
+        "relay": RelaySettings,
+        "consumer": ConsumerSettings,
+        "retention": RetentionSettings,
+    }
     part, name = settings
     given = {part: parts[part](**{name: value})} if part else {name: value}
     with pytest.raises(ConfigurationError, match=rf"setting {path} is {value}: it has to be more than 0"):
@@ -82,7 +88,7 @@ def test_limits_are_those_that_are_documented() -> None:
     assert (Settings().limits.max_bytes, Settings().limits.max_depth) == (1024 * 1024, 64)
 
 
-@pytest.mark.parametrize("part", [Settings(), Limits(), RelaySettings(), ConsumerSettings()])
+@pytest.mark.parametrize("part", [Settings(), Limits(), RelaySettings(), ConsumerSettings(), RetentionSettings()])
 def test_settings_are_frozen_and_given_by_name(part: Any) -> None:
     name = part.__struct_fields__[0]
     with pytest.raises(AttributeError, match="immutable"):

@@ -20,6 +20,7 @@ NAMES = [
     "Position",
     "PublishError",
     "RelaySettings",
+    "RetentionSettings",
     "RetryPolicy",
     "Router",
     "Settings",

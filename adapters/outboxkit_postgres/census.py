@@ -24,6 +24,8 @@ _RETAINED = """
     GROUP BY topic, partition
 """
 
+_OLDEST = "SELECT envelope FROM {outbox} ORDER BY seq LIMIT 1"
+
 # What is above position ($1, $2): by the primary key what is above `low.high`, and by (xid, seq) what came late, that is below
 # and not in the snapshot that goes with it, or began at that very moment (see outboxkit_postgres.ticks). $3 to $6 say where
 # each stream ends: what its tick there does not show is above that, and what that tick was the first to show, behind the
@@ -121,6 +123,13 @@ class PostgresCensus:
             rows = await link.fetch(self._sql(_RETAINED), limit + 1)
         total = sum(count for *_, count in rows)
         return {Stream(topic, partition, self._source): counted(count, total, limit) for topic, partition, count in rows}
+
+    async def oldest(self) -> bytes | None:
+        """See `outboxkit.census.Census.oldest`."""
+        async with self._work() as link:
+            await link.fetch(_PLAN)
+            rows = await link.fetch(self._sql(_OLDEST))
+        return rows[0][0] if rows else None
 
     async def unrelayed(self, ends: Mapping[Stream, Position], limit: int) -> Mapping[Stream, Backlog]:
         """See `outboxkit.census.Census.unrelayed`."""

@@ -24,7 +24,8 @@ CREATE TABLE {schema}.{prefix}outbox (
     key text,
     type text NOT NULL,
     envelope bytea NOT NULL CHECK (octet_length(envelope) > 0)
-);
+-- Retention removes as many rows as come: how many are dead, and not how many there are, says when to make room.
+) WITH (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 5000);
 
 CREATE INDEX {prefix}outbox_xid ON {schema}.{prefix}outbox (xid, seq);
 
@@ -70,6 +71,36 @@ CREATE TABLE {schema}.{prefix}cursor (
 
 -- The broker's last position of each stream, when the cursor was saved.
 CREATE TABLE {schema}.{prefix}stream (
+    topic text NOT NULL,
+    partition integer NOT NULL,
+    major bigint NOT NULL,
+    minor bigint NOT NULL,
+    PRIMARY KEY (topic, partition)
+);
+
+-- When the log had come where: by this the age of rows is known.
+CREATE TABLE {schema}.{prefix}mark (
+    major bigint NOT NULL,
+    minor bigint NOT NULL,
+    at timestamptz NOT NULL,
+    PRIMARY KEY (major, minor)
+);
+
+-- The groups that read our streams, up to where each has settled everything: retention removes nothing above. The broker may lose
+-- them; here they stay until they are dismissed, and as dismissed after that.
+CREATE TABLE {schema}.{prefix}known_group (
+    topic text NOT NULL,
+    partition integer NOT NULL,
+    "group" text NOT NULL,
+    major bigint NOT NULL,
+    minor bigint NOT NULL,
+    moved_at timestamptz NOT NULL,
+    dismissed_at timestamptz,
+    PRIMARY KEY (topic, partition, "group")
+);
+
+-- The last row of each stream that retention removed: what the broker may still hold, and the log does not.
+CREATE TABLE {schema}.{prefix}removed (
     topic text NOT NULL,
     partition integer NOT NULL,
     major bigint NOT NULL,
@@ -133,7 +164,8 @@ CREATE TABLE {schema}.{prefix}inbox (
     type text,
     key text CHECK (key IS NOT NULL OR state NOT IN ('parked', 'held')),
     PRIMARY KEY (floor_id, major, minor)
-);
+-- A row comes and goes with each message.
+) WITH (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 5000);
 
 CREATE INDEX {prefix}inbox_due ON {schema}.{prefix}inbox (floor_id, due_at) WHERE state = 'retry';
 CREATE INDEX {prefix}inbox_key ON {schema}.{prefix}inbox (floor_id, key, major, minor)

@@ -28,6 +28,7 @@ from outboxkit_postgres.names import Names
 from outboxkit_postgres.outbox import OutboxTable
 from outboxkit_postgres.progress import ProgressTables
 from outboxkit_postgres.rebasing import rebase
+from outboxkit_postgres.retained import PostgresRetainedLog
 from outboxkit_postgres.roster import RosterTables
 from outboxkit_postgres.ticks import TickLog
 from outboxkit_postgres.transaction import PostgresTransaction
@@ -43,6 +44,7 @@ class _Tables(NamedTuple):
     leases: LeaseTable
     roster: RosterTables
     census: PostgresCensus
+    retained: PostgresRetainedLog
 
 
 class PostgresTables:
@@ -99,6 +101,7 @@ class PostgresTables:
             leases=LeaseTable(names),
             roster=RosterTables(names),
             census=PostgresCensus(names, source, self._work),
+            retained=PostgresRetainedLog(names, source, self._work),
         )
         self._read_up = ORIGIN, 0
         self._growth.start(names.channel)
@@ -126,6 +129,11 @@ class PostgresTables:
     def census(self) -> PostgresCensus:
         """See `outboxkit.store.Store.census`."""
         return self._opened().census
+
+    @property
+    def retained(self) -> PostgresRetainedLog:
+        """See `outboxkit.store.Store.retained`."""
+        return self._opened().retained
 
     @asynccontextmanager
     async def _reached(self) -> AsyncGenerator[None, None]:

@@ -2,7 +2,9 @@
 -- Answers with the last position after the call; with nothing to append, that is all it does.
 --
 -- KEYS[1]  the stream
--- ARGV[1]  the position expected; then, for each entry in order, its position and its envelope
+-- ARGV[1]  the position expected
+-- ARGV[2]  the position before the first entry, or nothing where that is the one expected
+--          then, for each entry in order, its position and its envelope
 --
 -- `last-generated-id` and not the last entry: Redis keeps it when a stream is trimmed or deleted empty.
 -- An error on the way (out of memory, say) ends the script and keeps what was added before it. That is still the log's
@@ -19,9 +21,14 @@ if redis.call('EXISTS', KEYS[1]) == 1 then
   end
 end
 
-if last == ARGV[1] then
-  for i = 2, #ARGV, 2 do
-    last = redis.call('XADD', KEYS[1], ARGV[i], 'event', ARGV[i + 1], 'prev', last)
+if last == ARGV[1] and #ARGV > 2 then
+  local prev = last
+  if #ARGV[2] > 0 then
+    prev = ARGV[2]
+  end
+  for i = 3, #ARGV, 2 do
+    last = redis.call('XADD', KEYS[1], ARGV[i], 'event', ARGV[i + 1], 'prev', prev)
+    prev = last
   end
 end
 

@@ -1,7 +1,8 @@
 """The broker on Redis streams: an entry's id is its position, so a stream is the log's very copy.
 
 Keys: ``<prefix>:<topic>:<partition>:<source>`` is a stream; ``<prefix>:<topic>:streams`` is the set of a topic's streams, as
-``<partition>:<source>``. Each command and script is about one key.
+``<partition>:<source>``. Each command and script is about one key. Beside each group of a stream stands ``<group>:floor``, a
+group that nobody reads with: its position is what the group has settled in its own database.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -10,14 +11,22 @@ from typing import Any
 
 import anyio
 
-from outboxkit.broker import Append
+from outboxkit.broker import Append, Standing
 from outboxkit.errors import BrokerError
-from outboxkit.message import Delivery, Position, Stream
+from outboxkit.message import LAST, Delivery, Position, Stream
 from outboxkit_redis import entries
 from outboxkit_redis.address import parse_url
 from outboxkit_redis.client import Client, Command
 
-_APPEND = (Path(__file__).parent / "append.lua").read_text(encoding="utf-8")
+
+def _script(name: str) -> str:
+    return (Path(__file__).parent / f"{name}.lua").read_text(encoding="utf-8")
+
+
+_APPEND, _GROUPS, _TRIM, _SETTLED, _DISMISS = map(_script, ("append", "groups", "trim", "settled", "dismiss"))
+_TRIM_ENTRIES = 10_000
+"""How many entries one script removes at most: nobody else is served meanwhile."""
+_FLOOR = ":floor"
 _LONGEST_BLOCK_SECONDS = 5.0
 _START = b"0-0"
 
@@ -58,7 +67,7 @@ class RedisBroker:
 
     async def last(self, streams: Collection[Stream]) -> Mapping[Stream, Position]:
         """Return each stream's last position; only positions travel, not the entries that XINFO would bring along."""
-        replies = await self._send(_append(self._key(stream), "", ()) for stream in streams)
+        replies = await self._send(_append(self._key(stream), "", "", ()) for stream in streams)
         return {stream: entries.position(reply) for stream, reply in zip(streams, replies, strict=True)}
 
     async def append(self, batches: Sequence[Append]) -> Sequence[Position]:
@@ -67,11 +76,29 @@ class RedisBroker:
             _append(
                 self._key(batch.stream),
                 str(batch.expected),
+                "" if batch.prev is None else str(batch.prev),
                 (word for _, (major, minor), envelope in batch.entries for word in (b"%d-%d" % (major, minor), envelope)),
             )
             for batch in batches
         )
         return [entries.position(reply) for reply in replies]
+
+    async def groups(self, streams: Collection[Stream]) -> Mapping[Stream, Mapping[str, Standing]]:
+        """Return how far each group is."""
+        replies = await self._send(_run(_GROUPS, self._key(stream)) for stream in streams)
+        return {stream: _standings(reply) for stream, reply in zip(streams, replies, strict=True)}
+
+    async def trim(self, stream: Stream, upto: Position) -> int:
+        """Remove entries, some in each round trip."""
+        total, more = 0, 1
+        while more:
+            ((removed, more),) = await self._send([_run(_TRIM, self._key(stream), str(upto), _TRIM_ENTRIES)])
+            total += removed
+        return total
+
+    async def dismiss(self, group: str, streams: Collection[Stream]) -> None:
+        """Destroy the group."""
+        await self._send(_run(_DISMISS, self._key(stream), group, group + _FLOOR) for stream in streams)
 
     async def streams(self, topic: str) -> Collection[Stream]:
         """Return the registered streams of a topic."""
@@ -87,7 +114,12 @@ class RedisBroker:
     async def subscribe(self, group: str, stream: Stream, after: Position) -> None:
         """Make the group, and with it an empty stream where there is none yet."""
         key = self._key(stream)
-        await self._send([Command(key, ("XGROUP", "CREATE", key, group, str(after), "MKSTREAM"))], accept="BUSYGROUP")
+        make = Command(key, ("XGROUP", "CREATE", key, group, str(after), "MKSTREAM"))
+        await self._send([make, _run(_SETTLED, key, group + _FLOOR, str(after))], accept="BUSYGROUP")
+
+    async def settled(self, group: str, floors: Mapping[Stream, Position]) -> None:
+        """Note what the group has settled."""
+        await self._send(_run(_SETTLED, self._key(stream), group + _FLOOR, str(floor)) for stream, floor in floors.items())
 
     async def read(
         self, group: str, reader: str, streams: Collection[Stream], *, limit: int, wait_seconds: float
@@ -214,5 +246,22 @@ class RedisBroker:
         return Command(key, ("XREVRANGE", key, f"({delivery.position}", "-", "COUNT", 1))
 
 
-def _append(key: str, expected: str, words: Iterable[str | bytes]) -> Command:
-    return Command(key, ("EVAL", _APPEND, 1, key, expected, *words))
+def _append(key: str, expected: str, prev: str, words: Iterable[str | bytes]) -> Command:
+    return _run(_APPEND, key, expected, prev, *words)
+
+
+def _run(script: str, key: str, *words: str | bytes | int) -> Command:
+    return Command(key, ("EVAL", script, 1, key, *words))
+
+
+def _standings(groups: Iterable[Any]) -> dict[str, Standing]:
+    """Put groups and what they have settled together; what has settled something is a group, even if it lost its place here."""
+    found: dict[str, Standing] = {}
+    for raw_name, delivered, oldest, idle_milliseconds in groups:
+        name: str = raw_name.decode(errors="replace")
+        settled = min(entries.position(oldest).before() if oldest else entries.position(delivered), LAST)
+        settled = Position(settled.major, min(settled.minor, LAST.minor))
+        known = found.get(name.removesuffix(_FLOOR), Standing(LAST))
+        idle_seconds = known.idle_seconds if idle_milliseconds < 0 else idle_milliseconds / 1000
+        found[name.removesuffix(_FLOOR)] = Standing(min(settled, known.settled), idle_seconds)
+    return found

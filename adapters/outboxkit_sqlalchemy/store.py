@@ -16,6 +16,7 @@ from outboxkit.inbox import Floor, Retry, Subscription
 from outboxkit.later import Period
 from outboxkit.letter import DeadLetter, Letters
 from outboxkit.message import ORIGIN, LogEntry, OutboxRow, Position, Stream
+from outboxkit.retained import RetainedLog
 from outboxkit.roster import Roster
 from outboxkit.store import Progress, Store, Transaction
 from outboxkit_sqlalchemy.cutting import watch
@@ -103,6 +104,11 @@ class SQLAlchemyStore:
     def census(self) -> Census:
         """See `outboxkit.store.Store.census`."""
         return self._books.census
+
+    @property
+    def retained(self) -> RetainedLog:
+        """See `outboxkit.store.Store.retained`."""
+        return self._books.retained
 
     def transaction(self) -> AbstractAsyncContextManager[Transaction]:
         """See `outboxkit.store.Store.transaction`."""

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 import anyio
 
-from outboxkit.broker import Append
+from outboxkit.broker import Append, Standing
 from outboxkit.errors import BrokerUnavailableError, ConfigurationError
 from outboxkit.message import Delivery, Position, Stream
 from outboxkit_sqlite import broker_tables as tables
@@ -21,6 +21,8 @@ from outboxkit_sqlite.doorbell import Doorbell
 from outboxkit_sqlite.schema import require_sqlite
 
 _POLL_SECONDS = 0.02
+_TRIM_ENTRIES = 1000
+"""How many entries one transaction removes: others wait for it."""
 
 
 class SQLiteBroker:
@@ -75,6 +77,23 @@ class SQLiteBroker:
         finally:
             doorbell.ring(self._path)  # also when cancelled: the transaction may have been committed
 
+    async def groups(self, streams: Collection[Stream]) -> Mapping[Stream, Mapping[str, Standing]]:
+        """Return how far each group is."""
+        return await self._groups.read(lambda connection: {stream: tables.standings(connection, stream) for stream in streams})
+
+    async def trim(self, stream: Stream, upto: Position) -> int:
+        """Remove entries, some in each transaction."""
+        total = 0
+        while removed := await self._groups.write(lambda connection: tables.trim(connection, stream, upto, _TRIM_ENTRIES)):
+            total += removed
+            if removed < _TRIM_ENTRIES:
+                break
+        return total
+
+    async def dismiss(self, group: str, streams: Collection[Stream]) -> None:
+        """Forget the group."""
+        await self._groups.write(lambda connection: tables.dismiss(connection, group, streams))
+
     async def streams(self, topic: str) -> Collection[Stream]:
         """Return the registered streams of a topic."""
         return await self._groups.read(lambda connection: tables.announced(connection, topic))
@@ -82,6 +101,11 @@ class SQLiteBroker:
     async def subscribe(self, group: str, stream: Stream, after: Position) -> None:
         """Make the group."""
         await self._groups.write(lambda connection: tables.subscribe(connection, group, stream, after))
+
+    async def settled(self, group: str, floors: Mapping[Stream, Position]) -> None:
+        """Note what the group has settled."""
+        if floors:
+            await self._groups.write(lambda connection: tables.settle(connection, group, floors))
 
     async def read(
         self, group: str, reader: str, streams: Collection[Stream], *, limit: int, wait_seconds: float

@@ -25,13 +25,17 @@ CREATE TABLE IF NOT EXISTS outboxkit_broker_entries (
     PRIMARY KEY (stream_id, major, minor)
 ) STRICT;
 
--- One group reading one stream: everything up to `delivered` was handed out.
+-- One group reading one stream: everything up to `delivered` was handed out, and up to `floor` it has settled everything in its
+-- own database, as it said when it was last heard of, in seconds since 1970.
 CREATE TABLE IF NOT EXISTS outboxkit_broker_groups (
     id INTEGER PRIMARY KEY,
     stream_id INTEGER NOT NULL,
     name TEXT NOT NULL,
     delivered_major INTEGER NOT NULL,
     delivered_minor INTEGER NOT NULL,
+    floor_major INTEGER NOT NULL,
+    floor_minor INTEGER NOT NULL,
+    seen_at REAL,
     UNIQUE (stream_id, name)
 ) STRICT;
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from outboxkit.broker import Append
+from outboxkit.broker import Append, Standing
 from outboxkit.errors import GroupMissingError
 from outboxkit.message import LAST, ORIGIN, Delivery, Position, Stream
 
@@ -27,15 +27,35 @@ _ENTRIES = """
 """
 
 _ADD_GROUP = """
-    INSERT INTO outboxkit_broker_groups (stream_id, name, delivered_major, delivered_minor)
-    SELECT id, ?, ?, ? FROM outboxkit_broker_streams WHERE (topic, partition, source) = (?, ?, ?) ON CONFLICT DO NOTHING
+    INSERT INTO outboxkit_broker_groups (stream_id, name, delivered_major, delivered_minor, floor_major, floor_minor)
+    SELECT id, ?1, ?2, ?3, ?2, ?3 FROM outboxkit_broker_streams WHERE (topic, partition, source) = (?4, ?5, ?6)
+    ON CONFLICT DO UPDATE SET floor_major = excluded.floor_major, floor_minor = excluded.floor_minor
 """
 _GROUP = """
     SELECT g.id, s.id, g.delivered_major, g.delivered_minor, s.last_major, s.last_minor
     FROM outboxkit_broker_streams s JOIN outboxkit_broker_groups g ON g.stream_id = s.id AND g.name = ?
     WHERE (s.topic, s.partition, s.source) = (?, ?, ?)
 """
-_ADVANCE_GROUP = "UPDATE outboxkit_broker_groups SET delivered_major = ?, delivered_minor = ? WHERE id = ?"
+_ADVANCE_GROUP = "UPDATE outboxkit_broker_groups SET delivered_major = ?, delivered_minor = ?, seen_at = ? WHERE id = ?"
+_SETTLE_GROUP = (
+    "UPDATE outboxkit_broker_groups SET floor_major = ?, floor_minor = ?, seen_at = ? WHERE name = ? AND stream_id = ?"
+)
+_STANDINGS = """
+    SELECT name, delivered_major, delivered_minor, floor_major, floor_minor, seen_at, (
+        SELECT p.major FROM outboxkit_broker_pending p WHERE p.group_id = g.id ORDER BY p.major, p.minor LIMIT 1), (
+        SELECT p.minor FROM outboxkit_broker_pending p WHERE p.group_id = g.id ORDER BY p.major, p.minor LIMIT 1)
+    FROM outboxkit_broker_groups g WHERE stream_id = ?
+"""
+_DROP_GROUP = "DELETE FROM outboxkit_broker_groups WHERE (stream_id, name) = (?, ?) RETURNING id"
+_DROP_ALL_PENDING = "DELETE FROM outboxkit_broker_pending WHERE group_id = ?"
+
+# The primary key's start; the last entry stays.
+_TRIM = """
+    DELETE FROM outboxkit_broker_entries WHERE rowid IN (
+        SELECT rowid FROM outboxkit_broker_entries WHERE stream_id = ?1 AND (major, minor) <= (?2, ?3) AND (major, minor) < (
+            SELECT major, minor FROM outboxkit_broker_entries WHERE stream_id = ?1 ORDER BY major DESC, minor DESC LIMIT 1)
+        ORDER BY major, minor LIMIT ?4)
+"""
 
 _ADD_PENDING = "INSERT OR REPLACE INTO outboxkit_broker_pending VALUES (?, ?, ?, ?, ?)"
 _TOUCH_PENDING = "UPDATE outboxkit_broker_pending SET reader = ?, delivered_at = ? WHERE (group_id, major, minor) = (?, ?, ?)"
@@ -93,18 +113,18 @@ def last(connection: sqlite3.Connection, streams: Collection[Stream]) -> dict[St
 def append(connection: sqlite3.Connection, batches: Sequence[Append]) -> list[Position]:
     """Compare and append, each batch on its own."""
     answers: list[Position] = []
-    for stream, expected, entries in batches:
+    for stream, expected, entries, prev in batches:
         stream_id, at = _known(connection, stream)
         if at == expected and entries:
             if stream_id is None:
                 connection.execute(_ADD_STREAM, stream)
                 stream_id, _ = _known(connection, stream)
-            before = [at, *(entry.position for entry in entries)]
+            before = [prev or at, *(entry.position for entry in entries)]
             connection.executemany(
                 _ADD_ENTRY,
                 [
-                    (stream_id, *entry.position, *prev, entry.envelope)
-                    for entry, prev in zip(entries, before, strict=False)  # `before` has the end as well
+                    (stream_id, *entry.position, *before_it, entry.envelope)
+                    for entry, before_it in zip(entries, before, strict=False)  # `before` has the end as well
                 ],
             )
             at = entries[-1].position
@@ -126,6 +146,41 @@ def subscribe(connection: sqlite3.Connection, name: str, stream: Stream, after: 
     """Make a group where there is none."""
     connection.execute(_ADD_STREAM, stream)
     connection.execute(_ADD_GROUP, (name, *after, *stream))
+
+
+def settle(connection: sqlite3.Connection, name: str, floors: Mapping[Stream, Position]) -> None:
+    """Note up to where a group has settled streams."""
+    now = time.time()
+    for stream, floor in floors.items():
+        stream_id, _ = _known(connection, stream)
+        connection.execute(_SETTLE_GROUP, (*floor, now, name, stream_id))
+
+
+def standings(connection: sqlite3.Connection, stream: Stream) -> dict[str, Standing]:
+    """Return how far each group of a stream is."""
+    stream_id, _ = _known(connection, stream)
+    found: dict[str, Standing] = {}
+    now = time.time()
+    for name, major, minor, floor_major, floor_minor, seen_at, *oldest in connection.execute(_STANDINGS, (stream_id,)):
+        acked = Position(major, minor) if oldest[0] is None else Position(*oldest).before()
+        idle_seconds = None if seen_at is None else abs(now - seen_at)
+        found[name] = Standing(min(acked, Position(floor_major, floor_minor)), idle_seconds)
+    return found
+
+
+def trim(connection: sqlite3.Connection, stream: Stream, upto: Position, limit: int) -> int:
+    """Remove the oldest entries at or below a position that every group has behind it, some at a time; returns how many."""
+    stream_id, _ = _known(connection, stream)
+    upto = min([upto, *(standing.settled for standing in standings(connection, stream).values())])
+    return connection.execute(_TRIM, (stream_id, *upto, limit)).rowcount
+
+
+def dismiss(connection: sqlite3.Connection, name: str, streams: Iterable[Stream]) -> None:
+    """Forget a group."""
+    for stream in streams:
+        stream_id, _ = _known(connection, stream)
+        for (group_id,) in connection.execute(_DROP_GROUP, (stream_id, name)).fetchall():
+            connection.execute(_DROP_ALL_PENDING, (group_id,))
 
 
 def groups(connection: sqlite3.Connection, name: str, streams: Iterable[Stream]) -> list[Group]:
@@ -153,7 +208,7 @@ def deliver(connection: sqlite3.Connection, found: Sequence[Group], reader: str,
         if new := _deliveries(group.stream, rows):
             now = time.time()
             connection.executemany(_ADD_PENDING, [(group.id, *delivery.position, reader, now) for delivery in new])
-            connection.execute(_ADVANCE_GROUP, (*new[-1].position, group.id))
+            connection.execute(_ADVANCE_GROUP, (*new[-1].position, now, group.id))
             delivered += new
     return delivered
 

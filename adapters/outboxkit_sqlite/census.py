@@ -43,6 +43,7 @@ class SQLiteCensus:
             f"SELECT topic, partition, count(*) FROM (SELECT topic, partition FROM {outbox} ORDER BY position DESC LIMIT ?) "
             "GROUP BY topic, partition"
         )
+        self._oldest = f"SELECT envelope FROM {outbox} ORDER BY position LIMIT 1"
         # The primary key, in order, from where the relay has come to.
         self._above = f"SELECT position, topic, partition FROM {outbox} WHERE position > ? ORDER BY position LIMIT ?"
         self._envelope = f"SELECT envelope FROM {outbox} WHERE position = ?"
@@ -82,6 +83,11 @@ class SQLiteCensus:
         rows = await self._query(lambda connection: connection.execute(self._retained, (limit + 1,)).fetchall())
         total = sum(count for *_, count in rows)
         return {Stream(topic, partition, self._source): counted(count, total, limit) for topic, partition, count in rows}
+
+    async def oldest(self) -> bytes | None:
+        """See `outboxkit.census.Census.oldest`."""
+        row: tuple[bytes] | None = await self._query(lambda connection: connection.execute(self._oldest).fetchone())
+        return row[0] if row else None
 
     async def unrelayed(self, ends: Mapping[Stream, Position], limit: int) -> Mapping[Stream, Backlog]:
         """See `outboxkit.census.Census.unrelayed`."""

@@ -3,7 +3,7 @@
 from outboxkit_sqlite.connection import GuardedConnection
 
 NOW = "(julianday('now') - 2440587.5) * 86400.0"
-"""The moment of the statement, in seconds since 1970."""
+"""The time by SQLite's clock, in seconds since 1970."""
 
 
 class LeaseTable:

@@ -56,6 +56,36 @@ CREATE TABLE {prefix}stream (
     PRIMARY KEY (topic, partition)
 ) STRICT, WITHOUT ROWID;
 
+-- When the log had come where: by this the age of rows is known.
+CREATE TABLE {prefix}mark (
+    major INTEGER NOT NULL,
+    minor INTEGER NOT NULL,
+    at REAL NOT NULL, -- seconds since 1970
+    PRIMARY KEY (major, minor)
+) STRICT, WITHOUT ROWID;
+
+-- The groups that read our streams, up to where each has settled everything: retention removes nothing above. The broker may lose
+-- them; here they stay until they are dismissed, and as dismissed after that.
+CREATE TABLE {prefix}known_group (
+    topic TEXT NOT NULL,
+    partition INTEGER NOT NULL,
+    "group" TEXT NOT NULL,
+    major INTEGER NOT NULL,
+    minor INTEGER NOT NULL,
+    moved_at REAL NOT NULL,
+    dismissed_at REAL,
+    PRIMARY KEY (topic, partition, "group")
+) STRICT, WITHOUT ROWID;
+
+-- The last row of each stream that retention removed: what the broker may still hold, and the log does not.
+CREATE TABLE {prefix}removed (
+    topic TEXT NOT NULL,
+    partition INTEGER NOT NULL,
+    major INTEGER NOT NULL,
+    minor INTEGER NOT NULL,
+    PRIMARY KEY (topic, partition)
+) STRICT, WITHOUT ROWID;
+
 -- Whose turn it is at something that one process at a time should do.
 CREATE TABLE {prefix}lease (
     name TEXT PRIMARY KEY,

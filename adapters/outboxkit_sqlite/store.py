@@ -31,6 +31,7 @@ from outboxkit_sqlite.inbox import InboxTables
 from outboxkit_sqlite.leases import LeaseTable
 from outboxkit_sqlite.letters import LetterTables
 from outboxkit_sqlite.log import OutboxTables
+from outboxkit_sqlite.retained import SQLiteRetainedLog
 from outboxkit_sqlite.roster import RosterTables
 from outboxkit_sqlite.transaction import SQLiteTransaction, in_transaction, roll_back
 
@@ -129,6 +130,12 @@ class SQLiteStore:
         """See `outboxkit.store.Store.census`."""
         self.require_open()
         return SQLiteCensus(self.prefix, self._source, self._query, self.outbox.progress)
+
+    @property
+    def retained(self) -> SQLiteRetainedLog:
+        """See `outboxkit.store.Store.retained`."""
+        self.require_open()
+        return SQLiteRetainedLog(self.prefix, self._source, self._query, self._write)
 
     async def _connected(self, opened: AsyncExitStack, *, guarded: bool) -> ThreadConnection:
         synchronous: Literal["FULL", "NORMAL"] = "FULL" if self._full else "NORMAL"

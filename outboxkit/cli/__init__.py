@@ -1,8 +1,8 @@
-"""``outboxkit``: the command line. One module for each family of commands: `running`, `seeing`, `migrating`, `dead`, `demo`.
+"""``outboxkit``: the command line.
 
-Exit codes: 0 fine, 1 found something wrong, 2 used wrongly. Each option can be set by the environment too
-(``OUTBOXKIT_LOG_LEVEL``, ``OUTBOXKIT_DEMO_KILLS``). What is heavy is imported by the command that needs it, so that
-``outboxkit --help`` is quick.
+One module for each family of commands: `running`, `seeing`, `migrating`, `dismissing`, `dead`, `demo`. Exit codes: 0 fine,
+1 found something wrong, 2 used wrongly. Each option can be set by the environment too (``OUTBOXKIT_LOG_LEVEL``,
+``OUTBOXKIT_DEMO_KILLS``). What is heavy is imported by the command that needs it, so that ``outboxkit --help`` is quick.
 """
 
 import click
@@ -10,6 +10,7 @@ import click
 from outboxkit import __version__
 from outboxkit.cli.dead import dead
 from outboxkit.cli.demo import demo
+from outboxkit.cli.dismissing import dismiss
 from outboxkit.cli.failures import Commands
 from outboxkit.cli.migrating import check, migrate, rebase
 from outboxkit.cli.running import consume, relay, run
@@ -22,7 +23,7 @@ def commands() -> None:
     """Events between services that own their databases and share only a broker."""
 
 
-for command in (run, relay, consume, status, migrate, check, rebase, dead, demo):
+for command in (run, relay, consume, status, migrate, check, rebase, dismiss, dead, demo):
     commands.add_command(command)
 
 

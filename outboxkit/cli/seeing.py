@@ -11,7 +11,7 @@ from outboxkit.app import App
 from outboxkit.census import Waiting
 from outboxkit.cli.loading import with_app
 from outboxkit.identity import short_name
-from outboxkit.status import GroupStatus, Status, StreamStatus, duration
+from outboxkit.status import GroupStatus, KnownGroupStatus, Status, StreamStatus, duration
 
 
 @click.command()
@@ -42,8 +42,10 @@ def _lines(found: Status) -> Iterator[str]:
     yield f"broker: {found.broker_error or 'answers'}"
     if found.database_error is None:
         yield f"relay: {_lease(found)}"
-    if found.rows_delayed:
-        yield f"delayed: {_delayed(found)}"
+        if found.rows_delayed:
+            yield f"delayed: {_delayed(found)}"
+        if found.oldest_retained_seconds is not None:
+            yield f"outbox: its oldest row is {duration(found.oldest_retained_seconds)} old"
     if found.streams:
         yield ""
         yield from _table(("outbox", "relayed up to", "not relayed", "oldest", "rows kept"), map(_stream, found.streams))
@@ -51,6 +53,10 @@ def _lines(found: Status) -> Iterator[str]:
         yield ""
         header = ("group", "stream", "read by", "floor", "above it", "oldest", "retry", "parked", "dead", "held")
         yield from _table(header, map(_group, found.groups))
+    if found.known_groups:
+        yield ""
+        known_header = ("read by group", "of", "settled up to", "for", "holds rows")
+        yield from _table(known_header, map(_known_group, found.known_groups))
     yield ""
     yield "needs a hand:" if found.troubles else "nothing needs a hand"
     yield from (f"- {trouble}" for trouble in found.troubles)
@@ -99,6 +105,10 @@ def _group(group: GroupStatus) -> Sequence[str]:
         _age(group.oldest_above_floor_seconds),
         *(_waiting(waiting) for waiting in (group.retry, group.parked, group.dead, group.held)),
     )
+
+
+def _known_group(known: KnownGroupStatus) -> Sequence[str]:
+    return known.group, known.name, known.settled_position, duration(known.stood_seconds), "yes" if known.holds_rows else "-"
 
 
 def _waiting(waiting: Waiting) -> str:

@@ -10,10 +10,11 @@ from outboxkit.message import ORIGIN, Delivery, Position
 from outboxkit.testing.contract_broker_groups import BrokerGroupsContract
 from outboxkit.testing.contract_broker_log import BrokerLogContract
 from outboxkit.testing.contract_broker_pending import BrokerPendingContract
+from outboxkit.testing.contract_broker_trim import BrokerTrimContract
 from outboxkit.testing.streams import chained, filled, majors_of, new_stream, pending_all, read_all
 
 
-class BrokerContract(BrokerLogContract, BrokerGroupsContract, BrokerPendingContract):
+class BrokerContract(BrokerLogContract, BrokerGroupsContract, BrokerPendingContract, BrokerTrimContract):
     """Everything `outboxkit.broker.Broker` promises, each promise as a test named for it.
 
     Subclass it in a test module, with two pytest fixtures and one method, and let pytest run its ``async def`` tests (with

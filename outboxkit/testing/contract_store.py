@@ -8,6 +8,7 @@ from outboxkit.testing.contract_store_lease import StoreLeaseContract
 from outboxkit.testing.contract_store_letters import StoreLettersContract
 from outboxkit.testing.contract_store_log import StoreLogContract
 from outboxkit.testing.contract_store_rebase import StoreRebaseContract
+from outboxkit.testing.contract_store_retained import StoreRetainedContract
 from outboxkit.testing.contract_store_roster import StoreRosterContract
 from outboxkit.testing.contract_store_status import StoreStatusContract
 from outboxkit.testing.contract_store_transactions import StoreTransactionsContract
@@ -29,6 +30,7 @@ class StoreContract(
     StoreLettersContract,
     StoreRosterContract,
     StoreStatusContract,
+    StoreRetainedContract,
 ):
     """Everything `outboxkit.store.Store` promises, each promise as a test named for it.
 

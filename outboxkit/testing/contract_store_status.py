@@ -189,12 +189,22 @@ class StoreStatusContract:
         await store.leave("group", "gone")
         assert [reading.owner for reading in await readings_of(store, one, two)] == ["alive", None]
 
+    async def test_the_oldest_row_is_the_first_of_those_that_are_left(self, store: Store) -> None:
+        assert await store.census.oldest() is None
+        rows = await publish(store, new_rows(3))
+        assert await store.census.oldest() == rows[0].envelope
+        log = await log_of(store)
+        await store.save_progress(Progress(log[-1].position, {_ZERO: log[-1].position}))
+        await store.retained.remove(ORIGIN, log[0].position, 10)
+        assert await store.census.oldest() == rows[1].envelope
+
     async def test_looking_changes_nothing(self, store: Store) -> None:
         await publish(store, new_rows(3))
         progress = await store.progress()
         for _ in range(2):
             await store.census.unrelayed({_ZERO: ORIGIN}, 10)
             await store.census.retained(10)
+            await store.census.oldest()
             await store.census.readings(10)
             await store.census.holder("relay")
         assert await store.progress() == progress

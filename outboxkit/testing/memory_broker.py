@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import anyio
 import anyio.lowlevel
 
-from outboxkit.broker import Append
+from outboxkit.broker import Append, Standing
 from outboxkit.errors import BrokerError, ConfigurationError, GroupMissingError
 from outboxkit.message import ORIGIN, Delivery, Position, Stream
 
@@ -20,6 +20,11 @@ class _Log:
     @property
     def last(self) -> Position:
         return self.positions[-1] if self.positions else ORIGIN
+
+    def trim(self, upto: Position) -> int:
+        count = min(bisect_right(self.positions, upto), max(0, len(self.positions) - 1))
+        del self.positions[:count], self.deliveries[:count]
+        return count
 
     def between(self, after: Position, upto: Position | None, limit: int) -> list[Delivery]:
         start = bisect_right(self.positions, after)
@@ -36,7 +41,14 @@ class _Handed:
 @dataclass
 class _Group:
     delivered: Position
+    floor: Position
+    seen_at: float | None = None
     pending: dict[Position, _Handed] = field(default_factory=dict[Position, _Handed])
+
+    @property
+    def settled(self) -> Position:
+        acked = min(self.pending).before() if self.pending else self.delivered
+        return min(acked, self.floor)
 
 
 class MemoryBroker:
@@ -90,16 +102,41 @@ class MemoryBroker:
         """Compare-and-append."""
         await self._turn()
         answers: list[Position] = []
-        for stream, expected, entries in batches:
+        for stream, expected, entries, before in batches:
             log = self._log(stream)
             if log.last == expected and entries:
                 self._logs[stream] = log
+                prev = before or log.last
                 for entry in entries:
-                    log.deliveries.append(Delivery(stream, entry.position, log.last, entry.envelope))
+                    log.deliveries.append(Delivery(stream, entry.position, prev, entry.envelope))
                     log.positions.append(entry.position)
+                    prev = entry.position
             answers.append(log.last)
         self._wake()
         return answers
+
+    async def groups(self, streams: Collection[Stream]) -> Mapping[Stream, Mapping[str, Standing]]:
+        """Return how far each group is."""
+        await self._turn()
+        found: dict[Stream, dict[str, Standing]] = {stream: {} for stream in streams}
+        for (name, stream), group in self._groups.items():
+            if stream in found:
+                idle_seconds = None if group.seen_at is None else anyio.current_time() - group.seen_at
+                found[stream][name] = Standing(group.settled, idle_seconds)
+        return found
+
+    async def trim(self, stream: Stream, upto: Position) -> int:
+        """Remove entries."""
+        await self._turn()
+        held = (group.settled for (_, of), group in self._groups.items() if of == stream)
+        return self._log(stream).trim(min([upto, *held]))
+
+    async def dismiss(self, group: str, streams: Collection[Stream]) -> None:
+        """Forget the group."""
+        await self._turn()
+        for stream in streams:
+            self._groups.pop((group, stream), None)
+        self._wake()
 
     async def streams(self, topic: str) -> Collection[Stream]:
         """Return the registered streams of a topic."""
@@ -109,7 +146,14 @@ class MemoryBroker:
     async def subscribe(self, group: str, stream: Stream, after: Position) -> None:
         """Make the group."""
         await self._turn()
-        self._groups.setdefault((group, stream), _Group(after))
+        self._groups.setdefault((group, stream), _Group(after, after)).floor = after
+
+    async def settled(self, group: str, floors: Mapping[Stream, Position]) -> None:
+        """Note what the group has settled."""
+        await self._turn()
+        for stream, floor in floors.items():
+            if known := self._groups.get((group, stream)):
+                known.floor, known.seen_at = floor, anyio.current_time()
 
     async def read(
         self, group: str, reader: str, streams: Collection[Stream], *, limit: int, wait_seconds: float
@@ -177,6 +221,7 @@ class MemoryBroker:
         found: list[Delivery] = []
         for stream, known in groups if limit > 0 else ():
             new = self._log(stream).between(known.delivered, None, max(1, limit // len(groups)))
+            known.seen_at = anyio.current_time()
             if new:
                 known.delivered = new[-1].position
                 found += self._hand(known.pending, reader, stream, [delivery.position for delivery in new])

@@ -15,13 +15,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from outboxkit import RetentionSettings, Settings
 from outboxkit_postgres import PostgresStore
+from outboxkit_postgres.retained import PostgresRetainedLog
 from outboxkit_postgres.ticks import TickLog
 from outboxkit_postgres.transaction import PostgresTransaction
 from outboxkit_redis import RedisBroker
 from outboxkit_sqlite import SQLiteBroker, SQLiteStore
+from outboxkit_sqlite.retained import SQLiteRetainedLog
 from outboxkit_sqlite.transaction import SQLiteTransaction
-from tests.services import Publisher, Reader
+from tests.services import QUICK, Publisher, Reader
 
 POINTS: dict[str, tuple[Any, ...]] = {
     "receive": (SQLiteTransaction, PostgresTransaction),
@@ -35,6 +40,16 @@ POINTS: dict[str, tuple[Any, ...]] = {
     "read": (RedisBroker, SQLiteBroker),
     "ack": (RedisBroker, SQLiteBroker),
 }
+REMOVING: dict[str, tuple[Any, ...]] = {
+    "know": (SQLiteRetainedLog, PostgresRetainedLog),
+    "remove": (SQLiteRetainedLog, PostgresRetainedLog),
+    "trim": (RedisBroker, SQLiteBroker),
+    "settled": (RedisBroker, SQLiteBroker),
+}
+"""Points of retention."""
+HASTY = msgspec.structs.replace(
+    QUICK, retention=RetentionSettings(row_seconds=0.1, stream_seconds=0.05, look_seconds=0.01, batch_rows=5)
+)
 RARE = ("subscribe", "announce", "save_progress")
 """Points that a short life comes by a few times only."""
 
@@ -42,7 +57,7 @@ RARE = ("subscribe", "announce", "save_progress")
 def arm(point: str, when: str, nth: int) -> None:
     """Put the kill where it was asked for."""
     calls = 0
-    for cls in POINTS[point]:
+    for cls in (POINTS | REMOVING)[point]:
         method = getattr(cls, point)
 
         def wrapped(method: Any) -> Any:
@@ -64,9 +79,10 @@ def arm(point: str, when: str, nth: int) -> None:
         setattr(cls, point, wrapped(method))
 
 
-async def live(folder: Path, database: str, url: str, first: int) -> None:
+async def live(folder: Path, database: str, url: str, first: int, settings: Settings) -> None:
     """Draw numbers until killed, or until there is no hope of it."""
-    publisher, reader = Publisher(database or folder, url), Reader(database or folder, url)
+    publisher = Publisher(database or folder, url, settings=settings)
+    reader = Reader(database or folder, url, settings=settings)
     known = os.open(folder / "known", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     async with publisher.app, reader.app:
         for number in range(first, first + 400):
@@ -78,5 +94,5 @@ async def live(folder: Path, database: str, url: str, first: int) -> None:
 if __name__ == "__main__":
     folder, database, url, point, when, nth, first = sys.argv[1:]
     arm(point, when, int(nth))
-    asyncio.run(live(Path(folder), database, url, int(first)))
+    asyncio.run(live(Path(folder), database, url, int(first), HASTY if point in REMOVING else QUICK))
     sys.exit(3)
