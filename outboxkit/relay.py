@@ -31,7 +31,7 @@ from outboxkit.circuits import Circuits
 from outboxkit.config import RelaySettings
 from outboxkit.errors import OutboxkitError
 from outboxkit.lease import Lease
-from outboxkit.message import ORIGIN, LogEntry, Position, Stream
+from outboxkit.message import LAST, ORIGIN, LogEntry, Position, Stream
 from outboxkit.observe import Observer
 from outboxkit.store import Progress, Store
 from outboxkit.supervision import Supervisor
@@ -55,6 +55,8 @@ class Relay:
         """Everything at or below it is in the broker, but for stopped streams."""
         self._last: dict[Stream, Position] = {}
         """Where each stream ends in the broker, as far as we know."""
+        self._lost: dict[Stream, Position] = {}
+        """Up to where streams had come of which the broker lost something that is not sent again yet."""
         self._removed: Mapping[Stream, Position] = {}
         """Up to where retention has removed what stood in streams: what the broker loses of that does not come again."""
         self._doubted: set[Stream] = set()
@@ -116,8 +118,9 @@ class Relay:
 
     async def _read(self, after: Position) -> Sequence[LogEntry]:
         entries = await self._store.read(after, self._settings.batch_messages, self._settings.batch_bytes)
-        if entries:
-            # After the read: then what is above it in a batch has nothing before it that was removed and is not named by it.
+        if entries and self._lost:
+            # Only what is in the broker is removed, so nothing of that is missing unless the broker has lost something. After
+            # the read: then what is above it in a batch has nothing before it that was removed and is not named by it.
             self._removed = await self._store.retained.removed()
         return entries
 
@@ -165,6 +168,8 @@ class Relay:
         for batch, now in zip(batches, answers, strict=True):
             if now == batch.entries[-1].position:
                 self._last[batch.stream] = now
+                if now >= self._lost.get(batch.stream, LAST):
+                    del self._lost[batch.stream]
                 self._observer.relayed(batch.stream, len(batch.entries))
             else:
                 surprises[batch.stream] = now
@@ -237,6 +242,7 @@ class Relay:
                 self._halted.remove(stream)
                 self._observer.resumed(stream)
         if lost:
+            self._lost |= {stream: max(had, self._lost.get(stream, had)) for stream, (had, _) in lost.items()}
             self._observer.lost(lost)
             await self._tell_what_is_gone(lost)
         went_back, self._cursor = cursor < self._cursor, cursor
