@@ -1,7 +1,5 @@
 """`App`: a router with a database and a broker, and the loops that run between them."""
 
-import re
-import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from datetime import datetime, timedelta
@@ -12,22 +10,18 @@ import anyio
 
 from outboxkit.adapters import broker_of, store_of
 from outboxkit.broker import Broker
-from outboxkit.clock import Caller, Clock
 from outboxkit.config import Settings, checked_name
-from outboxkit.consumer import Consumer
 from outboxkit.dead_letters import DeadLetters
 from outboxkit.errors import ConfigurationError, NoUnitOfWorkError
 from outboxkit.events import Encoder, event_type
-from outboxkit.handling import Handling
-from outboxkit.identity import member_name
+from outboxkit.handler import Handler
+from outboxkit.identity import host_name
 from outboxkit.later import due_of
-from outboxkit.lease import Lease
-from outboxkit.membership import Membership
 from outboxkit.message import Position, Stream
 from outboxkit.observe import Observer, shielded
-from outboxkit.relay import Relay
-from outboxkit.retention import Retention, dismiss
-from outboxkit.routing import Handler, Router
+from outboxkit.retention import dismiss
+from outboxkit.routing import Router
+from outboxkit.running import Loops
 from outboxkit.status import Status
 from outboxkit.store import Store
 from outboxkit.survey import Survey
@@ -70,7 +64,7 @@ class App(Router):
         super().__init__()
         self.name = checked_name("app", name)
         self.group = checked_name("group", group if group is not None else name)
-        self.reader = checked_name("reader", reader if reader is not None else _host())
+        self.reader = checked_name("reader", reader if reader is not None else host_name())
         self.settings = settings or Settings()
         self.observer = observer or Observer()
         self.store = store_of(store)
@@ -300,7 +294,9 @@ class App(Router):
                 await self.broker.open()
                 try:
                     self._is_open = True
-                    async with self._loops(relay=relay, consume=consume):
+                    async with self._loops().running(
+                        self.groups() if consume else {}, self.periodics() if relay else (), relay=relay
+                    ):
                         yield self
                 finally:
                     self._is_open = False
@@ -319,38 +315,11 @@ class App(Router):
         finally:
             self._is_connected = False
 
+    def _loops(self) -> Loops:
+        return Loops(self.reader, self.store, self.broker, self.settings, self._encoder, shielded(self.observer))
+
     def _refuse_twice(self) -> NoReturn:
         raise ConfigurationError(f"app {self.name!r} is open already: open it once, and share it")
-
-    @asynccontextmanager
-    async def _loops(self, *, relay: bool, consume: bool) -> AsyncGenerator[None, None]:
-        observer = shielded(self.observer)
-        working: list[Consumer | Caller] = [
-            *(self._consumers(observer) if consume else ()),
-            *(self._callers(observer) if relay else ()),
-        ]
-        failure: BaseException | None = None
-        async with anyio.create_task_group() as loops:
-            if relay:
-                lease = Lease(self.store, "relay", member_name(self.reader), self.settings.relay.lease_seconds)
-                loops.start_soon(Relay(self.store, self.broker, self.settings.relay, observer, lease).run)
-                loops.start_soon(Clock(self.store, self.settings.relay, observer).run)
-                lease = Lease(self.store, "retention", member_name(self.reader), self.settings.retention.lease_seconds)
-                loops.start_soon(Retention(self.store, self.broker, self.settings.retention, observer, lease).run)
-            async with anyio.create_task_group() as consuming:
-                for each in working:
-                    consuming.start_soon(each.run)
-                try:
-                    yield
-                except BaseException as error:  # kept back: the task groups would cancel at once, and wrap it in a group
-                    failure = error
-                for each in working:
-                    each.stop()
-                consuming.cancel_scope.shield = True
-                consuming.cancel_scope.deadline = anyio.current_time() + self.settings.grace_seconds
-            loops.cancel_scope.cancel()
-        if failure is not None:
-            raise failure
 
     def groups(self) -> Mapping[str, Mapping[str, Handler]]:
         """The handlers of each consumer group, by event type."""
@@ -359,26 +328,8 @@ class App(Router):
             groups.setdefault(self._group_of(handler), {})[handler.event.name] = handler
         return groups
 
-    def _consumers(self, observer: Observer) -> Sequence[Consumer]:
-        slots = anyio.Semaphore(self.store.concurrency)
-        return [self._consumer(group, handlers, observer, slots) for group, handlers in self.groups().items()]
-
-    def _callers(self, observer: Observer) -> Sequence[Caller]:
-        settings, limit = self.settings.relay, self.settings.retry.limit_seconds
-        return [Caller(each, self.store, self._encoder, settings, limit, observer) for each in self.periodics()]
-
-    def _consumer(self, group: str, handlers: Mapping[str, Handler], observer: Observer, slots: anyio.Semaphore) -> Consumer:
-        handling = Handling(group, handlers, self.store, self._encoder, self.settings.retry, observer)
-        topics = sorted({handler.event.topic for handler in handlers.values()})
-        membership = Membership(self.store, group, member_name(self.reader), topics, self.settings.consumer.lease_seconds)
-        return Consumer(handling, slots, membership, topics, self.reader, self.broker, self.settings.consumer, observer)
-
     def _runner(self) -> "App":
         return self
 
     def _group_of(self, handler: Handler) -> str:
         return handler.group or self.group
-
-
-def _host() -> str:
-    return re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname()).strip("._-")[:64] or "reader"

@@ -14,8 +14,8 @@ from typing import Any
 import anyio
 
 from outboxkit.errors import TimeLimitError, TransactionLostError
+from outboxkit.handler import publish_returned
 from outboxkit.outcomes import Outcomes, Work
-from outboxkit.routing import publish_returned
 from outboxkit.store import ThreadTransaction, Transaction
 from outboxkit.unit_of_work import UnitOfWork
 

@@ -12,12 +12,12 @@ from outboxkit.attempts import run_segment, segments
 from outboxkit.cancellation import uninterrupted
 from outboxkit.errors import EnvelopeError
 from outboxkit.events import Encoder
+from outboxkit.handler import Handler
 from outboxkit.inbox import Retry, Subscription
 from outboxkit.message import Delivery, Envelope, Message, OutboxRow
 from outboxkit.observe import Observer
 from outboxkit.outcomes import Outcomes, Work
 from outboxkit.retry import RetryPolicy
-from outboxkit.routing import Handler
 from outboxkit.store import Store, Transaction
 from outboxkit.unit_of_work import UnitOfWork
 

@@ -6,10 +6,17 @@ nobody waits for its time to run out. Elsewhere, and of other places, nothing is
 
 import hashlib
 import os
+import re
 import secrets
+import socket
 from pathlib import Path
 
 _PROCESSES = Path("/proc")
+
+
+def host_name() -> str:
+    """Return what this machine is called, in letters that a reader's name may have."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname()).strip("._-")[:64] or "reader"
 
 
 def member_name(reader: str) -> str:

@@ -10,11 +10,11 @@ from functools import partial
 from typing import Literal
 
 from outboxkit.errors import AttemptLostError, ConflictError
+from outboxkit.handler import Handler
 from outboxkit.inbox import Outcome, Retry
 from outboxkit.message import Delivery, Message, Position
 from outboxkit.observe import Observer
 from outboxkit.retry import RetryPolicy
-from outboxkit.routing import Handler
 
 _Report = Callable[[], None]
 

@@ -6,9 +6,7 @@ import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from datetime import timedelta
 from types import FrameType
-from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, cast, overload
-
-import msgspec
+from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, overload
 
 from outboxkit.config import checked_name
 from outboxkit.errors import (
@@ -16,13 +14,13 @@ from outboxkit.errors import (
     EventDeclarationError,
     HandlerSignatureError,
     NoUnitOfWorkError,
-    UndeclaredEventError,
 )
-from outboxkit.events import EventType, event_type, unique_names
+from outboxkit.events import EventType, unique_names
+from outboxkit.handler import Handler, after_commit_of, declared_event, publish_returned
 from outboxkit.periodic import Periodic, periodic, unique_periodics
 from outboxkit.retry import RetryPolicy
 from outboxkit.schedule import schedule_of
-from outboxkit.signatures import Argument, handler_arguments, qualified_name, unit_binder
+from outboxkit.signatures import handler_arguments, qualified_name, unit_binder
 from outboxkit.unit_of_work import Declared, UnitOfWork
 
 P = ParamSpec("P")
@@ -31,33 +29,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _plain_of: weakref.WeakKeyDictionary[Callable[..., Any], Callable[..., Any]] = weakref.WeakKeyDictionary()
 """What ``@publishes`` wrapped. Not ``__wrapped__``, which would also lead past the user's own decorators."""
-
-
-class AfterCommit(msgspec.Struct, frozen=True):
-    """What runs once a handler's effect is durable, and what to call it with."""
-
-    function: Callable[..., Any]
-    name: str
-    arguments: Mapping[str, Argument]
-    is_async: bool
-
-
-class Handler(msgspec.Struct, frozen=True):
-    """A consuming function, and what to call it with."""
-
-    function: Callable[..., Any]
-    name: str
-    event: EventType
-    group: str | None
-    retry: RetryPolicy | None
-    ordered: bool
-    on_dead: Literal["continue", "hold"]
-    after_commit: AfterCommit | None
-    arguments: Mapping[str, Argument]
-    takes_list: bool
-    is_async: bool
-    publishes: Declared
-    """What it may publish; filled while decorators are stacked, and complete when the app is opened."""
 
 
 class Runner(Protocol):
@@ -167,13 +138,13 @@ class Router:
             HandlerSignatureError, EventDeclarationError: at decoration.
             ConfigurationError: `on_dead` is neither of the two, or there is no order to hold.
         """
-        spec = _declared_event(event)
+        spec = declared_event(event)
         if on_dead not in ("continue", "hold") or (on_dead == "hold" and not ordered):
             raise ConfigurationError(f'on_dead={on_dead!r}: "continue", or "hold" for an ordered handler')
         if group is not None:
             checked_name("group", group)
         names = _names_of(inspect.currentframe())  # annotations may name classes that are local to the caller
-        afterwards = None if after_commit is None else _after_commit(after_commit, spec, names)
+        afterwards = None if after_commit is None else after_commit_of(after_commit, spec, names)
 
         def register(function: F) -> F:
             plain = _plain_of.get(function, function)
@@ -232,7 +203,7 @@ class Router:
         """
         if not events:
             raise EventDeclarationError("name the events that may be published: @publishes(SubscriberCreated)")
-        declared = {event: _declared_event(event) for event in events}
+        declared = {event: declared_event(event) for event in events}
         names = _names_of(inspect.currentframe())  # annotations may name classes that are local to the caller
 
         def wrap(function: Callable[..., Any], /) -> Callable[..., Coroutine[Any, Any, Any]]:
@@ -317,41 +288,6 @@ class Router:
         return None
 
 
-def publish_returned(unit: UnitOfWork, returned: object, function: str) -> None:
-    """Publish what a function returned: an event, a list or tuple of them, or None.
-
-    Raises:
-        HandlerSignatureError: it returned a coroutine, although it is a plain function.
-        UndeclaredEventError: it returned something else, which nobody would ever see published.
-    """
-    if inspect.iscoroutine(returned):
-        returned.close()
-        raise HandlerSignatureError(
-            f"{function} is no coroutine function and returned a coroutine, which nobody awaits: if a decorator of yours wraps "
-            "it, make the wrapper `async def`"
-        )
-    values = cast("list[object] | tuple[object, ...]", returned) if isinstance(returned, list | tuple) else [returned]
-    for value in values:
-        if value is None:
-            continue
-        if event_type(type(value)) is None:
-            raise UndeclaredEventError(
-                f"{function} returned {type(value).__name__!r}, which is no event: return events or None from a function that "
-                "@publishes (declare the class with @event if it should be one)"
-            )
-        unit.publish(value)
-
-
-def _after_commit(function: Callable[..., Any], spec: EventType, names: Mapping[str, Any]) -> AfterCommit:
-    arguments = handler_arguments(function, spec, names)
-    if unfit := set(arguments.values()) - {"event", "message"}:
-        raise HandlerSignatureError(
-            f"{qualified_name(function)} asks for {' and '.join(sorted(unfit))}: after the commit there is one event and its "
-            "Message, and the transaction is over"
-        )
-    return AfterCommit(function, qualified_name(function), arguments, inspect.iscoroutinefunction(function))
-
-
 def _names_of(frame: FrameType | None) -> Mapping[str, Any]:
     """The local names where a decorator was used."""
     caller = frame.f_back if frame is not None else None
@@ -360,11 +296,3 @@ def _names_of(frame: FrameType | None) -> Mapping[str, Any]:
 
 def _apply(function: Callable[..., Any], call: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
     return function(*call[0], **call[1])
-
-
-def _declared_event(cls: type[Any]) -> EventType:
-    spec = event_type(cls) if isinstance(cls, type) else None  # pyright: ignore[reportUnnecessaryIsInstance] - no brackets
-    if spec is None:
-        name = getattr(cls, "__name__", repr(cls))
-        raise EventDeclarationError(f'{name} is no event: decorate the class with @event("...", topic="...")')
-    return spec

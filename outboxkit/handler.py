@@ -1,0 +1,98 @@
+"""Handlers: what was decorated with ``consumes``, and what becomes of what a decorated function returns."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, cast
+
+import msgspec
+
+from outboxkit.errors import EventDeclarationError, HandlerSignatureError, UndeclaredEventError
+from outboxkit.events import EventType, event_type
+from outboxkit.retry import RetryPolicy
+from outboxkit.signatures import Argument, handler_arguments, qualified_name
+from outboxkit.unit_of_work import Declared, UnitOfWork
+
+
+class AfterCommit(msgspec.Struct, frozen=True):
+    """What runs once a handler's effect is durable, and what to call it with."""
+
+    function: Callable[..., Any]
+    name: str
+    arguments: Mapping[str, Argument]
+    is_async: bool
+
+
+class Handler(msgspec.Struct, frozen=True):
+    """A consuming function, and what to call it with."""
+
+    function: Callable[..., Any]
+    name: str
+    event: EventType
+    group: str | None
+    retry: RetryPolicy | None
+    ordered: bool
+    on_dead: Literal["continue", "hold"]
+    after_commit: AfterCommit | None
+    arguments: Mapping[str, Argument]
+    takes_list: bool
+    is_async: bool
+    publishes: Declared
+    """What it may publish; filled while decorators are stacked, and complete when the app is opened."""
+
+
+def after_commit_of(function: Callable[..., Any], spec: EventType, names: Mapping[str, Any]) -> AfterCommit:
+    """Describe a function that is to run once a handler's effect is durable.
+
+    Args:
+        function: as the user wrote it.
+        spec: the event of the handler.
+        names: where it was defined, for annotations that name local classes.
+
+    Raises:
+        HandlerSignatureError: it asks for something that is not there any more by then.
+    """
+    arguments = handler_arguments(function, spec, names)
+    if unfit := set(arguments.values()) - {"event", "message"}:
+        raise HandlerSignatureError(
+            f"{qualified_name(function)} asks for {' and '.join(sorted(unfit))}: after the commit there is one event and its "
+            "Message, and the transaction is over"
+        )
+    return AfterCommit(function, qualified_name(function), arguments, inspect.iscoroutinefunction(function))
+
+
+def publish_returned(unit: UnitOfWork, returned: object, function: str) -> None:
+    """Publish what a function returned: an event, a list or tuple of them, or None.
+
+    Raises:
+        HandlerSignatureError: it returned a coroutine, although it is a plain function.
+        UndeclaredEventError: it returned something else, which nobody would ever see published.
+    """
+    if inspect.iscoroutine(returned):
+        returned.close()
+        raise HandlerSignatureError(
+            f"{function} is no coroutine function and returned a coroutine, which nobody awaits: if a decorator of yours wraps "
+            "it, make the wrapper `async def`"
+        )
+    values = cast("list[object] | tuple[object, ...]", returned) if isinstance(returned, list | tuple) else [returned]
+    for value in values:
+        if value is None:
+            continue
+        if event_type(type(value)) is None:
+            raise UndeclaredEventError(
+                f"{function} returned {type(value).__name__!r}, which is no event: return events or None from a function that "
+                "@publishes (declare the class with @event if it should be one)"
+            )
+        unit.publish(value)
+
+
+def declared_event(cls: type[Any]) -> EventType:
+    """Return what a class was declared to be with ``@event``.
+
+    Raises:
+        EventDeclarationError: it was not.
+    """
+    spec = event_type(cls) if isinstance(cls, type) else None  # pyright: ignore[reportUnnecessaryIsInstance] - no brackets
+    if spec is None:
+        name = getattr(cls, "__name__", repr(cls))
+        raise EventDeclarationError(f'{name} is no event: decorate the class with @event("...", topic="...")')
+    return spec
