@@ -1,21 +1,18 @@
 """A store on Postgres, whichever way the database is reached: ticks over a log, and an inbox whose floors are locked."""
 
-from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
-from typing import NamedTuple
 
 from outboxkit.cancellation import uninterrupted
 from outboxkit.errors import OutboxkitError, StoreError, TransactionLostError
-from outboxkit.inbox import Floor, Retry, Subscription
 from outboxkit.later import Period
-from outboxkit.letter import DeadLetter, Letters
 from outboxkit.message import ORIGIN, LogEntry, Position, Stream
-from outboxkit.roster import Roster
 from outboxkit.store import Progress
 from outboxkit_postgres import schema
 from outboxkit_postgres.census import PostgresCensus
 from outboxkit_postgres.comparison import compare
+from outboxkit_postgres.consuming import ConsumingTables
 from outboxkit_postgres.database import Database
 from outboxkit_postgres.failures import is_conflict, meaning, went_away
 from outboxkit_postgres.growth import Growth
@@ -25,6 +22,7 @@ from outboxkit_postgres.leases import LeaseTable
 from outboxkit_postgres.letters import LetterTables
 from outboxkit_postgres.link import Link
 from outboxkit_postgres.names import Names
+from outboxkit_postgres.opened import Tables
 from outboxkit_postgres.outbox import OutboxTable
 from outboxkit_postgres.progress import ProgressTables
 from outboxkit_postgres.rebasing import rebase
@@ -34,20 +32,7 @@ from outboxkit_postgres.ticks import TickLog
 from outboxkit_postgres.transaction import PostgresTransaction
 
 
-class _Tables(NamedTuple):
-    outbox: OutboxTable
-    ticks: TickLog
-    progress: ProgressTables
-    inbox: InboxTables
-    letters: LetterTables
-    later: LaterTables
-    leases: LeaseTable
-    roster: RosterTables
-    census: PostgresCensus
-    retained: PostgresRetainedLog
-
-
-class PostgresTables:
+class PostgresTables(ConsumingTables):
     """One app's outbox and inbox in a Postgres database, reached in whatever way.
 
     Args:
@@ -59,10 +44,9 @@ class PostgresTables:
     runs_plain_functions = False
 
     def __init__(self, database: Database, prefix: str, schema: str | None) -> None:
-        self._database = database
+        super().__init__(database)
         self._prefix = prefix
         self._schema = schema
-        self._tables: _Tables | None = None
         self._growth = Growth(database)
         self._read_up: tuple[Position, int] = (ORIGIN, 0)
         """A position behind which no tick up to this one holds anything."""
@@ -91,7 +75,7 @@ class PostgresTables:
             await self._database.aclose()
             raise
         inbox = InboxTables(names, plain_errors=encoding != "UTF8")
-        self._tables = _Tables(
+        self._tables = Tables(
             outbox=OutboxTable(names),
             ticks=TickLog(names, source),
             progress=ProgressTables(names, source),
@@ -299,120 +283,7 @@ class PostgresTables:
         async with self._link() as (tables, link):
             await tables.leases.release(link, name, holder)
 
-    # the roster
-
-    async def enroll(self, group: str, member: str, topics: Collection[str], seconds: float) -> None:
-        """See `outboxkit.roster.RosterStore.enroll`."""
-        async with self._link() as (tables, link):
-            await tables.roster.enroll(link, group, member, topics, seconds)
-
-    async def leave(self, group: str, member: str) -> None:
-        """See `outboxkit.roster.RosterStore.leave`."""
-        async with self._link() as (tables, link):
-            await tables.roster.leave(link, group, member)
-
-    async def roster(self, group: str) -> Roster:
-        """See `outboxkit.roster.RosterStore.roster`."""
-        async with self._link() as (tables, link):
-            return await tables.roster.roster(link, group)
-
-    async def claim(self, group: str, member: str, streams: Collection[Stream]) -> Collection[Subscription]:
-        """See `outboxkit.roster.RosterStore.claim`."""
-        async with self._link() as (tables, link):
-            return await tables.roster.claim(link, group, member, streams)
-
-    async def hand_over(self, done: Mapping[Subscription, Position]) -> None:
-        """See `outboxkit.roster.RosterStore.hand_over`."""
-        async with self._link() as (tables, link):
-            await tables.roster.hand_over(link, done)
-
-    # the inbox
-
-    async def subscribe(self, group: str, stream: Stream, floor: Position = ORIGIN) -> tuple[Subscription, Position]:
-        """See `outboxkit.inbox.InboxStore.subscribe`."""
-        async with self._link() as (tables, link):
-            return await tables.inbox.floors.subscribe(link, group, stream, floor)
-
-    async def floor_of(self, group: str, stream: Stream) -> Floor | None:
-        """See `outboxkit.inbox.InboxStore.floor_of`."""
-        async with self._link() as (tables, link):
-            return await tables.inbox.floors.floor_of(link, group, stream)
-
-    async def floors(self, group: str) -> Mapping[Stream, Floor]:
-        """See `outboxkit.inbox.InboxStore.floors`."""
-        tables = self._opened().inbox.floors
-        async with self.translated():
-            async with self._database.link() as link:
-                floors, behind = await tables.floors(link, group)
-            for floor_id in behind:
-                async with self._database.work() as link:
-                    stream, floor = await tables.advance(link, floor_id)
-                    floors[stream] = floor
-        return floors
-
-    async def suspect(self, subscription: Subscription, upto: Position) -> Position:
-        """See `outboxkit.inbox.InboxStore.suspect`."""
-        async with self._link() as (tables, link):
-            return await tables.inbox.floors.suspect(link, subscription, upto)
-
-    async def retries(
-        self, group: str, limit: int, *, owner: str | None = None, busy: Collection[Subscription] = ()
-    ) -> tuple[Sequence[Retry], float | None]:
-        """See `outboxkit.inbox.InboxStore.retries`."""
-        async with self._link() as (tables, link):
-            return await tables.inbox.waiting.retries(link, group, limit, owner, busy)
-
-    # dead letters
-
-    async def letters(self, which: Letters, after: str | None, limit: int, *, envelopes: bool) -> Sequence[DeadLetter]:
-        """See `outboxkit.letter.LetterStore.letters`."""
-        async with self._link() as (tables, link):
-            return await tables.letters.find(link, which, after, limit, envelopes=envelopes)
-
-    async def revive(self, refs: Sequence[str]) -> int:
-        """See `outboxkit.letter.LetterStore.revive`."""
-        async with self._work() as link:
-            return await self._opened().letters.revive(link, refs)
-
-    async def discard(self, refs: Sequence[str], *, exported: bool = False) -> int:
-        """See `outboxkit.letter.LetterStore.discard`."""
-        async with self._work() as link:
-            return await self._opened().letters.discard(link, refs, exported=exported)
-
-    async def restore(self, letters: Sequence[DeadLetter]) -> Sequence[bool]:
-        """See `outboxkit.letter.LetterStore.restore`."""
-        async with self._work() as link:
-            return await self._opened().letters.restore(link, letters)
-
     @property
     def outbox(self) -> OutboxTable:
         """The statements on the outbox."""
         return self._opened().outbox
-
-    @asynccontextmanager
-    async def _link(self) -> AsyncGenerator[tuple[_Tables, Link], None]:
-        """Borrow a connection for single statements, and raise what its errors mean."""
-        tables = self._opened()
-        async with self.translated(), self._database.link() as link:
-            yield tables, link
-
-    @asynccontextmanager
-    async def _work(self) -> AsyncGenerator[Link, None]:
-        """Borrow a connection with a transaction, and raise what its errors mean."""
-        async with self.translated(), self._database.work() as link:
-            yield link
-
-    def _opened(self) -> _Tables:
-        if self._tables is None:
-            raise StoreError(f"{self._database.name} is not open: use the app inside `async with app:`")
-        return self._tables
-
-    @asynccontextmanager
-    async def translated(self) -> AsyncGenerator[None, None]:
-        """Raise what a driver's errors mean."""
-        try:
-            yield
-        except OutboxkitError:
-            raise
-        except Exception as error:  # what drivers, SQLAlchemy and the system raise has no class in common
-            raise meaning(error, self._database.name) from error

@@ -5,7 +5,7 @@ those of other processes are waited for in small steps that can be cancelled.
 """
 
 import sqlite3
-from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from datetime import datetime
 from typing import Any, Literal, NoReturn, TypeVar
@@ -16,23 +16,18 @@ import anyio
 from outboxkit.cancellation import uninterrupted
 from outboxkit.config import checked_prefix
 from outboxkit.errors import ConfigurationError, SchemaError, StoreError, StoreUnavailableError, TransactionError
-from outboxkit.inbox import Floor, Retry, Subscription
 from outboxkit.later import Period
-from outboxkit.letter import DeadLetter, Letters
-from outboxkit.message import ORIGIN, LogEntry, OutboxRow, Position, Stream
-from outboxkit.roster import Roster
+from outboxkit.message import LogEntry, OutboxRow, Position, Stream
 from outboxkit.store import Progress
 from outboxkit_sqlite import schema
 from outboxkit_sqlite.census import SQLiteCensus
 from outboxkit_sqlite.comparison import compare
 from outboxkit_sqlite.connection import SHORT_BUSY_TIMEOUT, GuardedConnection, ThreadConnection, connect, next_look, parse_url
+from outboxkit_sqlite.consuming import ConsumingStore
 from outboxkit_sqlite.failures import meaning, primary_code
-from outboxkit_sqlite.inbox import InboxTables
 from outboxkit_sqlite.leases import LeaseTable
-from outboxkit_sqlite.letters import LetterTables
 from outboxkit_sqlite.log import OutboxTables
 from outboxkit_sqlite.retained import SQLiteRetainedLog
-from outboxkit_sqlite.roster import RosterTables
 from outboxkit_sqlite.transaction import SQLiteTransaction, in_transaction, roll_back
 
 T = TypeVar("T")
@@ -43,7 +38,7 @@ _POLL_SECONDS = 0.02
 _RELAXED = "normal-may-lose-commits"
 
 
-class SQLiteStore:
+class SQLiteStore(ConsumingStore):
     """Keeps one app's outbox and inbox in the SQLite file where its business rows are.
 
     Args:
@@ -63,6 +58,7 @@ class SQLiteStore:
         self.path = path.absolute()  # whatever the working directory becomes
         schema.require_sqlite()
         self.prefix = checked_prefix(options.pop("prefix", "outboxkit_"))
+        super().__init__(self.prefix)
         self._busy_seconds = _seconds(url, options.pop("busy_seconds", "30"))
         durability = options.pop("durability", "full")
         if durability not in ("full", _RELAXED) or options:
@@ -72,10 +68,7 @@ class SQLiteStore:
         self._writer: ThreadConnection | None = None
         self._reader: ThreadConnection | None = None
         self.outbox = OutboxTables(self.prefix)
-        self.inbox = InboxTables(self.prefix)
-        self._letters = LetterTables(self.prefix, self.inbox)
         self._leases = LeaseTable(self.prefix)
-        self._roster = RosterTables(self.prefix)
 
     def __repr__(self) -> str:
         return f"SQLiteStore({str(self.path)!r})"
@@ -267,82 +260,6 @@ class SQLiteStore:
     async def release(self, name: str, holder: str) -> None:
         """See `outboxkit.store.Store.release`."""
         await self._write(lambda connection: self._leases.release(connection, name, holder))
-
-    # the roster
-
-    async def enroll(self, group: str, member: str, topics: Collection[str], seconds: float) -> None:
-        """See `outboxkit.roster.RosterStore.enroll`."""
-        await self._write(lambda connection: self._roster.enroll(connection, group, member, topics, seconds))
-
-    async def leave(self, group: str, member: str) -> None:
-        """See `outboxkit.roster.RosterStore.leave`."""
-        await self._write(lambda connection: self._roster.leave(connection, group, member))
-
-    async def roster(self, group: str) -> Roster:
-        """See `outboxkit.roster.RosterStore.roster`."""
-        return await self._query(lambda connection: self._roster.roster(connection, group))
-
-    async def claim(self, group: str, member: str, streams: Collection[Stream]) -> Collection[Subscription]:
-        """See `outboxkit.roster.RosterStore.claim`."""
-        return await self._write(lambda connection: self._roster.claim(connection, group, member, streams))
-
-    async def hand_over(self, done: Mapping[Subscription, Position]) -> None:
-        """See `outboxkit.roster.RosterStore.hand_over`."""
-        await self._write(lambda connection: self._roster.hand_over(connection, done))
-
-    # the inbox
-
-    async def subscribe(self, group: str, stream: Stream, floor: Position = ORIGIN) -> tuple[Subscription, Position]:
-        """See `outboxkit.inbox.InboxStore.subscribe`."""
-        return await self._write(lambda connection: self.inbox.floors.subscribe(connection, group, stream, floor))
-
-    async def floor_of(self, group: str, stream: Stream) -> Floor | None:
-        """See `outboxkit.inbox.InboxStore.floor_of`."""
-        return await self._query(lambda connection: self.inbox.floors.floor_of(connection, group, stream))
-
-    async def floors(self, group: str) -> Mapping[Stream, Floor]:
-        """See `outboxkit.inbox.InboxStore.floors`."""
-        tables = self.inbox.floors
-
-        def look(connection: sqlite3.Connection) -> tuple[dict[Stream, Floor], bool]:
-            saved = {stream: (id, floor) for id, stream, floor in tables.floors(connection, group)}
-            walked = {stream: tables.walk(connection, id, floor) for stream, (id, floor) in saved.items()}
-            return walked, any(walked[stream].position > floor.position for stream, (_, floor) in saved.items())
-
-        def advance(connection: GuardedConnection) -> dict[Stream, Floor]:
-            found = list(tables.floors(connection, group))
-            return {stream: tables.advance(connection, id, floor) for id, stream, floor in found}
-
-        floors, behind = await self._query(look)
-        return await self._write(advance) if behind else floors
-
-    async def suspect(self, subscription: Subscription, upto: Position) -> Position:
-        """See `outboxkit.inbox.InboxStore.suspect`."""
-        return await self._write(lambda connection: self.inbox.floors.suspect(connection, subscription, upto))
-
-    async def retries(
-        self, group: str, limit: int, *, owner: str | None = None, busy: Collection[Subscription] = ()
-    ) -> tuple[Sequence[Retry], float | None]:
-        """See `outboxkit.inbox.InboxStore.retries`."""
-        return await self._query(lambda connection: self.inbox.waiting.retries(connection, group, limit, owner, busy))
-
-    # dead letters
-
-    async def letters(self, which: Letters, after: str | None, limit: int, *, envelopes: bool) -> Sequence[DeadLetter]:
-        """See `outboxkit.letter.LetterStore.letters`."""
-        return await self._query(lambda connection: self._letters.find(connection, which, after, limit, envelopes=envelopes))
-
-    async def revive(self, refs: Sequence[str]) -> int:
-        """See `outboxkit.letter.LetterStore.revive`."""
-        return await self._write(lambda connection: self._letters.revive(connection, refs))
-
-    async def discard(self, refs: Sequence[str], *, exported: bool = False) -> int:
-        """See `outboxkit.letter.LetterStore.discard`."""
-        return await self._write(lambda connection: self._letters.discard(connection, refs, exported=exported))
-
-    async def restore(self, letters: Sequence[DeadLetter]) -> Sequence[bool]:
-        """See `outboxkit.letter.LetterStore.restore`."""
-        return await self._write(lambda connection: self._letters.restore(connection, letters))
 
     # one way in for all of the above
 
