@@ -13,8 +13,12 @@ from tests.servers import (  # noqa: E402  it imports what is to be rewritten
     postgres_server_url,
     postgres_url,
     redis_binary,
+    redis_cluster,
     redis_server,
     redis_url,
+    shared_redis_cluster,
+    shared_watched_redis,
+    watched_redis,
 )
 
 __all__ = [
@@ -25,6 +29,10 @@ __all__ = [
     "postgres_server_url",
     "postgres_url",
     "redis_binary",
+    "redis_cluster",
     "redis_server",
     "redis_url",
+    "shared_redis_cluster",
+    "shared_watched_redis",
+    "watched_redis",
 ]
