@@ -116,7 +116,7 @@ class Consumer:
             streams = await self._discover()
             share = await self._membership.look(streams)
             if share.unread:
-                for stream in share.unread:
+                for stream in await self._reading.reachable(share.unread, streams):
                     await self._begin(stream)
                 share = await self._membership.look(streams)
             before = set(self._reading.subscriptions)

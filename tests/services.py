@@ -37,6 +37,8 @@ class Recording(Observer):
         self.losses: list[Mapping[Stream, tuple[Position, Position]]] = []
         self.halts: dict[Stream, str] = {}
         self.troubles: list[str] = []
+        self.doings: list[str] = []
+        """What was troubled, each time."""
         self.crashes: list[Exception] = []
         self.count: collections.Counter[str] = collections.Counter()
 
@@ -58,6 +60,7 @@ class Recording(Observer):
     def troubled(self, doing: str, error: Exception, failures: int, seconds: float) -> None:
         super().troubled(doing, error, failures, seconds)
         self.troubles.append(str(error))
+        self.doings.append(doing)
 
     def crashed(self, doing: str, error: Exception) -> None:
         super().crashed(doing, error)

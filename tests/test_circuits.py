@@ -45,6 +45,8 @@ class Parted(MemoryBroker):
     def __init__(self) -> None:
         super().__init__()
         self.away: set[str] = set()
+        self.registers = False
+        """Whether it goes on telling which streams there are, as that is kept by another server."""
 
     def __getattribute__(self, name: str) -> Any:
         found = super().__getattribute__(name)
@@ -64,7 +66,8 @@ class Parted(MemoryBroker):
             return found
 
         async def call(*args: Any, **kwargs: Any) -> Any:
-            if self.away & topics_in([args, kwargs]):
+            told = self.registers and name in ("announce", "streams")
+            if self.away & topics_in([args, kwargs]) and not told:
                 await anyio.sleep(0.05)
                 raise BrokerUnavailableError("the server of it is away")
             return await found(*args, **kwargs)
@@ -124,9 +127,11 @@ class Talk:
         return self.database.column(f"SELECT number FROM {table} ORDER BY id")
 
 
-@pytest.mark.parametrize("known", [True, False])
-async def test_a_topic_that_is_away_holds_no_other_up_and_nothing_of_it_is_lost(place: Place, known: bool) -> None:
+@pytest.mark.parametrize("far", ["known", "unknown", "announced"])
+async def test_a_topic_that_is_away_holds_no_other_up_and_nothing_of_it_is_lost(place: Place, far: str) -> None:
     talk = Talk(place)
+    known = far == "known"
+    talk.broker.registers = far == "announced"
     if not known:
         talk.broker.away = {"far"}
     async with talk.running():
@@ -160,6 +165,25 @@ async def test_one_message_after_the_other_arrives_while_others_are_away(place: 
         for number in range(2, 20):
             await talk.say(number)
             await until(lambda: talk.heard("near"), ends_with(number))
+
+
+async def test_while_one_topic_is_away_nothing_else_is_troubled(place: Place) -> None:
+    talk = Talk(place)
+    talk.broker.registers = True
+    async with talk.running():
+        await talk.say(0)
+        await drain(talk.app)
+        talk.broker.away = {"far"}
+        await until(lambda: len(opened(talk)) == 2)  # the relay's circuit, and the consumer's
+        talk.observer.doings.clear()
+        for number in range(1, 40):
+            await talk.say(number)
+            await until(lambda: talk.heard("near"), ends_with(number))
+        assert {doing for doing in talk.observer.doings if not doing.endswith("topic far")} == set()
+
+
+def opened(talk: Talk) -> set[str]:
+    return {doing for doing in talk.observer.doings if doing.endswith("topic far")}
 
 
 async def test_when_nothing_answers_no_circuit_is_opened() -> None:
