@@ -39,6 +39,7 @@ class Recording(Observer):
         self.troubles: list[str] = []
         self.doings: list[str] = []
         """What was troubled, each time."""
+        self.recoveries: set[str] = set()
         self.crashes: list[Exception] = []
         self.count: collections.Counter[str] = collections.Counter()
 
@@ -61,6 +62,10 @@ class Recording(Observer):
         super().troubled(doing, error, failures, seconds)
         self.troubles.append(str(error))
         self.doings.append(doing)
+
+    def recovered(self, doing: str, failures: int) -> None:
+        super().recovered(doing, failures)
+        self.recoveries.add(doing)
 
     def crashed(self, doing: str, error: Exception) -> None:
         super().crashed(doing, error)

@@ -45,8 +45,9 @@ class Parted(MemoryBroker):
     def __init__(self) -> None:
         super().__init__()
         self.away: set[str] = set()
-        self.registers = False
-        """Whether it goes on telling which streams there are, as that is kept by another server."""
+        """Topics whose streams are away."""
+        self.untold: set[str] = set()
+        """Topics of which nobody can tell, or be told, what streams there are: that may be kept by another server."""
 
     def __getattribute__(self, name: str) -> Any:
         found = super().__getattribute__(name)
@@ -66,8 +67,8 @@ class Parted(MemoryBroker):
             return found
 
         async def call(*args: Any, **kwargs: Any) -> Any:
-            told = self.registers and name in ("announce", "streams")
-            if self.away & topics_in([args, kwargs]) and not told:
+            away = self.untold if name in ("announce", "streams") else self.away
+            if away & topics_in([args, kwargs]):
                 await anyio.sleep(0.05)
                 raise BrokerUnavailableError("the server of it is away")
             return await found(*args, **kwargs)
@@ -131,22 +132,23 @@ class Talk:
 async def test_a_topic_that_is_away_holds_no_other_up_and_nothing_of_it_is_lost(place: Place, far: str) -> None:
     talk = Talk(place)
     known = far == "known"
-    talk.broker.registers = far == "announced"
     if not known:
         talk.broker.away = {"far"}
+    if far == "unknown":
+        talk.broker.untold = {"far"}
     async with talk.running():
         for number in range(5):
             await talk.say(number)
         if known:
             await drain(talk.app)
-            talk.broker.away = {"far"}
+            talk.broker.away = talk.broker.untold = {"far"}
         with anyio.fail_after(30):
             for number in range(5, 100):
                 await talk.say(number)
             await until(lambda: talk.heard("near"), lambda heard: heard == list(range(100)))
         await until(lambda: any("away" in trouble for trouble in talk.observer.troubles))
         assert talk.heard("far") == (list(range(5)) if known else [])
-        talk.broker.away = set()
+        talk.broker.away = talk.broker.untold = set()
         await until(lambda: talk.heard("far"), lambda heard: heard == list(range(100)))
         await drain(talk.app)
         assert talk.heard("near") == list(range(100))
@@ -159,7 +161,7 @@ async def test_one_message_after_the_other_arrives_while_others_are_away(place: 
     async with talk.running():
         await talk.say(0)
         await drain(talk.app)
-        talk.broker.away = {"far"}
+        talk.broker.away = talk.broker.untold = {"far"}
         await talk.say(1)
         await until(lambda: len(talk.heard("near")) == 2)
         for number in range(2, 20):
@@ -169,21 +171,37 @@ async def test_one_message_after_the_other_arrives_while_others_are_away(place: 
 
 async def test_while_one_topic_is_away_nothing_else_is_troubled(place: Place) -> None:
     talk = Talk(place)
-    talk.broker.registers = True
     async with talk.running():
         await talk.say(0)
         await drain(talk.app)
         talk.broker.away = {"far"}
-        await until(lambda: len(opened(talk)) == 2)  # the relay's circuit, and the consumer's
+        await until(lambda: len(opened(talk, "far")) == 2)  # the relay's circuit, and the consumer's
         talk.observer.doings.clear()
         for number in range(1, 40):
             await talk.say(number)
             await until(lambda: talk.heard("near"), ends_with(number))
-        assert {doing for doing in talk.observer.doings if not doing.endswith("topic far")} == set()
+        assert set(talk.observer.doings) == opened(talk, "far")
 
 
-def opened(talk: Talk) -> set[str]:
-    return {doing for doing in talk.observer.doings if doing.endswith("topic far")}
+@pytest.mark.parametrize("untold", [{"near"}, {"near", "far"}])
+async def test_what_is_known_flows_on_while_nobody_can_tell_what_streams_there_are(place: Place, untold: set[str]) -> None:
+    talk = Talk(place)
+    async with talk.running():
+        await talk.say(0)
+        await drain(talk.app)
+        talk.broker.untold = untold
+        doings = {f"{doing}: topic {topic}" for doing in ("announcing", "group talk: finding streams") for topic in untold}
+        await until(lambda: opened(talk, "near") | opened(talk, "far"), doings.__eq__)
+        for number in range(1, 20):
+            await talk.say(number)
+            await until(lambda: (talk.heard("near"), talk.heard("far")), lambda heard: all(map(ends_with(number), heard)))
+        assert set(talk.observer.doings) == doings
+        talk.broker.untold = set()
+        await until(lambda: talk.observer.recoveries, doings.__eq__)
+
+
+def opened(talk: Talk, topic: str) -> set[str]:
+    return {doing for doing in talk.observer.doings if doing.endswith(f"topic {topic}")}
 
 
 async def test_when_nothing_answers_no_circuit_is_opened() -> None:
