@@ -144,7 +144,8 @@ class Relay:
             last = self._last[stream]
             if stream in self._halted or entries[-1].position <= last:
                 continue
-            if self._circuits.is_open(stream.topic):
+            # What was passed over comes first, should its topic be back: else it would be left out for good.
+            if stream in self._passed_over or self._circuits.is_open(stream.topic):
                 self._passed_over.add(stream)
                 continue
             if entries[0].position <= last:

@@ -109,6 +109,10 @@ class RedisServer:
         """Let it go on after `pause`."""
         self._signal(signal.SIGCONT)
 
+    def runs(self) -> bool:
+        """Whether it was started and has not ended."""
+        return self._process is not None and self._process.runs()
+
     def restart(self) -> str:
         """Start it again where it was, after `kill`, or kill it now."""
         self.kill()
