@@ -6,6 +6,7 @@ import pytest
 pytest.register_assert_rewrite("outboxkit.testing")
 
 from tests.servers import (  # noqa: E402  it imports what is to be rewritten
+    mortal_cluster,
     pgbouncer_binary,
     place,
     postgres_binaries,
@@ -16,12 +17,14 @@ from tests.servers import (  # noqa: E402  it imports what is to be rewritten
     redis_cluster,
     redis_server,
     redis_url,
+    shared_mortal_cluster,
     shared_redis_cluster,
     shared_watched_redis,
     watched_redis,
 )
 
 __all__ = [
+    "mortal_cluster",
     "pgbouncer_binary",
     "place",
     "postgres_binaries",
@@ -32,6 +35,7 @@ __all__ = [
     "redis_cluster",
     "redis_server",
     "redis_url",
+    "shared_mortal_cluster",
     "shared_redis_cluster",
     "shared_watched_redis",
     "watched_redis",

@@ -87,6 +87,15 @@ class RedisCluster:
             if b"role:master" in self.ask(server, "INFO", "replication"):
                 self.ask(server, "FLUSHALL")
 
+    def heal(self) -> None:
+        """Bring all nodes back that were killed, or paused, and wait until they serve their slots again."""
+        for server in self.servers:
+            server.resume()
+            if not server.runs():
+                server.start()
+        self._wait("work", lambda server: b"cluster_state:ok" in self.ask(server, "CLUSTER", "INFO"))
+        self._wait("live", lambda server: b"fail" not in self.ask(server, "CLUSTER", "NODES"))
+
     def begin_to_move(self, slot: int, source: RedisServer, target: RedisServer) -> None:
         """Set a slot up for migration: from now on, what the source does not hold is asked of the target."""
         self.ask(target, "CLUSTER", "SETSLOT", slot, "IMPORTING", self._id(source))

@@ -62,6 +62,21 @@ def redis_cluster(shared_redis_cluster: RedisCluster) -> RedisCluster:
 
 
 @pytest.fixture(scope="session")
+def shared_mortal_cluster(redis_binary: str) -> Iterator[RedisCluster]:
+    """A running cluster of three masters, shared by the session's tests that kill its nodes; the others go on serving."""
+    with RedisCluster(redis_binary, full_coverage=False) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def mortal_cluster(shared_mortal_cluster: RedisCluster) -> Iterator[RedisCluster]:
+    """The shared cluster whose nodes a test may kill, whole and empty."""
+    shared_mortal_cluster.wipe()
+    yield shared_mortal_cluster
+    shared_mortal_cluster.heal()
+
+
+@pytest.fixture(scope="session")
 def shared_watched_redis(redis_binary: str) -> Iterator[WatchedRedis]:
     """A running master with a replica and Sentinels, shared by the session's tests, which end none of them."""
     with WatchedRedis(redis_binary) as watched:

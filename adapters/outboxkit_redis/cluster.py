@@ -5,6 +5,7 @@ executed, so they may be followed (https://redis.io/docs/latest/operate/oss_and_
 is sent a second time: after any other failure the slots are asked for again, before the next call.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping, MutableSequence, Sequence
 from typing import Any, NamedTuple
 
@@ -17,7 +18,8 @@ from outboxkit_redis.address import Address, Place
 from outboxkit_redis.client import Client, GroupRead
 from outboxkit_redis.cluster_reading import Began, Kept, outcome, quiet, wait_for_any
 from outboxkit_redis.node import Command, Node
-from outboxkit_redis.refusal import CutOffError, Refusal, Server
+from outboxkit_redis.refusal import CutOffError, Refusal, Server, SilentError
+from outboxkit_redis.silence import Silence
 from outboxkit_redis.slots import SlotMap, place_of
 
 LOOK_SECONDS = 1.0
@@ -47,6 +49,7 @@ class Cluster(Client):
         self._looking = anyio.Lock()
         self._kept = Kept()
         self._closed = False
+        self._silences: defaultdict[Place, Silence] = defaultdict(Silence)
         self._nodes: dict[Place, Node] = {}
         for place in address.places:
             self._node(place)
@@ -71,7 +74,8 @@ class Cluster(Client):
         A node that is away is left out as long as another can be read.
         """
         replies = dict(self._kept.take(read, keys))
-        others = [key for key in keys if key not in replies]
+        others = self._hopeful([key for key in keys if key not in replies])
+        replies |= dict.fromkeys((key for key in keys if key not in {*replies, *others}), Refusal(SilentError(), self._server))
         replies |= zip(others, await self.answers([read.command([key]) for key in others]), strict=True)
         if block_seconds > 0 and (waiting := quiet(replies)):
             replies |= await wait_for_any(self._answer_slowly, read, waiting, block_seconds)
@@ -81,6 +85,15 @@ class Cluster(Client):
         """Close the connections to all nodes."""
         self._closed = True
         await self._close(self._nodes)
+
+    def _hopeful(self, keys: Sequence[str]) -> Sequence[str]:
+        """Leave out what is on silent nodes, so that it is not waited for, unless there is nothing else."""
+        places = {key: self._slots.place(key_slot(key.encode())) for key in keys}
+        silent = {place for place in places.values() if place is not None and self._silences[place].lasts}
+        if not silent or silent >= {*places.values()}:
+            return keys
+        self._doubted = True  # another may have stepped in
+        return [key for key, place in places.items() if place not in silent]
 
     def _unserved(self) -> Refusal:
         return Refusal(ClusterDownError("no node serves this slot"), self._server)
@@ -119,7 +132,13 @@ class Cluster(Client):
     async def _answers_of(self, place: Place, commands: Sequence[Command], wait_seconds: float) -> list[Any]:
         if self._closed:
             return [Refusal(CutOffError("was closed"), self._server)] * len(commands)
-        return await self._node(place).answers(commands, wait_seconds=wait_seconds)
+        node, silence, asked_at = self._node(place), self._silences[place], anyio.current_time()
+        reply_seconds = silence.patience()
+        if reply_seconds is None:
+            return [Refusal(SilentError(), node.server)] * len(commands)
+        replies = await node.answers(commands, wait_seconds=wait_seconds, reply_seconds=reply_seconds)
+        silence.heard(replies[-1], asked_at)
+        return replies
 
     async def _answer_slowly(self, command: Command, wait_seconds: float, began: Began) -> Any:
         """Send one command that waits; `began` is told where, so that it can be ended from outside."""
@@ -179,8 +198,9 @@ class Cluster(Client):
             return refusal
 
     def _guides(self) -> Sequence[Place]:
-        """Whom to ask: those that serve something, then those in the URL."""
-        return tuple(dict.fromkeys((*self._slots.places(), *self._address.places)))
+        """Whom to ask: those that serve something, then those in the URL; first of all those that are not silent."""
+        known = dict.fromkeys((*self._slots.places(), *self._address.places))
+        return sorted(known, key=lambda place: self._silences[place].lasts)
 
     async def _asked(self, place: Place) -> Any:
         with anyio.move_on_after(LOOK_SECONDS):
@@ -189,7 +209,10 @@ class Cluster(Client):
 
     async def _forget_nodes(self) -> None:
         keeping = {*self._slots.places(), *self._address.places}
-        await self._close({place: self._nodes.pop(place) for place in tuple(self._nodes) if place not in keeping})
+        leaving = [place for place in self._nodes if place not in keeping]
+        for place in leaving:
+            self._silences.pop(place, None)
+        await self._close({place: self._nodes.pop(place) for place in leaving})
 
     async def _close(self, leaving: Mapping[Place, Node]) -> None:
         async with anyio.create_task_group() as closing:

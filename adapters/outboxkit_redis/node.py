@@ -60,6 +60,7 @@ class Node:
         commands: Sequence[Command],
         *,
         wait_seconds: float = 0.0,
+        reply_seconds: float | None = None,
         heard: Callable[[Any], None] | None = None,
     ) -> list[Any]:
         """Send commands in one round trip and return their replies, as RESP2 has them, or `Refusal` in place of one.
@@ -67,9 +68,10 @@ class Node:
         Args:
             commands: they are run in order; one that is refused does not stop those after it.
             wait_seconds: how long they may block in the server.
+            reply_seconds: how long, beyond that, an answer is waited for; `REPLY_SECONDS` unless given.
             heard: called with each reply when it comes.
         """
-        limit_seconds = wait_seconds + REPLY_SECONDS
+        limit_seconds = wait_seconds + (REPLY_SECONDS if reply_seconds is None else reply_seconds)
         with anyio.move_on_after(limit_seconds) as call:
             if self._closed:
                 return self._refused(CutOffError("was closed"), commands)

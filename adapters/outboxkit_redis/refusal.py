@@ -24,6 +24,13 @@ class CutOffError(Exception):
     """A call was ended before all its replies came; the text goes on after the server's name."""
 
 
+class SilentError(Exception):
+    """A node was asked nothing, as it did not answer others."""
+
+    def __init__(self) -> None:
+        super().__init__("it has not been answering, and was not asked now")
+
+
 class UnknownServiceError(Exception):
     """A Sentinel watches nothing of this name."""
 
