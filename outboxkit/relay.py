@@ -193,7 +193,7 @@ class Relay:
 
     async def _look(self, streams: Collection[Stream]) -> bool:
         ends = await self._ends(streams)
-        # Each time: the registry is lost with everything else. And beside the streams, as a cluster may have it on another node.
+        # Each time: the registry is lost with everything else. And by itself: a cluster may have it on another node.
         await self._registries.ask({stream.topic for stream in streams}, self._announce, lives=True)
         return await self._reconcile(ends)
 

@@ -5,6 +5,7 @@ import pytest
 # The suites are a part of the package, so pytest would leave their assertions as terse as Python has them.
 pytest.register_assert_rewrite("outboxkit.testing")
 
+from tests.redis_brokers import connect  # noqa: E402  as below
 from tests.servers import (  # noqa: E402  it imports what is to be rewritten
     mortal_cluster,
     pgbouncer_binary,
@@ -24,6 +25,7 @@ from tests.servers import (  # noqa: E402  it imports what is to be rewritten
 )
 
 __all__ = [
+    "connect",
     "mortal_cluster",
     "pgbouncer_binary",
     "place",

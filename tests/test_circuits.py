@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, Callable, Collection
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import anyio
@@ -196,7 +197,8 @@ async def test_what_is_known_flows_on_while_nobody_can_tell_what_streams_there_a
         await until(lambda: opened(talk, "near") | opened(talk, "far"), doings.__eq__)
         for number in range(1, 20):
             await talk.say(number)
-            await until(lambda: (talk.heard("near"), talk.heard("far")), lambda heard: all(map(ends_with(number), heard)))
+            for topic in ("near", "far"):
+                await until(partial(talk.heard, topic), ends_with(number))
         assert set(talk.observer.doings) == doings
         talk.broker.untold = set()
         await until(lambda: talk.observer.recoveries, doings.__eq__)

@@ -1,8 +1,7 @@
 """What the Redis broker does about Redis's own ways: other writers, other types, deletions, lost replies, passwords."""
 
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, aclosing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +22,8 @@ from outboxkit.message import ORIGIN, Delivery, Position, Stream
 from outboxkit.testing.redis_server import RedisServer
 from outboxkit.testing.streams import chained, filled, majors_of, new_entries, new_stream, pending_all, read_all, until
 from outboxkit_redis import RedisBroker, node
+from tests.redis_brokers import Connect
 from tests.tcp_proxy import TCPProxy
-
-Connect = Callable[[str], Awaitable[RedisBroker]]
-
-
-@pytest.fixture
-async def connect() -> AsyncIterator[Connect]:
-    """Open brokers that are closed at the test's end, however it ends."""
-    async with AsyncExitStack() as brokers:
-
-        async def connect(url: str) -> RedisBroker:
-            broker = await brokers.enter_async_context(aclosing(RedisBroker(url)))
-            await broker.open()
-            return broker
-
-        yield connect
 
 
 @pytest.fixture

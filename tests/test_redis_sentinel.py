@@ -1,7 +1,7 @@
 """What the Redis broker does about Sentinels' own ways: stale ones, silent ones, services they do not know, passwords."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, ExitStack, aclosing
+from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import partial
 
 import anyio
@@ -12,25 +12,11 @@ from outboxkit.message import ORIGIN, Position
 from outboxkit.testing.redis_server import RedisServer
 from outboxkit.testing.streams import filled, majors_of, new_stream, read_all
 from outboxkit_redis import RedisBroker
+from tests.redis_brokers import Connect
 from tests.redis_sentinel import SERVICE, Sentinel, WatchedRedis, answers, ask
 from tests.waiting import until
 
-Connect = Callable[[str], Awaitable[RedisBroker]]
-
 REPLICA = "it has become a replica; it is a replica now: the primary is looked for again"
-
-
-@pytest.fixture
-async def connect() -> AsyncIterator[Connect]:
-    """Open brokers that are closed at the test's end, however it ends."""
-    async with AsyncExitStack() as brokers:
-
-        async def connect(url: str) -> RedisBroker:
-            broker = await brokers.enter_async_context(aclosing(RedisBroker(url)))
-            await broker.open()
-            return broker
-
-        yield connect
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from tests.databases import Place
 from tests.services import Publisher, Reader
 from tests.waiting import until
 
-NUMBERS = 600
+NUMBERS = 300
 PARTITIONS = 4
 
 
@@ -34,7 +34,7 @@ async def everything_once(place: Place, url: str) -> AsyncGenerator[tuple[Publis
         async with anyio.create_task_group() as drawing:
             drawing.start_soon(draw_all)
             yield publisher, reader
-        await until(reader.noted, lambda noted: len(noted) >= NUMBERS, seconds=60.0)
+        await settled(reader, NUMBERS, seconds=60.0)
         await until(lambda: reader.database.ask("SELECT * FROM outboxkit_inbox"), lambda rows: not rows, seconds=30.0)
     noted = reader.noted()
     assert sorted(noted) == list(range(NUMBERS))
@@ -46,5 +46,5 @@ async def everything_once(place: Place, url: str) -> AsyncGenerator[tuple[Publis
     assert not publisher.observer.halts | reader.observer.halts
 
 
-async def settled(reader: Reader, count: int) -> None:
-    await until(lambda: reader.observer.count["settled"], lambda found: found >= count)
+async def settled(reader: Reader, count: int, *, seconds: float = 20.0) -> None:
+    await until(lambda: reader.observer.count["settled"], lambda found: found >= count, seconds=seconds)

@@ -10,7 +10,7 @@ import anyio
 import msgspec
 import pytest
 
-from outboxkit import App, Settings, UnitOfWork, event
+from outboxkit import App, UnitOfWork, event
 from outboxkit.testing import drain
 from outboxkit_redis import RedisBroker, node
 from tests.databases import Place, database_at
@@ -60,7 +60,7 @@ class Talk:
     def __init__(self, place: Place, url: str, topics: Collection[str]) -> None:
         self.database = database_at(place, "talk")
         self.observer = Counting()
-        settings: Settings = msgspec.structs.replace(QUICK, partitions=dict.fromkeys(topics, 1))
+        settings = msgspec.structs.replace(QUICK, partitions=dict.fromkeys(topics, 1))
         self.app = App("talk", store=self.database.url, broker=RedisBroker(url), settings=settings, observer=self.observer)
         self.topics = topics
         self._said = [self._declare(topic) for topic in topics]

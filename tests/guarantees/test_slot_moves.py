@@ -7,7 +7,7 @@ from tests.databases import Place
 from tests.guarantees.load import NUMBERS, PARTITIONS, everything_once, key_of, settled
 from tests.redis_cluster import RedisCluster
 
-ROUNDS = 3
+ROUNDS = 2
 
 
 async def test_slots_that_move_while_they_are_written_and_read_cost_nothing(place: Place, redis_binary: str) -> None:
