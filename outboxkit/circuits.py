@@ -43,31 +43,32 @@ class Circuits:
         return topic in self._failures
 
     async def ask(
-        self, topics: Collection[str], question: Callable[[Collection[str]], Awaitable[T]]
+        self, topics: Collection[str], question: Callable[[Collection[str]], Awaitable[T]], *, lives: bool = False
     ) -> Mapping[frozenset[str], T]:
         """Ask about topics, all together or, should that fail, one by one.
 
         Args:
             topics: those with an open circuit are left out.
             question: asks about some of them.
+            lives: that nothing answers does not mean that the broker is away: then these topics are.
 
         Returns:
             The answers, each with the topics it is about.
 
         Raises:
-            BrokerUnavailableError: nothing answered.
+            BrokerUnavailableError: nothing answered, and not `lives`.
         """
         asked = frozenset(topic for topic in topics if not self.is_open(topic))
-        if not asked and topics:
+        if not asked and topics and not lives:
             raise BrokerUnavailableError(
                 f"{self._doing}: the broker answers for none of the topics {', '.join(sorted(topics))}"
             )
         try:
             return {asked: await question(asked)} if asked else {}
         except BrokerUnavailableError:
-            if len(asked) == 1:
+            if len(asked) == 1 and not lives:
                 raise
-        return await self._one_by_one(asked, question)
+        return await self._one_by_one(asked, question, lives)
 
     async def watch(self) -> None:
         """Close circuits when their topics answer again; runs for ever."""
@@ -85,7 +86,7 @@ class Circuits:
                     self._observer.recovered(f"{self._doing}: topic {topic}", self._failures.pop(topic))
 
     async def _one_by_one(
-        self, topics: Collection[str], question: Callable[[Collection[str]], Awaitable[T]]
+        self, topics: Collection[str], question: Callable[[Collection[str]], Awaitable[T]], lives: bool
     ) -> Mapping[frozenset[str], T]:
         answers: dict[frozenset[str], T] = {}
         errors: dict[str, BrokerUnavailableError] = {}
@@ -104,7 +105,7 @@ class Circuits:
                 asking.start_soon(ask, topic)
         if others:
             raise others[0]
-        if not answers:
+        if not answers and not lives:
             raise errors.popitem()[1]
         for topic, why in errors.items():
             self._open(topic, why)

@@ -64,6 +64,8 @@ class Consumer:
         self._chain = Chain(self.group, self._store, broker, self._hand, settings.behind_seconds, observer)
         doing = f"group {self.group}: reading"
         self._circuits = Circuits(doing, self._ask_for_life, settings.backoff, observer)
+        doing = f"group {self.group}: finding streams"
+        self._registries = Circuits(doing, broker.streams, settings.backoff, observer)
         self._reading = Reading(
             self.group, reader, self._store, broker, self._circuits, self._hand, self._chain, settings, observer
         )
@@ -98,6 +100,7 @@ class Consumer:
                 settling.start_soon(self._supervised, "retrying", self._retry)
             async with anyio.create_task_group() as reading:
                 reading.start_soon(self._circuits.watch)
+                reading.start_soon(self._registries.watch)
                 reading.start_soon(self._supervised, "sharing streams", self._share)
                 reading.start_soon(self._supervised, "receiving", self._reading.loop)
                 reading.start_soon(self._supervised, "keeping deliveries", self._keep)
@@ -116,7 +119,7 @@ class Consumer:
             streams = await self._discover()
             share = await self._membership.look(streams)
             if share.unread:
-                for stream in share.unread:
+                for stream in await self._reading.reachable(share.unread, streams):
                     await self._begin(stream)
                 share = await self._membership.look(streams)
             before = set(self._reading.subscriptions)
@@ -131,12 +134,12 @@ class Consumer:
             await anyio.sleep(self._settings.wait_seconds)
 
     async def _discover(self) -> Collection[Stream]:
-        """Return the streams of the topics; of one that cannot be reached those that were there."""
+        """Return the streams of the topics; of one that nobody can tell about those that were there."""
 
         async def ask(topics: Collection[str]) -> _Streams:
             return {topic: await self._broker.streams(topic) for topic in topics}
 
-        for found in (await self._circuits.ask(self._topics, ask)).values():
+        for found in (await self._registries.ask(self._topics, ask, lives=bool(self._found))).values():
             self._found |= found
         return {stream for streams in self._found.values() for stream in streams}
 

@@ -83,11 +83,10 @@ class Reading:
 
     async def start(self, subscriptions: Mapping[Stream, Subscription]) -> None:
         """Read these streams, too; left out are those that cannot be reached, or where something else stands."""
-        new = {stream: held for stream, held in subscriptions.items() if stream not in self._subscriptions}
-        await self._find_unreachable(new)
-        for stream, subscription in new.items():
+        new = [stream for stream in subscriptions if stream not in self._subscriptions]
+        for stream in await self.reachable(new, self._subscriptions):
             if not self._circuits.is_open(stream.topic) and await self._make_group(stream):
-                self._subscriptions[stream] = subscription
+                self._subscriptions[stream] = subscriptions[stream]
                 self._fresh.add(stream)
                 self._notify()
 
@@ -111,7 +110,7 @@ class Reading:
 
     async def loop(self, working: Callable[[], None]) -> None:
         """Read for ever, or until the broker fails; groups that it lost are made again at the start."""
-        await self._find_unreachable(self._subscriptions)
+        await self._ask(self._subscriptions, self._broker.last)
         for stream in list(self._subscriptions):
             if not await self._make_group(stream):
                 self._subscriptions.pop(stream, None)
@@ -159,14 +158,30 @@ class Reading:
         answers = await self._ask(self._subscriptions, self._broker.last)
         return {stream: at for ends in answers for stream, at in ends.items()}
 
-    async def _find_unreachable(self, streams: Collection[Stream]) -> None:
-        await self._ask(streams, self._broker.last)
+    async def reachable(self, streams: Collection[Stream], others: Collection[Stream]) -> Collection[Stream]:
+        """Return those of some streams that answer.
+
+        Args:
+            streams: which are meant.
+            others: asked too, as only beside others one that does not answer can be told from a broker that is away.
+
+        Raises:
+            BrokerUnavailableError: nothing answers.
+        """
+        hopeful = self._not_given_up(streams)
+        if hopeful:
+            await self._ask({*hopeful, *others}, self._broker.last)
+        return self._not_given_up(hopeful)
+
+    def _not_given_up(self, streams: Collection[Stream]) -> Collection[Stream]:
+        return [stream for stream in streams if not self._circuits.is_open(stream.topic)]
 
     async def _ask(self, streams: Collection[Stream], question: Callable[[Collection[Stream]], Awaitable[T]]) -> Collection[T]:
         """Ask about streams, and read those no more that could not be reached: they are started again when they can be."""
+        asked = self._not_given_up(streams)
         answers = await self._circuits.ask(
-            {stream.topic for stream in streams},
-            lambda topics: question([stream for stream in streams if stream.topic in topics]),
+            {stream.topic for stream in asked},
+            lambda topics: question([stream for stream in asked if stream.topic in topics]),
         )
         for stream in list(self._subscriptions):
             if self._circuits.is_open(stream.topic):

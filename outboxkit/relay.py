@@ -51,6 +51,7 @@ class Relay:
         """Our turn among the relays of this store; without one we always work, whoever else does."""
         self._supervisor = Supervisor("relaying", settings.backoff, observer)
         self._circuits = Circuits("relaying", self._ask_for_life, settings.backoff, observer)
+        self._registries = Circuits("announcing", self._announce_topic, settings.backoff, observer)
         self._cursor = ORIGIN
         """Everything at or below it is in the broker, but for stopped streams."""
         self._last: dict[Stream, Position] = {}
@@ -72,6 +73,7 @@ class Relay:
         try:
             async with anyio.create_task_group() as watching:
                 watching.start_soon(self._circuits.watch)
+                watching.start_soon(self._registries.watch)
                 await self._supervisor.run(self._take_turns)
         finally:
             with anyio.move_on_after(1, shield=True):
@@ -154,7 +156,8 @@ class Relay:
             prev = max(last, self._removed.get(stream, ORIGIN))
             if stream in self._halted or entries[-1].position <= prev:
                 continue
-            if self._circuits.is_open(stream.topic):
+            # What was passed over comes first, should its topic be back: else it would be left out for good.
+            if stream in self._passed_over or self._circuits.is_open(stream.topic):
                 self._passed_over.add(stream)
                 continue
             if entries[0].position <= prev:
@@ -203,21 +206,28 @@ class Relay:
         return await self._look(self._last)
 
     async def _look(self, streams: Collection[Stream]) -> bool:
-        return await self._reconcile(await self._ends(streams, announce=True))
+        ends = await self._ends(streams)
+        # Each time: the registry is lost with everything else. And by itself: a cluster may have it on another node.
+        await self._registries.ask({stream.topic for stream in streams}, self._announce, lives=True)
+        return await self._reconcile(ends)
 
-    async def _ends(self, streams: Collection[Stream], *, announce: bool = False) -> dict[Stream, Position]:
+    async def _ends(self, streams: Collection[Stream]) -> dict[Stream, Position]:
         """Return where streams end in the broker, those that can be reached."""
 
         async def ask(topics: Collection[str]) -> Mapping[Stream, Position]:
             own = [stream for stream in streams if stream.topic in topics]
-            if announce:  # each time: the registry is lost with everything else
-                await self._broker.announce(own)
             return await self._broker.last(own)
 
         answers = await self._circuits.ask({stream.topic for stream in streams}, ask)
         found = {stream: at for ends in answers.values() for stream, at in ends.items()}
         self._passed_over.update(stream for stream in streams if stream not in found)
         return found
+
+    async def _announce(self, topics: Collection[str]) -> None:
+        await self._broker.announce([stream for stream in self._last if stream.topic in topics])
+
+    async def _announce_topic(self, topic: str) -> None:
+        await self._announce([topic])
 
     async def _ask_for_life(self, topic: str) -> None:
         await self._broker.last([stream for stream in self._last if stream.topic == topic])

@@ -5,7 +5,9 @@ import pytest
 # The suites are a part of the package, so pytest would leave their assertions as terse as Python has them.
 pytest.register_assert_rewrite("outboxkit.testing")
 
+from tests.redis_brokers import connect  # noqa: E402  as below
 from tests.servers import (  # noqa: E402  it imports what is to be rewritten
+    mortal_cluster,
     pgbouncer_binary,
     place,
     postgres_binaries,
@@ -13,11 +15,18 @@ from tests.servers import (  # noqa: E402  it imports what is to be rewritten
     postgres_server_url,
     postgres_url,
     redis_binary,
+    redis_cluster,
     redis_server,
     redis_url,
+    shared_mortal_cluster,
+    shared_redis_cluster,
+    shared_watched_redis,
+    watched_redis,
 )
 
 __all__ = [
+    "connect",
+    "mortal_cluster",
     "pgbouncer_binary",
     "place",
     "postgres_binaries",
@@ -25,6 +34,11 @@ __all__ = [
     "postgres_server_url",
     "postgres_url",
     "redis_binary",
+    "redis_cluster",
     "redis_server",
     "redis_url",
+    "shared_mortal_cluster",
+    "shared_redis_cluster",
+    "shared_watched_redis",
+    "watched_redis",
 ]

@@ -22,6 +22,8 @@ from outboxkit.testing.postgres_server import PostgresServer, find_postgres
 from outboxkit.testing.redis_server import RedisServer, find_redis
 from tests.databases import Place
 from tests.pgbouncer import find_pgbouncer
+from tests.redis_cluster import RedisCluster
+from tests.redis_sentinel import WatchedRedis
 
 
 @pytest.fixture(scope="session")
@@ -43,6 +45,49 @@ def redis_url(request: pytest.FixtureRequest) -> str:
     url = os.environ.get("OUTBOXKIT_TEST_REDIS_URL") or request.getfixturevalue("redis_server").url
     empty_redis(url)
     return url
+
+
+@pytest.fixture(scope="session")
+def shared_redis_cluster(redis_binary: str) -> Iterator[RedisCluster]:
+    """A running cluster of three masters, shared by the session's tests, which leave its nodes and slots alone."""
+    with RedisCluster(redis_binary) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def redis_cluster(shared_redis_cluster: RedisCluster) -> RedisCluster:
+    """The shared cluster, empty."""
+    shared_redis_cluster.wipe()
+    return shared_redis_cluster
+
+
+@pytest.fixture(scope="session")
+def shared_mortal_cluster(redis_binary: str) -> Iterator[RedisCluster]:
+    """A running cluster of three masters, shared by the session's tests that kill its nodes; the others go on serving."""
+    with RedisCluster(redis_binary, full_coverage=False) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def mortal_cluster(shared_mortal_cluster: RedisCluster) -> Iterator[RedisCluster]:
+    """The shared cluster whose nodes a test may kill, whole and empty."""
+    shared_mortal_cluster.wipe()
+    yield shared_mortal_cluster
+    shared_mortal_cluster.heal()
+
+
+@pytest.fixture(scope="session")
+def shared_watched_redis(redis_binary: str) -> Iterator[WatchedRedis]:
+    """A running master with a replica and Sentinels, shared by the session's tests, which end none of them."""
+    with WatchedRedis(redis_binary) as watched:
+        yield watched
+
+
+@pytest.fixture
+def watched_redis(shared_watched_redis: WatchedRedis) -> WatchedRedis:
+    """The shared master with its replica, empty."""
+    shared_watched_redis.wipe()
+    return shared_watched_redis
 
 
 @pytest.fixture(scope="session")

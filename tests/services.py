@@ -37,6 +37,9 @@ class Recording(Observer):
         self.losses: list[Mapping[Stream, tuple[Position, Position]]] = []
         self.halts: dict[Stream, str] = {}
         self.troubles: list[str] = []
+        self.doings: list[str] = []
+        """What was troubled, each time."""
+        self.recoveries: set[str] = set()
         self.crashes: list[Exception] = []
         self.gone_for_readers: list[tuple[Stream, Position, Position]] = []
         self.gone_for_good: list[tuple[Stream, Position, Position]] = []
@@ -68,6 +71,11 @@ class Recording(Observer):
     def troubled(self, doing: str, error: Exception, failures: int, seconds: float) -> None:
         super().troubled(doing, error, failures, seconds)
         self.troubles.append(str(error))
+        self.doings.append(doing)
+
+    def recovered(self, doing: str, failures: int) -> None:
+        super().recovered(doing, failures)
+        self.recoveries.add(doing)
 
     def crashed(self, doing: str, error: Exception) -> None:
         super().crashed(doing, error)

@@ -18,6 +18,10 @@ def test_a_url_finds_the_adapter_that_claims_its_scheme() -> None:
     assert isinstance(broker_of("sqlite:///broker.db"), SQLiteBroker)
     assert isinstance(broker_of("redis://localhost:6379"), RedisBroker)
     assert isinstance(broker_of("rediss://localhost:6379"), RedisBroker)
+    assert isinstance(broker_of("redis+cluster://one:7000,two:7000"), RedisBroker)
+    assert isinstance(broker_of("rediss+cluster://one:7000,two:7000"), RedisBroker)
+    assert isinstance(broker_of("redis+sentinel://one,two/orders"), RedisBroker)
+    assert isinstance(broker_of("rediss+sentinel://one,two/orders"), RedisBroker)
     assert isinstance(broker_of("memory://"), MemoryBroker)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, Callable, Collection
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import anyio
@@ -45,6 +46,9 @@ class Parted(MemoryBroker):
     def __init__(self) -> None:
         super().__init__()
         self.away: set[str] = set()
+        """Topics whose streams are away."""
+        self.untold: set[str] = set()
+        """Topics of which nobody can tell, or be told, what streams there are: that may be kept by another server."""
 
     def __getattribute__(self, name: str) -> Any:
         found = super().__getattribute__(name)
@@ -64,7 +68,8 @@ class Parted(MemoryBroker):
             return found
 
         async def call(*args: Any, **kwargs: Any) -> Any:
-            if self.away & topics_in([args, kwargs]):
+            away = self.untold if name in ("announce", "streams") else self.away
+            if away & topics_in([args, kwargs]):
                 await anyio.sleep(0.05)
                 raise BrokerUnavailableError("the server of it is away")
             return await found(*args, **kwargs)
@@ -124,27 +129,32 @@ class Talk:
         return self.database.column(f"SELECT number FROM {table} ORDER BY id")
 
 
-@pytest.mark.parametrize("known", [True, False])
-async def test_a_topic_that_is_away_holds_no_other_up_and_nothing_of_it_is_lost(place: Place, known: bool) -> None:
+@pytest.mark.parametrize("far", ["known", "unknown", "announced"])
+async def test_a_topic_that_is_away_holds_no_other_up_and_nothing_of_it_is_lost(place: Place, far: str) -> None:
     talk = Talk(place)
+    known = far == "known"
     if not known:
         talk.broker.away = {"far"}
+    if far == "unknown":
+        talk.broker.untold = {"far"}
     async with talk.running():
         for number in range(5):
             await talk.say(number)
         if known:
             await drain(talk.app)
-            talk.broker.away = {"far"}
+            talk.broker.away = talk.broker.untold = {"far"}
         with anyio.fail_after(30):
             for number in range(5, 100):
                 await talk.say(number)
             await until(lambda: talk.heard("near"), lambda heard: heard == list(range(100)))
         await until(lambda: any("away" in trouble for trouble in talk.observer.troubles))
         assert talk.heard("far") == (list(range(5)) if known else [])
-        talk.broker.away = set()
-        await until(lambda: talk.heard("far"), lambda heard: heard == list(range(100)))
+        talk.broker.away = talk.broker.untold = set()
+        for number in range(100, 150):  # it comes back while more is to be sent
+            await talk.say(number)
+        await until(lambda: talk.heard("far"), lambda heard: len(heard) >= 150)
         await drain(talk.app)
-        assert talk.heard("near") == list(range(100))
+        assert talk.heard("far") == talk.heard("near") == list(range(150))
     assert not talk.observer.crashes
     assert not talk.observer.losses
 
@@ -154,12 +164,48 @@ async def test_one_message_after_the_other_arrives_while_others_are_away(place: 
     async with talk.running():
         await talk.say(0)
         await drain(talk.app)
-        talk.broker.away = {"far"}
+        talk.broker.away = talk.broker.untold = {"far"}
         await talk.say(1)
         await until(lambda: len(talk.heard("near")) == 2)
         for number in range(2, 20):
             await talk.say(number)
             await until(lambda: talk.heard("near"), ends_with(number))
+
+
+async def test_while_one_topic_is_away_nothing_else_is_troubled(place: Place) -> None:
+    talk = Talk(place)
+    async with talk.running():
+        await talk.say(0)
+        await drain(talk.app)
+        talk.broker.away = {"far"}
+        await until(lambda: len(opened(talk, "far")) == 2)  # the relay's circuit, and the consumer's
+        talk.observer.doings.clear()
+        for number in range(1, 40):
+            await talk.say(number)
+            await until(lambda: talk.heard("near"), ends_with(number))
+        assert set(talk.observer.doings) == opened(talk, "far")
+
+
+@pytest.mark.parametrize("untold", [{"near"}, {"near", "far"}])
+async def test_what_is_known_flows_on_while_nobody_can_tell_what_streams_there_are(place: Place, untold: set[str]) -> None:
+    talk = Talk(place)
+    async with talk.running():
+        await talk.say(0)
+        await drain(talk.app)
+        talk.broker.untold = untold
+        doings = {f"{doing}: topic {topic}" for doing in ("announcing", "group talk: finding streams") for topic in untold}
+        await until(lambda: opened(talk, "near") | opened(talk, "far"), doings.__eq__)
+        for number in range(1, 20):
+            await talk.say(number)
+            for topic in ("near", "far"):
+                await until(partial(talk.heard, topic), ends_with(number))
+        assert set(talk.observer.doings) == doings
+        talk.broker.untold = set()
+        await until(lambda: talk.observer.recoveries, doings.__eq__)
+
+
+def opened(talk: Talk, topic: str) -> set[str]:
+    return {doing for doing in talk.observer.doings if doing.endswith(f"topic {topic}")}
 
 
 async def test_when_nothing_answers_no_circuit_is_opened() -> None:

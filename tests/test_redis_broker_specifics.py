@@ -1,8 +1,7 @@
 """What the Redis broker does about Redis's own ways: other writers, other types, deletions, lost replies, passwords."""
 
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, aclosing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +21,9 @@ from outboxkit.errors import (
 from outboxkit.message import ORIGIN, Delivery, Position, Stream
 from outboxkit.testing.redis_server import RedisServer
 from outboxkit.testing.streams import chained, filled, majors_of, new_entries, new_stream, pending_all, read_all, until
-from outboxkit_redis import RedisBroker, client
+from outboxkit_redis import RedisBroker, node
+from tests.redis_brokers import Connect
 from tests.tcp_proxy import TCPProxy
-
-Connect = Callable[[str], Awaitable[RedisBroker]]
-
-
-@pytest.fixture
-async def connect() -> AsyncIterator[Connect]:
-    """Open brokers that are closed at the test's end, however it ends."""
-    async with AsyncExitStack() as brokers:
-
-        async def connect(url: str) -> RedisBroker:
-            broker = await brokers.enter_async_context(aclosing(RedisBroker(url)))
-            await broker.open()
-            return broker
-
-        yield connect
 
 
 @pytest.fixture
@@ -229,7 +214,7 @@ async def test_a_read_whose_reply_was_lost_is_not_sent_again_and_pending_has_it(
 
 
 async def test_silence_ends_at_a_deadline(redis_url: str, monkeypatch: pytest.MonkeyPatch, connect: Connect) -> None:
-    monkeypatch.setattr(client, "REPLY_SECONDS", 0.2)
+    monkeypatch.setattr(node, "REPLY_SECONDS", 0.2)
     async with TCPProxy(redis_url).running() as proxy:
         through = await connect(proxy.url)
         proxy.losing, proxy.silent = b"SMEMBERS", True
@@ -398,7 +383,7 @@ def test_rediss_means_tls_with_its_options() -> None:
     certificates = ssl.get_default_verify_paths().openssl_cafile
     broker = RedisBroker(f"rediss://user:pa%2F55@host:7000/2?ssl_ca_certs={certificates}&prefix=mine")
     inside: Any = broker
-    connection = inside._open_client._redis.connection_pool.make_connection()
+    connection = inside._open_client._node._redis.connection_pool.make_connection()
     assert type(connection).__name__ == "SSLConnection"
     assert (connection.host, connection.port, connection.db, connection.password) == ("host", 7000, 2, "pa/55")
     assert connection.ca_certs == certificates

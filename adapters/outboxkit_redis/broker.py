@@ -1,11 +1,16 @@
 """The broker on Redis streams: an entry's id is its position, so a stream is the log's very copy.
 
 Keys: ``<prefix>:<topic>:<partition>:<source>`` is a stream; ``<prefix>:<topic>:streams`` is the set of a topic's streams, as
-``<partition>:<source>``. Each command and script is about one key. Beside each group of a stream stands ``<group>:floor``, a
-group that nobody reads with: its position is what the group has settled in its own database.
+``<partition>:<source>``. Each command and script is about one key; only reading is about many, where all are on one server.
+Beside each group of a stream stands ``<group>:floor``, a group that nobody reads with: its position is what the group has
+settled in its own database.
+
+In a cluster a stream is ``<prefix>:{<topic>:<partition>}:<source>``. With the partition's number at the end of what makes the
+slot, eight partitions spread over three equal nodes as 2 to 4 each. By the whole name they would all be on one node for every
+sixth topic: how far CRC16 moves with a changed digit depends on what stands behind it.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +20,11 @@ from outboxkit.broker import Append, Standing
 from outboxkit.errors import BrokerError
 from outboxkit.message import LAST, Delivery, Position, Stream
 from outboxkit_redis import entries
-from outboxkit_redis.address import parse_url
-from outboxkit_redis.client import Client, Command
+from outboxkit_redis.address import Address, parse_url
+from outboxkit_redis.client import Client, GroupRead, SingleClient
+from outboxkit_redis.cluster import Cluster
+from outboxkit_redis.node import Command
+from outboxkit_redis.sentinel import Watched
 
 
 def _script(name: str) -> str:
@@ -27,15 +35,19 @@ _APPEND, _GROUPS, _TRIM, _SETTLED, _DISMISS = map(_script, ("append", "groups", 
 _TRIM_ENTRIES = 10_000
 """How many entries one script removes at most: nobody else is served meanwhile."""
 _FLOOR = ":floor"
+_CLIENTS: Mapping[str, Callable[[Address], Client]] = {"server": SingleClient, "cluster": Cluster, "sentinel": Watched}
 _LONGEST_BLOCK_SECONDS = 5.0
 _START = b"0-0"
 
 
 class RedisBroker:
-    """A `Broker` on Redis (6.2 or newer) or Valkey.
+    """A `Broker` on Redis (6.2 or newer) or Valkey: one server, a cluster, or a primary that Sentinels watch.
 
     Args:
-        url: ``redis://[user:password@]host[:port][/db]``, or ``rediss://`` for TLS. ``?prefix=`` (``outboxkit`` unless given)
+        url: ``redis://[user:password@]host[:port][/db]``, ``redis+cluster://[user:password@]host[:port],host[:port]...`` (some
+            nodes of it, which name the others) or ``redis+sentinel://[user:password@]host[:port],host[:port].../service[/db]``
+            (the Sentinels, and what they call the primary; user and password are the primary's, ``?sentinel_user=`` and
+            ``sentinel_password=`` theirs). ``rediss`` instead of ``redis`` is TLS. ``?prefix=`` (``outboxkit`` unless given)
             is what the names of all keys start with; redis-py's ``ssl_*`` options are understood as well.
 
     Raises:
@@ -44,13 +56,14 @@ class RedisBroker:
 
     def __init__(self, url: str) -> None:
         self._address = parse_url(url)
-        self._open_client: Client | None = Client(self._address)  # made now, so that a bad option is found now
+        self._open_client: Client | None = self._new_client()  # made now, so that a bad option is found now
         self._prefix = self._address.prefix
+        self._tagged = self._address.kind == "cluster"
 
     async def open(self) -> None:
         """Get ready; does not need the server to be there."""
         if self._open_client is None:
-            self._open_client = Client(self._address)
+            self._open_client = self._new_client()
 
     async def aclose(self) -> None:
         """Close all connections within a second; calls under way end with `BrokerUnavailableError`."""
@@ -129,18 +142,14 @@ class RedisBroker:
             await anyio.sleep(wait_seconds)
             return []
         by_key = {self._key(stream).encode(): stream for stream in streams}
-        beginning = ("XREADGROUP", "GROUP", group, reader, "COUNT", max(1, limit // len(by_key)))
-        ending: tuple[str | bytes, ...] = ("STREAMS", *by_key, *((">",) * len(by_key)))
-        name = b", ".join(by_key).decode()
+        keys = [key.decode() for key in by_key]
+        read = GroupRead(group, reader, max(1, limit // len(keys)))
         deadline = anyio.current_time() + wait_seconds
         while True:
             block_seconds = min(deadline - anyio.current_time(), _LONGEST_BLOCK_SECONDS)
-            # BLOCK 0 would wait for ever.
-            block: tuple[str | int, ...] = ("BLOCK", max(1, int(block_seconds * 1000))) if block_seconds > 0 else ()
-            (reply,) = await self._send([Command(name, (*beginning, *block, *ending))], wait_seconds=max(0.0, block_seconds))
-            if reply:
-                return await self._deliveries([entries.page(by_key[key], found) for key, found in reply])
-            if not block:
+            if found := await self._client.read(read, keys, block_seconds=block_seconds):
+                return await self._deliveries([entries.page(by_key[key], page) for key, page in found])
+            if block_seconds <= 0:
                 return []
 
     async def pending(self, group: str, reader: str, stream: Stream, *, after: Position, limit: int) -> Sequence[Delivery]:
@@ -204,6 +213,8 @@ class RedisBroker:
         return await self._deliveries([entries.page(stream, reply or [])])
 
     def _key(self, stream: Stream) -> str:
+        if self._tagged:
+            return f"{self._prefix}:{{{stream.topic}:{stream.partition}}}:{stream.source}"
         return f"{self._prefix}:{stream.topic}:{stream.partition}:{stream.source}"
 
     def _registry(self, topic: str) -> str:
@@ -212,10 +223,17 @@ class RedisBroker:
     def _by_key(self, positions: Mapping[Stream, Sequence[Position]]) -> Iterable[tuple[str, Sequence[Position]]]:
         return ((self._key(stream), found) for stream, found in positions.items() if found)
 
-    async def _send(self, commands: Iterable[Command], *, wait_seconds: float = 0.0, accept: str | None = None) -> list[Any]:
+    @property
+    def _client(self) -> Client:
         if self._open_client is None:
             raise BrokerError(f"the broker {self._address} is closed: open() it first")
-        return await self._open_client.send(tuple(commands), wait_seconds=wait_seconds, accept=accept)
+        return self._open_client
+
+    def _new_client(self) -> Client:
+        return _CLIENTS[self._address.kind](self._address)
+
+    async def _send(self, commands: Iterable[Command], *, accept: str | None = None) -> list[Any]:
+        return await self._client.send(tuple(commands), accept=accept)
 
     async def _forget(self, group: str, gone: Mapping[str, Sequence[bytes] | Sequence[str]]) -> None:
         await self._send(Command(key, ("XACK", key, group, *found)) for key, found in gone.items() if found)

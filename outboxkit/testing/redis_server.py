@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -43,10 +44,19 @@ class RedisServer:
         binary: what to start; see `find_redis`.
         persistent: keep what was written over `kill` and `restart`, each write being synced to the disk.
         options: further words for the server's command line, such as ``("--maxmemory", "10mb")``.
+        find_port: returns a port that nobody listens on, at the moment.
     """
 
-    def __init__(self, binary: str, *, persistent: bool = False, options: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        binary: str,
+        *,
+        persistent: bool = False,
+        options: tuple[str, ...] = (),
+        find_port: Callable[[], int] = free_port,
+    ) -> None:
         self._binary = binary
+        self._find_port = find_port
         self._persistent = persistent
         self._options = (*_persistence(persistent), *options)
         self._port = 0
@@ -59,6 +69,11 @@ class RedisServer:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.stop()
+
+    @property
+    def port(self) -> int:
+        """The server's port; it stays the same over `restart`."""
+        return self._port
 
     @property
     def url(self) -> str:
@@ -74,7 +89,7 @@ class RedisServer:
         if self._directory is None:
             self._directory = data_directory("redis", on_disk=self._persistent, room_bytes=_ROOM_BYTES)
         for _ in range(_PORT_ATTEMPTS):
-            self._port = self._port or free_port()
+            self._port = self._port or self._find_port()
             if self._launch(self._directory):
                 return self.url
             self._port = 0  # somebody else was given the port between our look and the server's bind
@@ -85,6 +100,18 @@ class RedisServer:
     def kill(self) -> None:
         """End the server as a crash would."""
         self._end(signal.SIGKILL)
+
+    def pause(self) -> None:
+        """Let it hang, until `resume` or its end: connections stay open, and nothing is answered."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on after `pause`."""
+        self._signal(signal.SIGCONT)
+
+    def runs(self) -> bool:
+        """Whether it was started and has not ended."""
+        return self._process is not None and self._process.runs()
 
     def restart(self) -> str:
         """Start it again where it was, after `kill`, or kill it now."""
@@ -118,6 +145,10 @@ class RedisServer:
                 return True
             time.sleep(0.005)
         return False
+
+    def _signal(self, what: signal.Signals) -> None:
+        if self._process is not None and self._process.runs():
+            os.kill(self._process.id, what)
 
     def _end(self, how: signal.Signals) -> None:
         process, self._process = self._process, None
