@@ -11,6 +11,7 @@ from outboxkit.message import LAST, ORIGIN, Position, Stream
 from outboxkit.retained import KnownGroup, Removal
 from outboxkit_postgres.link import Link
 from outboxkit_postgres.names import Names
+from outboxkit_postgres.ticks import rows_of_tick
 
 _NOW = "SELECT extract(epoch FROM clock_timestamp())::float8"
 
@@ -67,45 +68,30 @@ _PLAN = """
 
 # The same reading as there, after position ($1, $2) up to ($4, $5), without the envelopes; then what of it nobody needs.
 # Answers with how many went, how many were looked at, the last tick that was looked into, and the last row.
-_REMOVE = """
+_REMOVE = f"""
     WITH first AS MATERIALIZED (
-        SELECT tick, high FROM {tick} WHERE tick >= $1 AND tick > 0 ORDER BY tick LIMIT 1
+        SELECT tick, high FROM {{tick}} WHERE tick >= $1 AND tick > 0 ORDER BY tick LIMIT 1
     ), span AS MATERIALIZED (
         SELECT t.tick, t.snapshot, t.high, before.snapshot AS seen, before.high AS low,
             CASE WHEN t.tick = $1 THEN $2 ELSE 0 END AS after
-        FROM first, LATERAL (SELECT * FROM {tick} WHERE tick >= first.tick AND tick <= $4 ORDER BY tick LIMIT 500) t,
-            LATERAL (SELECT * FROM {tick} b WHERE b.tick < t.tick ORDER BY b.tick DESC LIMIT 1) before
+        FROM first, LATERAL (SELECT * FROM {{tick}} WHERE tick >= first.tick AND tick <= $4 ORDER BY tick LIMIT 500) t,
+            LATERAL (SELECT * FROM {{tick}} b WHERE b.tick < t.tick ORDER BY b.tick DESC LIMIT 1) before
         WHERE t.tick = first.tick OR t.high <= first.high + $3
     ), entry AS MATERIALIZED (
         SELECT span.tick, o.seq, o.topic, o.partition
         FROM span, LATERAL (
-            (SELECT o.seq, o.topic, o.partition FROM pg_snapshot_xip(span.seen) x, LATERAL (
-                SELECT * FROM {outbox} o WHERE o.xid = x AND o.seq > span.after AND o.seq <= span.low
-                ORDER BY o.seq LIMIT $3) o
-            WHERE pg_visible_in_snapshot(x, span.snapshot))
-            UNION ALL
-            (SELECT o.seq, o.topic, o.partition FROM (
-                SELECT * FROM {outbox} o
-                WHERE o.xid >= pg_snapshot_xmax(span.seen) AND o.xid < pg_snapshot_xmax(span.snapshot)
-                    AND span.after < span.low AND o.seq > span.after AND o.seq <= span.low
-                ORDER BY o.xid, o.seq) o
-            WHERE pg_visible_in_snapshot(o.xid, span.snapshot))
-            UNION ALL
-            (SELECT o.seq, o.topic, o.partition FROM {outbox} o
-            WHERE o.seq > greatest(span.after, span.low) AND o.seq <= span.high
-                AND pg_visible_in_snapshot(o.xid, span.snapshot)
-            ORDER BY o.seq LIMIT $3)
+            {rows_of_tick("o.seq, o.topic, o.partition")}
         ) o
         ORDER BY span.tick, o.seq LIMIT $3
     ), needless AS MATERIALIZED (
-        SELECT e.* FROM entry e JOIN {stream} s USING (topic, partition)
+        SELECT e.* FROM entry e JOIN {{stream}} s USING (topic, partition)
         WHERE (e.tick, e.seq) <= ($4, $5) AND (e.tick, e.seq) < (s.major, s.minor) AND NOT EXISTS (
-            SELECT FROM {known_group} k WHERE k.topic = e.topic AND k.partition = e.partition AND k.dismissed_at IS NULL
+            SELECT FROM {{known_group}} k WHERE k.topic = e.topic AND k.partition = e.partition AND k.dismissed_at IS NULL
                 AND (k.major, k.minor) < (e.tick, e.seq))
     ), gone AS (
-        DELETE FROM {outbox} o USING needless n WHERE o.seq = n.seq RETURNING n.topic, n.partition, n.tick, n.seq
+        DELETE FROM {{outbox}} o USING needless n WHERE o.seq = n.seq RETURNING n.topic, n.partition, n.tick, n.seq
     ), noted AS (
-        INSERT INTO {removed} AS r
+        INSERT INTO {{removed}} AS r
         SELECT DISTINCT ON (topic, partition) topic, partition, tick, seq FROM gone
         ORDER BY topic, partition, tick DESC, seq DESC
         ON CONFLICT (topic, partition) DO UPDATE SET major = excluded.major, minor = excluded.minor

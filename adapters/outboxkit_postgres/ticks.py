@@ -58,38 +58,49 @@ _PLAN = """
         set_config('jit', 'off', true)
 """
 
+
+def rows_of_tick(columns: str) -> str:
+    """Return what finds the rows of the tick ``span`` above ``span.after``, each part of it by a range of an index.
+
+    Of what it holds of its own, and of what came late, ``$3`` rows at most.
+    """
+    return f"""
+            (SELECT {columns} FROM pg_snapshot_xip(span.seen) x, LATERAL (
+                SELECT * FROM {{outbox}} o WHERE o.xid = x AND o.seq > span.after AND o.seq <= span.low
+                ORDER BY o.seq LIMIT $3) o
+            WHERE pg_visible_in_snapshot(x, span.snapshot))
+            UNION ALL
+            (SELECT {columns} FROM (
+                SELECT * FROM {{outbox}} o
+                WHERE o.xid >= pg_snapshot_xmax(span.seen) AND o.xid < pg_snapshot_xmax(span.snapshot)
+                    AND span.after < span.low AND o.seq > span.after AND o.seq <= span.low
+                ORDER BY o.xid, o.seq) o
+            WHERE pg_visible_in_snapshot(o.xid, span.snapshot))
+            UNION ALL
+            (SELECT {columns} FROM {{outbox}} o
+            WHERE o.seq > greatest(span.after, span.low) AND o.seq <= span.high
+                AND pg_visible_in_snapshot(o.xid, span.snapshot)
+            ORDER BY o.seq LIMIT $3)
+    """
+
+
 # Ticks from $1 on that together hold about $3 rows, 500 at most. In the first, what is above $2. By the primary key of both
 # tables, and by (xid, seq) for what came late.
-_READ = """
+_READ = f"""
     WITH first AS MATERIALIZED (
-        SELECT greatest(coalesce((SELECT high FROM {tick} WHERE tick < $1 ORDER BY tick DESC LIMIT 1), 0), $2) AS high
+        SELECT greatest(coalesce((SELECT high FROM {{tick}} WHERE tick < $1 ORDER BY tick DESC LIMIT 1), 0), $2) AS high
     ), span AS MATERIALIZED (
         SELECT t.tick, t.snapshot, t.high, before.snapshot AS seen, before.high AS low,
             CASE WHEN t.tick = $1 THEN $2 ELSE 0 END AS after
-        FROM (SELECT * FROM {tick} WHERE tick >= $1 ORDER BY tick LIMIT 500) t, first,
-            LATERAL (SELECT * FROM {tick} b WHERE b.tick < t.tick ORDER BY b.tick DESC LIMIT 1) before
+        FROM (SELECT * FROM {{tick}} WHERE tick >= $1 ORDER BY tick LIMIT 500) t, first,
+            LATERAL (SELECT * FROM {{tick}} b WHERE b.tick < t.tick ORDER BY b.tick DESC LIMIT 1) before
         WHERE t.tick = $1 OR t.high <= first.high + $3
     ), entry AS (
         SELECT span.tick, o.seq, o.topic, o.partition, o.envelope,
             octet_length(o.envelope) AS size,
             sum(octet_length(o.envelope)) OVER (ORDER BY span.tick, o.seq) AS bytes
         FROM span, LATERAL (
-            (SELECT o.seq, o.topic, o.partition, o.envelope FROM pg_snapshot_xip(span.seen) x, LATERAL (
-                SELECT * FROM {outbox} o WHERE o.xid = x AND o.seq > span.after AND o.seq <= span.low
-                ORDER BY o.seq LIMIT $3) o
-            WHERE pg_visible_in_snapshot(x, span.snapshot))
-            UNION ALL
-            (SELECT o.seq, o.topic, o.partition, o.envelope FROM (
-                SELECT * FROM {outbox} o
-                WHERE o.xid >= pg_snapshot_xmax(span.seen) AND o.xid < pg_snapshot_xmax(span.snapshot)
-                    AND span.after < span.low AND o.seq > span.after AND o.seq <= span.low
-                ORDER BY o.xid, o.seq) o
-            WHERE pg_visible_in_snapshot(o.xid, span.snapshot))
-            UNION ALL
-            (SELECT o.seq, o.topic, o.partition, o.envelope FROM {outbox} o
-            WHERE o.seq > greatest(span.after, span.low) AND o.seq <= span.high
-                AND pg_visible_in_snapshot(o.xid, span.snapshot)
-            ORDER BY o.seq LIMIT $3)
+            {rows_of_tick("o.seq, o.topic, o.partition, o.envelope")}
         ) o
         ORDER BY span.tick, o.seq LIMIT $3
     )
