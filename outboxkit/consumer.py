@@ -120,7 +120,8 @@ class Consumer:
             share = await self._membership.look(streams)
             if share.unread:
                 for stream in await self._reading.reachable(share.unread, streams):
-                    await self._begin(stream)
+                    if await self._reading.make_group(stream):  # first: from then on nothing is trimmed in front of it
+                        await self._begin(stream)
                 share = await self._membership.look(streams)
             before = set(self._reading.subscriptions)
             for stream in share.lost:

@@ -85,7 +85,7 @@ class Reading:
         """Read these streams, too; left out are those that cannot be reached, or where something else stands."""
         new = [stream for stream in subscriptions if stream not in self._subscriptions]
         for stream in await self.reachable(new, self._subscriptions):
-            if not self._circuits.is_open(stream.topic) and await self._make_group(stream):
+            if not self._circuits.is_open(stream.topic) and await self.make_group(stream):
                 self._subscriptions[stream] = subscriptions[stream]
                 self._fresh.add(stream)
                 self._notify()
@@ -112,7 +112,7 @@ class Reading:
         """Read for ever, or until the broker fails; groups that it lost are made again at the start."""
         await self._ask(self._subscriptions, self._broker.last)
         for stream in list(self._subscriptions):
-            if not await self._make_group(stream):
+            if not await self.make_group(stream):
                 self._subscriptions.pop(stream, None)
         self._unacked = True
         while True:
@@ -223,7 +223,7 @@ class Reading:
             for found in await self._ask(self._subscriptions, reclaim):
                 self._hand.add(had_before(found))
 
-    async def _make_group(self, stream: Stream) -> bool:
+    async def make_group(self, stream: Stream) -> bool:
         """Have the group at the broker, reading after what is settled; whether the stream can be read."""
         try:
             known = await self._store.floor_of(self._group, stream)

@@ -16,7 +16,7 @@ from outboxkit import App, ConsumerSettings, Message, RetryPolicy, Settings, Uni
 from outboxkit.broker import Append
 from outboxkit.errors import BrokerUnavailableError, StreamConflictError
 from outboxkit.message import ORIGIN, LogEntry, Position, Stream
-from outboxkit.testing import MemoryBroker
+from outboxkit.testing import MemoryBroker, drain
 from outboxkit_sqlite import SQLiteStore
 from tests.databases import SQLiteDatabase, check_foreign_keys
 from tests.services import QUICK, Drawn, Failing, Publisher, Reader, Recording
@@ -565,6 +565,33 @@ async def test_entries_gone_from_the_broker_are_reported_by_name_and_the_floor_w
         await until(lambda: len(service.noted()) == 2)
     assert gone == [(stream, ORIGIN, Position(1, 0))]
     assert service.database.ask(_FLOORS) == [("numbers", 0, "service", 0, 0)]
+
+
+async def test_a_group_that_begins_while_a_stream_is_trimmed_misses_nothing_of_what_it_begins_with(tmp_path: Path) -> None:
+    class Trimming(MemoryBroker):
+        """Trims as much as it may, right after each look."""
+
+        async def range(self, stream: Stream, **kwargs: Any) -> Any:
+            found = await super().range(stream, **kwargs)
+            await self.trim(stream, Position(3, 0))
+            return found
+
+    settings = msgspec.structs.replace(QUICK, partitions={"numbers": 1})
+    broker = Trimming()
+    publisher = await Publisher(tmp_path, broker, settings=settings).migrate()
+    async with publisher.app:
+        for number in range(5):
+            await publisher.draw(number)
+        await drain(publisher.app)
+        service = Service(tmp_path, broker, settings)
+
+        @service.app.consumes(Drawn)
+        def note(drawn: Drawn, uow: UnitOfWork) -> None:
+            uow.connection.execute("INSERT INTO noted (number) VALUES (?)", (drawn.number,))
+
+        async with service.running():
+            await until(lambda: len(service.noted()) == 5)
+            await until(lambda: service.database.ask(_FLOORS), [("numbers", 0, "drawing", 5, 0)].__eq__)
 
 
 async def test_a_stream_of_another_kind_is_left_out_and_the_others_are_read(tmp_path: Path) -> None:
