@@ -102,6 +102,11 @@ class RedisCluster:
         self._wait("work", lambda server: b"cluster_state:ok" in self.ask(server, "CLUSTER", "INFO"))
         self._wait("live", lambda server: b"fail" not in self.ask(server, "CLUSTER", "NODES"))
 
+    def require_full_coverage(self, required: bool) -> None:
+        """Have the others stop serving when a master is away, or have them go on."""
+        for server in self.servers:
+            self.ask(server, "CONFIG", "SET", "cluster-require-full-coverage", "yes" if required else "no")
+
     def begin_to_move(self, slot: int, source: RedisServer, target: RedisServer) -> None:
         """Set a slot up for migration: from now on, what the source does not hold is asked of the target."""
         self.ask(target, "CLUSTER", "SETSLOT", slot, "IMPORTING", self._id(source))
