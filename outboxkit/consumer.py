@@ -140,8 +140,18 @@ class Consumer:
         async def ask(topics: Collection[str]) -> _Streams:
             return {topic: await self._broker.streams(topic) for topic in topics}
 
-        for found in (await self._registries.ask(self._topics, ask, lives=bool(self._found))).values():
+        try:
+            answers = await self._registries.ask(self._topics, ask)
+        except BrokerUnavailableError:
+            # Who reaches nothing at all shows no sign of life, so that others take over.
+            if not await self._reading.reachable(self._known(), ()):
+                raise
+            answers = await self._registries.ask(self._topics, ask, lives=True)
+        for found in answers.values():
             self._found |= found
+        return self._known()
+
+    def _known(self) -> Collection[Stream]:
         return {stream for streams in self._found.values() for stream in streams}
 
     async def _ask_for_life(self, topic: str) -> None:

@@ -68,6 +68,12 @@ class RedisCluster:
             raw.response_callbacks.clear()
             return raw.execute_command(*words)
 
+    def ask_as(self, user: str, password: str, *words: object) -> Any:
+        """Send one command to one node, as somebody."""
+        driver: Any = redis.Redis
+        with driver.from_url(self.servers[0].url, protocol=2, username=user, password=password) as raw:
+            return raw.execute_command(*words)
+
     def server_of(self, key: str) -> RedisServer:
         """Return the node that serves a key, as any that answers sees it."""
         slot, by_port = key_slot(key.encode()), {server.port: server for server in self.servers}
@@ -95,6 +101,11 @@ class RedisCluster:
                 server.start()
         self._wait("work", lambda server: b"cluster_state:ok" in self.ask(server, "CLUSTER", "INFO"))
         self._wait("live", lambda server: b"fail" not in self.ask(server, "CLUSTER", "NODES"))
+
+    def require_full_coverage(self, required: bool) -> None:
+        """Have the others stop serving when a master is away, or have them go on."""
+        for server in self.servers:
+            self.ask(server, "CONFIG", "SET", "cluster-require-full-coverage", "yes" if required else "no")
 
     def begin_to_move(self, slot: int, source: RedisServer, target: RedisServer) -> None:
         """Set a slot up for migration: from now on, what the source does not hold is asked of the target."""

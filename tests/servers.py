@@ -74,6 +74,7 @@ def mortal_cluster(shared_mortal_cluster: RedisCluster) -> Iterator[RedisCluster
     shared_mortal_cluster.wipe()
     yield shared_mortal_cluster
     shared_mortal_cluster.heal()
+    shared_mortal_cluster.require_full_coverage(False)
 
 
 @pytest.fixture(scope="session")

@@ -127,14 +127,16 @@ async def test_what_is_no_stream_is_a_conflict_that_names_its_key_and_node(
         await broker.last([new_stream(), stream])
 
 
-async def test_a_cluster_that_covers_too_little_says_so_and_is_used_again(redis_binary: str, connect: Connect) -> None:
-    with RedisCluster(redis_binary) as cluster:
-        broker = await connect(cluster.url)
-        _, stream, _ = one_on_each(cluster)
-        cluster.servers[0].kill()
-        await until(lambda: _trouble(broker, stream), lambda text: "no primary serves some slots" in text)
-        cluster.servers[0].start()
-        await until(lambda: _trouble(broker, stream), lambda text: not text)
+async def test_a_cluster_that_covers_too_little_says_so_and_is_used_again(
+    mortal_cluster: RedisCluster, connect: Connect
+) -> None:
+    broker = await connect(mortal_cluster.url)
+    _, stream, _ = one_on_each(mortal_cluster)
+    mortal_cluster.require_full_coverage(True)
+    mortal_cluster.servers[0].kill()
+    await until(lambda: _trouble(broker, stream), lambda text: "no primary serves some slots" in text)
+    mortal_cluster.servers[0].start()
+    await until(lambda: _trouble(broker, stream), lambda text: not text)
 
 
 async def test_one_node_that_lives_is_enough_to_find_the_others(redis_cluster: RedisCluster, connect: Connect) -> None:

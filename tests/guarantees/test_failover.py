@@ -48,17 +48,16 @@ async def test_a_failover_in_a_cluster_that_loses_entries_costs_nothing(place: P
         assert lost <= served, "a loss was seen where there was none"
 
 
-async def test_a_master_of_a_cluster_that_comes_back_empty_costs_nothing(place: Place, redis_binary: str) -> None:
-    with RedisCluster(redis_binary) as cluster:
-        async with everything_once(place, cluster.url) as (publisher, reader):
-            await settled(reader, BEFORE)
-            server = cluster.server_of(key_of(0))
-            server.kill()
-            await noticed(publisher)
-            await anyio.to_thread.run_sync(server.restart)
-            # Also of a stream whose events were all noted before it was killed.
-            here = {partition for partition in range(PARTITIONS) if cluster.server_of(key_of(partition)) is server}
-            await until(lambda: lost_partitions(publisher), here.__eq__)
+async def test_a_master_of_a_cluster_that_comes_back_empty_costs_nothing(place: Place, mortal_cluster: RedisCluster) -> None:
+    async with everything_once(place, mortal_cluster.url) as (publisher, reader):
+        await settled(reader, BEFORE)
+        server = mortal_cluster.server_of(key_of(0))
+        server.kill()
+        await noticed(publisher)
+        await anyio.to_thread.run_sync(server.restart)
+        # Also of a stream whose events were all noted before it was killed.
+        here = {partition for partition in range(PARTITIONS) if mortal_cluster.server_of(key_of(partition)) is server}
+        await until(lambda: lost_partitions(publisher), here.__eq__)
 
 
 def lost_partitions(publisher: Publisher) -> set[int]:

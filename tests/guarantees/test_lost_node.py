@@ -19,7 +19,7 @@ from tests.services import QUICK, Recording
 from tests.waiting import until
 
 NODES = range(3)
-BEFORE, MEANWHILE, TOTAL = 5, 25, 80
+BEFORE, MEANWHILE, TOTAL = 5, 20, 50
 REPLY_SECONDS = 3.0
 """How long an answer is waited for in these tests."""
 
