@@ -56,9 +56,15 @@ async def test_the_rights_that_the_documentation_names_are_enough(
     await broker.extend("group", "reader", {stream: [Position(2, 0)]})
     await broker.ack("group", {stream: [Position(1, 0)]})
     assert majors_of(await broker.reclaim("group", "another", [stream], idle_seconds=0.0, limit=10)) == [2]
+    await broker.settled("group", {stream: Position(2, 0)})
+    await broker.settled("group", {stream: Position(2, 0)})
+    assert (await broker.groups([stream]))[stream].keys() == {"group"}
+    assert await broker.trim(stream, Position(2, 0)) == 1
+    await broker.dismiss("group", [stream])
+    assert not (await broker.groups([stream]))[stream]
     slot, source, target = moving(redis_cluster, stream)
     redis_cluster.move_keys(slot, source, target)
-    assert majors_of(await broker.range(stream, after=ORIGIN, upto=None, limit=10)) == [1, 2]
+    assert majors_of(await broker.range(stream, after=ORIGIN, upto=None, limit=10)) == [2]
     redis_cluster.end_the_move(slot, target)
     with pytest.raises(exceptions.NoPermissionError):
         redis_cluster.ask_as("shop", "pa55word", "FLUSHALL")
