@@ -19,7 +19,7 @@ from outboxkit.broker import Broker
 from outboxkit.chain import Chain, LostAgainError
 from outboxkit.circuits import Circuits
 from outboxkit.config import ConsumerSettings
-from outboxkit.errors import BrokerUnavailableError, GroupMissingError, LeaseLostError, OutboxkitError
+from outboxkit.errors import BrokerUnavailableError, GroupMissingError, LeaseLostError, OutboxkitError, StoreUnavailableError
 from outboxkit.hand import Hand
 from outboxkit.handling import Handling
 from outboxkit.inbox import Retry, Subscription
@@ -91,7 +91,7 @@ class Consumer:
             await self._run()
         finally:
             with anyio.move_on_after(1, shield=True), contextlib.suppress(OutboxkitError):
-                await self._leave()
+                await self._leave_or_try_again()
 
     async def _run(self) -> None:
         async with anyio.create_task_group() as settling:
@@ -178,6 +178,14 @@ class Consumer:
             await self._membership.hand_over(done)
         for subscription in done:
             self._settler.forget(subscription.stream)
+
+    async def _leave_or_try_again(self) -> None:
+        """Leave although a connection may just have been lost: others would wait for our time to run out."""
+        while True:
+            try:
+                return await self._leave()
+            except StoreUnavailableError:
+                await anyio.sleep(self._settings.backoff.first_seconds)
 
     async def _leave(self) -> None:
         """Leave what is this process's to others, at once."""

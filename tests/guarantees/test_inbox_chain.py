@@ -112,7 +112,7 @@ class PostgresSide(Side):
     """A server that ends sessions, whatever they are doing."""
 
     faults = ("session",)
-    life_seconds = 4.0  # to connect takes a part of it
+    life_seconds = 8.0  # to connect, and to be given streams by those who have them, takes a part of it
     events = 700
     pause_seconds = 0.1
 
