@@ -46,10 +46,11 @@ async def work(held):
 
     async with app:
         while True:
-            states = await app.status()
-            waiting = sum(group.parked.count + group.retry.count for group in states.groups)
-            done = await app.dead_letters.find()
-            if len(done) == held and (held or not waiting):
+            found = await app.status()
+            unrelayed = [each.rows_unrelayed for each in found.streams]
+            on_the_way = [*unrelayed, *(each.entries_above_floor for each in found.groups)]
+            waiting = sum(each.retry.count for each in found.groups), sum(each.parked.count for each in found.groups)
+            if found.groups and not any(on_the_way) and waiting == (0, held) and len(await app.dead_letters.find()) == held:
                 break
         if not held:
             await drain(app)
