@@ -92,6 +92,7 @@ class Attack:
         await app.migrate()
         async with _connected(self.url) as held, _connected(elsewhere) as stranger:
             await held.execute(SCHEMA)
+            await held.execute(_EXACT_FIGURES)
             async with app.running(relay=False), anyio.create_task_group() as relaying:
                 for number in range(2):
                     relaying.start_soon(self.relay, random.Random(number))
@@ -223,6 +224,9 @@ async def test_the_streams_hold_every_committed_row_once_and_each_key_in_order(
         assert attack.count[fault] > 0, f"the attack never came to: {fault}"
     await until(lambda: _ask(postgres_url, _HARM), lambda rows: tuple(rows[0]) == (0, 0, True))
 
+
+# ANALYZE counts dead tuples of transactions whose sessions have not reported them yet: then they are counted twice.
+_EXACT_FIGURES = "ALTER TABLE outboxkit_outbox SET (autovacuum_enabled = off)"
 
 # Rollbacks leave dead tuples; relaying must not. A session's figures arrive when it has ended.
 _HARM = """
