@@ -13,6 +13,7 @@ import anyio
 from outboxkit.errors import BrokerUnavailableError, OutboxkitError
 from outboxkit.observe import Observer
 from outboxkit.retry import Backoff
+from outboxkit.supervision import Supervisor
 
 T = TypeVar("T")
 
@@ -32,6 +33,7 @@ class Circuits:
     def __init__(self, doing: str, probe: Callable[[str], Awaitable[object]], backoff: Backoff, observer: Observer) -> None:
         self._doing = doing
         self._probe = probe
+        self._supervisor = Supervisor(f"{doing}: looking after topics that are away", backoff, observer)
         self._backoff = backoff
         self._observer = observer
         self._failures: _Counts = {}
@@ -72,18 +74,26 @@ class Circuits:
 
     async def watch(self) -> None:
         """Close circuits when their topics answer again; runs for ever."""
+        await self._supervisor.run(self._watch)
+
+    async def _watch(self, working: Callable[[], None]) -> None:
         while True:
             while not self._failures:
                 self._opened = anyio.Event()
                 await self._opened.wait()
             await anyio.sleep(self._backoff.seconds(min(self._failures.values())))
             for topic in list(self._failures):
-                try:
-                    await self._probe(topic)
-                except BrokerUnavailableError as error:
-                    self._open(topic, error)
-                else:
-                    self._observer.recovered(f"{self._doing}: topic {topic}", self._failures.pop(topic))
+                await self._look_after(topic)
+            working()
+
+    async def _look_after(self, topic: str) -> None:
+        try:
+            await self._probe(topic)
+        except BrokerUnavailableError as error:
+            return self._open(topic, error)
+        except OutboxkitError:
+            pass  # it answers: whoever asks next meets this
+        self._observer.recovered(f"{self._doing}: topic {topic}", self._failures.pop(topic))
 
     async def _one_by_one(
         self, topics: Collection[str], question: Callable[[Collection[str]], Awaitable[T]], lives: bool

@@ -257,3 +257,46 @@ async def test_a_circuit_is_closed_when_its_topic_answers_again() -> None:
         tasks.cancel_scope.cancel()
     assert list((await circuits.ask(["one", "two"], ask)).values()) == [["one", "two"]]
     assert len(observer.troubles) >= 3
+
+
+async def test_a_topic_that_answers_with_an_error_of_another_kind_is_back_and_its_error_is_its_askers() -> None:
+    circuits = Circuits("asking", partial(_raise, GroupMissingError("there it is")), Backoff(first_seconds=0.01), Recording())
+    async with _watched(circuits):
+        await until(lambda: not circuits.is_open("two"))
+
+
+async def test_topics_are_looked_after_whatever_a_sign_of_life_raises() -> None:
+    errors = iter([ZeroDivisionError(), ZeroDivisionError()])
+    asked: list[str] = []
+
+    async def probe(topic: str) -> None:
+        asked.append(topic)
+        if error := next(errors, None):
+            raise error
+
+    observer = Recording()
+    circuits = Circuits("asking", probe, Backoff(first_seconds=0.01), observer)
+    async with _watched(circuits):
+        await until(lambda: not circuits.is_open("two"))
+    assert asked == ["two"] * 3
+    assert len(observer.crashes) == 2
+
+
+async def _raise(error: Exception, topic: str) -> None:
+    raise error
+
+
+@asynccontextmanager
+async def _watched(circuits: Circuits) -> AsyncGenerator[None, None]:
+    """With the circuit of a second topic open."""
+
+    async def ask(topics: Collection[str]) -> None:
+        if "two" in topics:
+            raise BrokerUnavailableError("away")
+
+    await circuits.ask(["one", "two"], ask)
+    assert circuits.is_open("two")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(circuits.watch)
+        yield
+        tasks.cancel_scope.cancel()
