@@ -90,7 +90,8 @@ class Circuits:
         try:
             await self._probe(topic)
         except BrokerUnavailableError as error:
-            return self._open(topic, error)
+            self._open(topic, error)
+            return
         except OutboxkitError:
             pass  # it answers: whoever asks next meets this
         self._observer.recovered(f"{self._doing}: topic {topic}", self._failures.pop(topic))
