@@ -63,8 +63,8 @@ class Relay:
         self._doubted: set[Stream] = set()
         """Streams whose end is to be looked for in our log again, although the broker has not moved."""
         self._halted: set[Stream] = set()
-        self._passed_over: set[Stream] = set()
-        """Streams that could not be reached when it was their turn: the log is read again for them."""
+        self._passed_over: dict[Stream, Position] = {}
+        """Up to where we had read when streams could not be reached: the log is read again for them from there."""
         self._saved: Progress | None = None
         self._probe_at = self._save_at = 0.0
 
@@ -158,7 +158,7 @@ class Relay:
                 continue
             # What was passed over comes first, should its topic be back: else it would be left out for good.
             if stream in self._passed_over or self._circuits.is_open(stream.topic):
-                self._passed_over.add(stream)
+                self._passed_over.setdefault(stream, self._cursor)
                 continue
             if entries[0].position <= prev:
                 entries = [entry for entry in entries if entry.position > prev]
@@ -189,6 +189,7 @@ class Relay:
         # The database may have gone back in time while it was away, a failover that lost commits: then new rows stand where
         # we have been, and the broker ends where our log knows nothing.
         self._cursor = min(self._cursor, progress.cursor) if self._last else progress.cursor
+        self._passed_over = {stream: min(at, self._cursor) for stream, at in self._passed_over.items()}
         self._doubted = {stream for stream, at in self._last.items() if progress.last.get(stream) != at}
         await self._meet(progress.last.keys() - self._last.keys(), progress.last)
         await self._probe()
@@ -220,7 +221,9 @@ class Relay:
 
         answers = await self._circuits.ask({stream.topic for stream in streams}, ask)
         found = {stream: at for ends in answers.values() for stream, at in ends.items()}
-        self._passed_over.update(stream for stream in streams if stream not in found)
+        for stream in streams:
+            if stream not in found:
+                self._passed_over.setdefault(stream, self._cursor)
         return found
 
     async def _announce(self, topics: Collection[str]) -> None:
@@ -243,11 +246,12 @@ class Relay:
                 case "lost":
                     lost[stream] = (self._last[stream], now)
                     cursor = min(cursor, now)
+                case "go on" if stream in self._halted:
+                    cursor = min(cursor, now)
                 case "go on":
-                    if stream in self._halted or stream in self._passed_over:
-                        cursor = min(cursor, now)
+                    cursor = min(cursor, self._passed_over.get(stream, cursor))
             self._last[stream] = now
-            self._passed_over.discard(stream)
+            self._passed_over.pop(stream, None)
             if stream in self._halted:
                 self._halted.remove(stream)
                 self._observer.resumed(stream)
@@ -302,8 +306,8 @@ class Relay:
 
     async def _save(self) -> None:
         # The place of a stream that waits is kept, and the log is read again from there should it go on.
-        waiting = self._halted | self._passed_over
-        cursor = min([self._cursor, *(self._last[stream] for stream in waiting)])
+        halted = (self._last[stream] for stream in self._halted)
+        cursor = min([self._cursor, *halted, *self._passed_over.values()])
         last = {stream: at for stream, at in self._last.items() if stream not in self._halted}
         progress = Progress(cursor, last)
         if progress != self._saved:

@@ -12,7 +12,7 @@ import pytest
 from outboxkit import App, Settings, UnitOfWork, event
 from outboxkit.circuits import Circuits
 from outboxkit.errors import BrokerUnavailableError, GroupMissingError
-from outboxkit.message import Stream
+from outboxkit.message import Position, Stream
 from outboxkit.retry import Backoff
 from outboxkit.testing import MemoryBroker, drain
 from tests.databases import Place, database_at
@@ -170,6 +170,36 @@ async def test_one_message_after_the_other_arrives_while_others_are_away(place: 
         for number in range(2, 20):
             await talk.say(number)
             await until(lambda: talk.heard("near"), ends_with(number))
+
+
+async def test_a_topic_that_is_back_has_the_log_read_again_from_where_it_went_away_only(place: Place) -> None:
+    talk = Talk(place)
+    async with talk.running():
+        await talk.say(0)  # long ago
+        async with talk.app.unit_of_work() as uow:
+            for number in range(1, 100):
+                uow.publish(Near(number))
+        await drain(talk.app)
+        end = max((await talk.broker.last(await talk.broker.streams("near"))).values())
+        await until(talk.app.store.progress, lambda progress: progress.cursor >= end)
+        reads: list[Position] = []
+        talk.app.store.read = noting(reads, talk.app.store.read)  # type: ignore[method-assign]
+        talk.broker.away = {"far"}
+        await until(lambda: "relaying: topic far" in talk.observer.doings)
+        await talk.say(100)
+        await until(lambda: talk.heard("near"), ends_with(100))
+        talk.broker.away = set()
+        await until(lambda: talk.heard("far"), ends_with(100))
+        await until(lambda: talk.observer.recoveries, lambda back: "relaying: topic far" in back)
+    assert min(reads) >= end, "nothing that had arrived long ago is read again"
+
+
+def noting(reads: list[Position], read: Callable[..., Any]) -> Callable[..., Any]:
+    async def noted(after: Position, *limits: int) -> Any:
+        reads.append(after)
+        return await read(after, *limits)
+
+    return noted
 
 
 async def test_while_one_topic_is_away_nothing_else_is_troubled(place: Place) -> None:
