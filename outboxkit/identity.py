@@ -35,7 +35,10 @@ def is_gone(member: str) -> bool:
     parts = member.split("/")
     if len(parts) != 5 or not parts[2].isdecimal() or parts[1] != _place():
         return False
-    return _started(int(parts[2])) != parts[3]
+    process, started = int(parts[2]), _started(int(parts[2]))
+    if started is None:
+        return not _exists(process)
+    return started != parts[3]
 
 
 def short_name(member: str) -> str:
@@ -55,11 +58,22 @@ def _place() -> str | None:
 
 
 def _started(process: int) -> str | None:
-    """Return when a process started, as an id may be given again; None when there is none that runs."""
+    """Return when a process started, as an id may be given again, or "" when it has ended; None when that cannot be seen."""
     try:
         # The name before it may hold blanks and brackets of its own.
         fields = (_PROCESSES / str(process) / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:
         return None
     state, start_time = fields[0], fields[19]
-    return None if state in "ZX" else start_time
+    return "" if state in "ZX" else start_time
+
+
+def _exists(process: int) -> bool:
+    """Whether there is such a process, visible (`hidepid`) or not."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # another user's, or none that could be
+        pass
+    return True

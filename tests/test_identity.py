@@ -53,3 +53,20 @@ def test_where_the_system_does_not_tell_nobody_is_gone(monkeypatch: pytest.Monke
     assert not is_gone(here)
     assert not is_gone(member_name("host"))
     assert member_name("host").count("/") == 1
+
+
+def test_a_process_that_is_hidden_is_gone_only_when_there_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", TELL], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ
+    ) as process:
+        assert process.stdout is not None
+        name = process.stdout.readline().strip()
+        hidden = tmp_path / "hidepid"
+        (hidden / "sys/kernel/random").mkdir(parents=True)
+        (hidden / "sys/kernel/random/boot_id").symlink_to("/proc/sys/kernel/random/boot_id")
+        (hidden / "self/ns").mkdir(parents=True)
+        (hidden / "self/ns/pid").symlink_to(Path("/proc/self/ns/pid").readlink())
+        monkeypatch.setattr(identity, "_PROCESSES", hidden)
+        assert not is_gone(name)
+        process.kill()
+    assert is_gone(name)
