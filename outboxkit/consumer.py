@@ -118,21 +118,16 @@ class Consumer:
         while True:
             streams = await self._discover()
             share = await self._membership.look(streams)
-            if share.unread:
-                for stream in await self._reading.reachable(share.unread, streams):
-                    if await self._reading.make_group(stream):  # first: from then on nothing is trimmed in front of it
-                        await self._begin(stream)
-                share = await self._membership.look(streams)
             before = set(self._reading.subscriptions)
-            for stream in share.lost:
-                self._reading.drop(stream)
-                self._settler.forget(stream)
+            self._reading.keep_to(share.own)
             await self._hand_over(share.surplus)
             await self._reading.start(share.own)
             if set(self._reading.subscriptions) != before:
                 self._observer.assigned(self.group, sorted(self._reading.subscriptions))
+            begun = await self._begin(share.unread, streams)
             working()
-            await anyio.sleep(self._settings.wait_seconds)
+            if not begun:
+                await anyio.sleep(self._settings.wait_seconds)
 
     async def _discover(self) -> Collection[Stream]:
         """Return the streams of the topics; of one that nobody can tell about those that were there."""
@@ -157,12 +152,17 @@ class Consumer:
     async def _ask_for_life(self, topic: str) -> None:
         await self._broker.last(self._found.get(topic) or await self._broker.streams(topic))
 
-    async def _begin(self, stream: Stream) -> None:
-        """Begin with a stream that is new to the group: with everything the broker still has."""
-        oldest = await self._broker.range(stream, after=ORIGIN, upto=None, limit=1)
-        floor = oldest[0].prev if oldest else ORIGIN
-        self._observer.started(self.group, stream, floor)
-        await self._store.subscribe(self.group, stream, floor)
+    async def _begin(self, unread: Collection[Stream], others: Collection[Stream]) -> bool:
+        """Begin with streams that are new to the group, with everything the broker still has; whether there were any."""
+        begun = False
+        for stream in await self._reading.reachable(unread, others) if unread else ():
+            if await self._reading.make_group(stream):  # first: from then on nothing is trimmed in front of it
+                oldest = await self._broker.range(stream, after=ORIGIN, upto=None, limit=1)
+                floor = oldest[0].prev if oldest else ORIGIN
+                self._observer.started(self.group, stream, floor)
+                await self._store.subscribe(self.group, stream, floor)
+                begun = True
+        return begun
 
     async def _hand_over(self, surplus: Mapping[Stream, Subscription]) -> None:
         """Stop reading streams that others should have, and give up those of which nothing is being settled any more."""
@@ -170,14 +170,12 @@ class Consumer:
         if surplus:
             await self._reading.stop(surplus)
         done = {
-            subscription: self._settler.begun(stream)
+            subscription: self._settler.begun(subscription)
             for stream, subscription in surplus.items()
             if not self._hand.works_on(stream) and stream not in self._retrying
         }
         if done:
             await self._membership.hand_over(done)
-        for subscription in done:
-            self._settler.forget(subscription.stream)
 
     async def _leave_or_try_again(self) -> None:
         """Leave although a connection may just have been lost: others would wait for our time to run out."""
@@ -190,8 +188,7 @@ class Consumer:
     async def _leave(self) -> None:
         """Leave what is this process's to others, at once."""
         await self._retrier.give_back()
-        own = self._membership.own
-        await self._membership.hand_over({held: self._settler.begun(held.stream) for held in own})
+        await self._membership.hand_over({held: self._settler.begun(held) for held in self._membership.own})
         await self._membership.leave()
 
     # settling

@@ -27,8 +27,6 @@ class Share(NamedTuple):
     """What this process has and should have."""
     surplus: Mapping[Stream, Subscription]
     """What it has and another should have."""
-    lost: Collection[Stream]
-    """What it had, and others have claimed."""
     unread: Collection[Stream]
     """What the group never read, and so nobody can claim: see `outboxkit.inbox.InboxStore.subscribe`."""
 
@@ -76,9 +74,7 @@ class Membership:
         owners = {stream: owner.member for stream, owner in roster.owners.items() if owner.member is not None}
         shares = assign(streams, roster.members, owners)
         mine = {stream for stream, name in shares.items() if name == self.name}
-        lost = [stream for stream, held in self._own.items() if roster.owners.get(stream) != (self.name, held.term)]
-        for stream in lost:
-            del self._own[stream]
+        self._own = {stream: held for stream, held in self._own.items() if roster.owners.get(stream) == (self.name, held.term)}
         free = [stream for stream in mine - self._own.keys() if roster.is_free(stream) or owners.get(stream) == self.name]
         if free:
             claimed = await self._store.claim(self._group, self.name, free)
@@ -86,7 +82,6 @@ class Membership:
         return Share(
             own={stream: held for stream, held in self._own.items() if stream in mine},
             surplus={stream: held for stream, held in self._own.items() if stream not in mine},
-            lost=lost,
             unread=[stream for stream in streams if stream not in roster.owners],
         )
 

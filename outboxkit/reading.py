@@ -90,6 +90,12 @@ class Reading:
                 self._fresh.add(stream)
                 self._notify()
 
+    def keep_to(self, subscriptions: Mapping[Stream, Subscription]) -> None:
+        """Read nothing but these any more: the others were lost, be it for a moment, or are to be."""
+        for stream, held in list(self._subscriptions.items()):
+            if subscriptions.get(stream) != held:
+                self.drop(stream)
+
     def drop(self, stream: Stream) -> None:
         """Read a stream no more; what is in hand of it comes to whoever reads it next."""
         self._subscriptions.pop(stream, None)

@@ -19,7 +19,7 @@ from outboxkit.handling import Handling
 from outboxkit.inbox import Subscription
 from outboxkit.message import ORIGIN, Delivery, Position, Stream
 
-_Positions = dict[Stream, Position]
+_Begun = dict[Stream, tuple[Subscription, Position]]
 
 
 class Settler:
@@ -34,7 +34,7 @@ class Settler:
         self._handling = handling
         self._store = handling.store
         self._slots = slots
-        self._begun: _Positions = {}
+        self._begun: _Begun = {}
         """Up to where this process has begun with deliveries that somebody had before: it knows how that ended."""
 
     async def settle(self, subscription: Subscription, run: Sequence[Delivery], seconds: float) -> int:
@@ -50,20 +50,20 @@ class Settler:
         """
         async with self._slots:
             # Those we have begun with before come first and by themselves: we know how that ended.
-            known = self.begun(subscription.stream)
+            known = self.begun(subscription)
             if begun := [delivery for delivery in run if delivery.position <= known]:
                 return await self._settle_or_defer(subscription, begun, seconds)
             if suspects := await self._suspects(subscription, run):
                 return await again_on_conflict(partial(self._set_aside, subscription, suspects))
             return await self._settle_or_defer(subscription, run, seconds)
 
-    def begun(self, stream: Stream) -> Position:
-        """Return up to where this process began with deliveries that somebody had before, and knows how that ended."""
-        return self._begun.get(stream, ORIGIN)
+    def begun(self, subscription: Subscription) -> Position:
+        """Return up to where this process began with deliveries that somebody had before, and knows how that ended.
 
-    def forget(self, stream: Stream) -> None:
-        """Take what is known of a stream for another's affair: other processes read it."""
-        self._begun.pop(stream, None)
+        What was so under an earlier term does not count: others may have had the stream in between.
+        """
+        held, upto = self._begun.get(subscription.stream, (subscription, ORIGIN))
+        return upto if held == subscription else ORIGIN
 
     async def _suspects(self, subscription: Subscription, run: Sequence[Delivery]) -> Sequence[Delivery]:
         """Return the deliveries, from the first, that somebody began with and then died; note that we begin with the rest."""
@@ -71,7 +71,7 @@ class Settler:
         if upto is None:
             return []
         before = await self._store.suspect(subscription, upto)
-        self._begun[subscription.stream] = upto
+        self._begun[subscription.stream] = subscription, upto
         return [delivery for delivery in run if delivery.position <= before]
 
     async def _set_aside(self, subscription: Subscription, run: Sequence[Delivery]) -> int:

@@ -8,7 +8,7 @@ import msgspec
 from outboxkit import App, Message, RetryPolicy, UnitOfWork
 from outboxkit.events import Encoder
 from outboxkit.handling import Handling
-from outboxkit.message import Delivery, Position, Stream
+from outboxkit.message import ORIGIN, Delivery, Position, Stream
 from outboxkit.observe import Observer
 from outboxkit.retrying import Retrier
 from outboxkit.settling import Settler
@@ -60,6 +60,38 @@ async def test_what_is_set_aside_never_counts_for_what_comes_before_it(tmp_path:
         ]
         await retrier.retry(due, 1.0)
     assert handled == [1, 4, 2, 3]
+
+
+async def test_what_was_begun_before_others_had_the_stream_may_be_what_killed_them(tmp_path: Path) -> None:
+    app = App("settling", store=f"sqlite:///{tmp_path}/settling.db", broker=MemoryBroker(), settings=QUICK)
+    handled: list[int] = []
+
+    @app.consumes(Drawn)
+    async def note(drawn: Drawn) -> None:
+        handled.append(drawn.number)
+
+    one, two = (delivered(at, "number.drawn", f'{{"number": {at}}}')._replace(again=True) for at in (1, 2))
+    await app.migrate()
+    async with app.running(relay=False, consume=False):
+        store = app.store
+        await store.subscribe("settling", STREAM)
+        await store.enroll("settling", "we", ["numbers"], 600.0)
+        (ours,) = await store.claim("settling", "we", [STREAM])
+        settler, _ = of(app)
+        assert await settler.settle(ours, [one], 1.0) == 1
+        assert settler.begun(ours) == one.position
+
+        await store.leave("settling", "we")  # as somebody does who takes us for dead
+        await store.enroll("settling", "they", ["numbers"], 600.0)
+        (theirs,) = await store.claim("settling", "they", [STREAM])
+        await store.suspect(theirs, two.position)
+        await store.leave("settling", "they")
+        await store.enroll("settling", "we", ["numbers"], 600.0)
+        (ours_again,) = await store.claim("settling", "we", [STREAM])
+
+        assert settler.begun(ours_again) == ORIGIN
+        assert await settler.settle(ours_again, [two], 1.0) == 1
+        assert handled == [1], "the second is set aside, to be tried alone"
 
 
 async def test_when_time_is_up_the_rest_of_a_key_waits_on_in_its_order(tmp_path: Path) -> None:
