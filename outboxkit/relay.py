@@ -27,12 +27,12 @@ import anyio
 
 from outboxkit.broker import Append, Broker
 from outboxkit.cancellation import alongside
-from outboxkit.circuits import Circuits
 from outboxkit.config import RelaySettings
 from outboxkit.errors import OutboxkitError
 from outboxkit.lease import Lease
 from outboxkit.message import LAST, ORIGIN, LogEntry, Position, Stream
 from outboxkit.observe import Observer
+from outboxkit.replica import Replica
 from outboxkit.store import Progress, Store
 from outboxkit.supervision import Supervisor
 
@@ -50,8 +50,7 @@ class Relay:
         self._lease = lease
         """Our turn among the relays of this store; without one we always work, whoever else does."""
         self._supervisor = Supervisor("relaying", settings.backoff, observer)
-        self._circuits = Circuits("relaying", self._ask_for_life, settings.backoff, observer)
-        self._registries = Circuits("announcing", self._announce_topic, settings.backoff, observer)
+        self._replica = Replica(broker, settings.backoff, observer)
         self._cursor = ORIGIN
         """Everything at or below it is in the broker, but for stopped streams."""
         self._last: dict[Stream, Position] = {}
@@ -72,8 +71,7 @@ class Relay:
         """Relay until cancelled; a broker or database that is away is waited for."""
         try:
             async with anyio.create_task_group() as watching:
-                watching.start_soon(self._circuits.watch)
-                watching.start_soon(self._registries.watch)
+                watching.start_soon(self._replica.watch)
                 await self._supervisor.run(self._take_turns)
         finally:
             with anyio.move_on_after(1, shield=True):
@@ -133,19 +131,8 @@ class Relay:
             by_stream.setdefault(entry.stream, []).append(entry)
         complete = await self._meet(by_stream.keys() - self._last.keys())
         while complete and (batches := self._batches(by_stream)):
-            complete = await self._take_stock(*await self._append_batches(batches))
+            complete = await self._take_stock(await self._replica.append(batches))
         return complete
-
-    async def _append_batches(self, batches: Sequence[Append]) -> tuple[Sequence[Append], Sequence[Position]]:
-        """Append what can be, and return it with the answers."""
-
-        async def append(topics: Collection[str]) -> Sequence[tuple[Append, Position]]:
-            own = [batch for batch in batches if batch.stream.topic in topics]
-            return list(zip(own, await self._broker.append(own), strict=True))
-
-        found = await self._circuits.ask({batch.stream.topic for batch in batches}, append)
-        done = [pair for pairs in found.values() for pair in pairs]
-        return [batch for batch, _ in done], [answer for _, answer in done]
 
     def _batches(self, by_stream: Mapping[Stream, Sequence[LogEntry]]) -> list[Append]:
         """What of these entries is not in the broker yet, by stream; stopped streams left out."""
@@ -157,7 +144,7 @@ class Relay:
             if stream in self._halted or entries[-1].position <= prev:
                 continue
             # What was passed over comes first, should its topic be back: else it would be left out for good.
-            if stream in self._passed_over or self._circuits.is_open(stream.topic):
+            if stream in self._passed_over or self._replica.is_away(stream):
                 self._passed_over.setdefault(stream, self._cursor)
                 continue
             if entries[0].position <= prev:
@@ -165,10 +152,10 @@ class Relay:
             batches.append(Append(stream, last, entries, None if prev == last else prev))
         return batches
 
-    async def _take_stock(self, batches: Sequence[Append], answers: Sequence[Position]) -> bool:
+    async def _take_stock(self, answers: Sequence[tuple[Append, Position]]) -> bool:
         """Compare the answers with what each batch should have come to; False when something was lost."""
         surprises: dict[Stream, Position] = {}
-        for batch, now in zip(batches, answers, strict=True):
+        for batch, now in answers:
             if now == batch.entries[-1].position:
                 self._last[batch.stream] = now
                 if now >= self._lost.get(batch.stream, LAST):
@@ -208,32 +195,16 @@ class Relay:
 
     async def _look(self, streams: Collection[Stream]) -> bool:
         ends = await self._ends(streams)
-        # Each time: the registry is lost with everything else. And by itself: a cluster may have it on another node.
-        await self._registries.ask({stream.topic for stream in streams}, self._announce, lives=True)
+        await self._replica.announce(streams)  # each time: the registry is lost with everything else
         return await self._reconcile(ends)
 
-    async def _ends(self, streams: Collection[Stream]) -> dict[Stream, Position]:
+    async def _ends(self, streams: Collection[Stream]) -> Mapping[Stream, Position]:
         """Return where streams end in the broker, those that can be reached."""
-
-        async def ask(topics: Collection[str]) -> Mapping[Stream, Position]:
-            own = [stream for stream in streams if stream.topic in topics]
-            return await self._broker.last(own)
-
-        answers = await self._circuits.ask({stream.topic for stream in streams}, ask)
-        found = {stream: at for ends in answers.values() for stream, at in ends.items()}
+        found = await self._replica.ends(streams)
         for stream in streams:
             if stream not in found:
                 self._passed_over.setdefault(stream, self._cursor)
         return found
-
-    async def _announce(self, topics: Collection[str]) -> None:
-        await self._broker.announce([stream for stream in self._last if stream.topic in topics])
-
-    async def _announce_topic(self, topic: str) -> None:
-        await self._announce([topic])
-
-    async def _ask_for_life(self, topic: str) -> None:
-        await self._broker.last([stream for stream in self._last if stream.topic == topic])
 
     async def _reconcile(self, found: Mapping[Stream, Position]) -> bool:
         """Act on where streams end in the broker; False when the cursor had to go back."""
