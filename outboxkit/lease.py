@@ -4,8 +4,12 @@ It saves effort and is never needed for correctness: a process that was stopped 
 turn, beside the one that took over.
 """
 
+import contextlib
+from collections.abc import AsyncGenerator
+
 import anyio
 
+from outboxkit.errors import OutboxkitError
 from outboxkit.identity import is_gone
 from outboxkit.store import Store
 
@@ -28,8 +32,21 @@ class Lease:
         self._renew_at = 0.0
         self._held = False
 
-    async def acquire(self) -> None:
-        """Wait until it is ours."""
+    @contextlib.asynccontextmanager
+    async def turn(self) -> AsyncGenerator[None, None]:
+        """Wait until it is ours, and have the next one have it at once when the block ends, however that is."""
+        await self._acquire()
+        try:
+            yield
+        finally:
+            with anyio.move_on_after(1, shield=True), contextlib.suppress(OutboxkitError):  # it runs out by itself
+                await self._release()
+
+    async def keep(self) -> bool:
+        """Whether it is still ours; renewed when a third of its time is over."""
+        return self._held and (anyio.current_time() < self._renew_at or await self._claim())
+
+    async def _acquire(self) -> None:
         while not await self._claim():
             holder = await self._store.census.holder(self._name)
             if holder is not None and is_gone(holder.name):
@@ -37,12 +54,7 @@ class Lease:
             else:
                 await anyio.sleep(min(1.0, self._seconds / 5))
 
-    async def keep(self) -> bool:
-        """Whether it is still ours; renewed when a third of its time is over."""
-        return self._held and (anyio.current_time() < self._renew_at or await self._claim())
-
-    async def release(self) -> None:
-        """Let the next one have it at once."""
+    async def _release(self) -> None:
         held, self._held = self._held, False
         if held:
             await self._store.release(self._name, self._holder)
@@ -52,3 +64,16 @@ class Lease:
         self._held = False  # until we know better
         self._held = await self._store.lease(self._name, self._holder, self._seconds) is not None
         return self._held
+
+
+class Unshared:
+    """In place of a `Lease`: always our turn, whoever else works."""
+
+    @contextlib.asynccontextmanager
+    async def turn(self) -> AsyncGenerator[None, None]:
+        """Wait for nobody."""
+        yield
+
+    async def keep(self) -> bool:
+        """Whether it is still ours: it is."""
+        return True

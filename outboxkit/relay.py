@@ -19,7 +19,6 @@ traffic too. Nothing here is needed for correctness but the broker's compare-and
 reading again, and a lease saves doing what another relay does already, no more.
 """
 
-import contextlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Literal
 
@@ -29,7 +28,7 @@ from outboxkit.broker import Append, Broker
 from outboxkit.cancellation import alongside
 from outboxkit.config import RelaySettings
 from outboxkit.errors import OutboxkitError
-from outboxkit.lease import Lease
+from outboxkit.lease import Lease, Unshared
 from outboxkit.message import LAST, ORIGIN, LogEntry, Position, Stream
 from outboxkit.observe import Observer
 from outboxkit.replica import Replica
@@ -41,14 +40,14 @@ class Relay:
     """Copies one store's log to a broker, for as long as `run` runs."""
 
     def __init__(
-        self, store: Store, broker: Broker, settings: RelaySettings, observer: Observer, lease: Lease | None = None
+        self, store: Store, broker: Broker, settings: RelaySettings, observer: Observer, lease: Lease | Unshared | None = None
     ) -> None:
         self._store = store
         self._broker = broker
         self._settings = settings
         self._observer = observer
-        self._lease = lease
-        """Our turn among the relays of this store; without one we always work, whoever else does."""
+        self._lease = lease or Unshared()
+        """Our turn among the relays of this store."""
         self._supervisor = Supervisor("relaying", settings.backoff, observer)
         self._replica = Replica(broker, settings.backoff, observer)
         self._cursor = ORIGIN
@@ -69,29 +68,25 @@ class Relay:
 
     async def run(self) -> None:
         """Relay until cancelled; a broker or database that is away is waited for."""
-        try:
-            async with anyio.create_task_group() as watching:
-                watching.start_soon(self._replica.watch)
-                await self._supervisor.run(self._take_turns)
-        finally:
-            with anyio.move_on_after(1, shield=True):
-                await self._hand_over()
+        async with anyio.create_task_group() as watching:
+            watching.start_soon(self._replica.watch)
+            await self._supervisor.run(self._take_turns)
 
     async def _take_turns(self, working: Callable[[], None]) -> None:
         while True:
-            if self._lease:
-                await self._lease.acquire()
-            try:
-                await self._copy(working)
-            except Exception:
-                await self._leave_the_turn()  # to a relay that reaches what we do not
-                raise
+            async with self._lease.turn():
+                try:
+                    await self._copy(working)
+                except anyio.get_cancelled_exc_class():
+                    with anyio.move_on_after(1, shield=True):
+                        await self._save_at_the_end()
+                    raise
 
     async def _copy(self, working: Callable[[], None]) -> None:
         """Relay as long as it is our turn."""
         await self._resume()
         entries = await self._read(self._cursor)
-        while self._lease is None or await self._lease.keep():
+        while await self._lease.keep():
             working()
             if entries:
                 entries = await self._append_and_read_on(entries)
@@ -100,11 +95,6 @@ class Relay:
                 entries = await self._read(self._cursor)
             if await self._tend():
                 entries = await self._read(self._cursor)
-
-    async def _leave_the_turn(self) -> None:
-        if self._lease:
-            with contextlib.suppress(OutboxkitError):  # it runs out by itself
-                await self._lease.release()
 
     async def _append_and_read_on(self, entries: Sequence[LogEntry]) -> Sequence[LogEntry]:
         end = entries[-1].position
@@ -285,10 +275,8 @@ class Relay:
             await self._store.save_progress(progress)
             self._saved = progress
 
-    async def _hand_over(self) -> None:
+    async def _save_at_the_end(self) -> None:
         try:
             await self._save()
-            if self._lease:
-                await self._lease.release()
         except OutboxkitError as error:  # it only saves reading again
             self._observer.troubled("saving the relay's progress", error, 1, 0.0)

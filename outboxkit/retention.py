@@ -16,8 +16,8 @@ import anyio
 
 from outboxkit.broker import Broker
 from outboxkit.config import RetentionSettings
-from outboxkit.errors import GroupActiveError, GroupMissingError, OutboxkitError
-from outboxkit.lease import Lease
+from outboxkit.errors import GroupActiveError, GroupMissingError
+from outboxkit.lease import Lease, Unshared
 from outboxkit.message import ORIGIN, Position, Stream
 from outboxkit.observe import Observer
 from outboxkit.store import Store
@@ -35,32 +35,32 @@ class Retention:
     """Removes what one store's log and its streams need no longer, for as long as `run` runs."""
 
     def __init__(
-        self, store: Store, broker: Broker, settings: RetentionSettings, observer: Observer, lease: Lease | None = None
+        self,
+        store: Store,
+        broker: Broker,
+        settings: RetentionSettings,
+        observer: Observer,
+        lease: Lease | Unshared | None = None,
     ) -> None:
         self._store = store
         self._broker = broker
         self._settings = settings
         self._observer = observer
-        self._lease = lease
-        """Our turn among the processes of this app; without one we always work, whoever else does."""
+        self._lease = lease or Unshared()
+        """Our turn among the processes of this app."""
         self._rest_until = 0.0
 
     async def run(self) -> None:
         """Remove until cancelled; a broker or database that is away is waited for."""
-        try:
-            await Supervisor("removing what is settled", self._settings.backoff, self._observer).run(self._take_turns)
-        finally:
-            with anyio.move_on_after(1, shield=True):
-                await self._hand_over()
+        await Supervisor("removing what is settled", self._settings.backoff, self._observer).run(self._take_turns)
 
     async def _take_turns(self, working: Callable[[], None]) -> None:
         while True:
-            if self._lease:
-                await self._lease.acquire()
-            while self._lease is None or await self._lease.keep():
-                await self.look()
-                working()
-                await anyio.sleep(self._settings.look_seconds)
+            async with self._lease.turn():
+                while await self._lease.keep():
+                    await self.look()
+                    working()
+                    await anyio.sleep(self._settings.look_seconds)
 
     async def look(self) -> None:
         """Do one round."""
@@ -104,13 +104,6 @@ class Retention:
             upto = min(old, slowest[stream]) if stream in slowest else as_old_as_rows
             if upto > ORIGIN and (count := await self._broker.trim(stream, upto)):
                 self._observer.trimmed(stream, count)
-
-    async def _hand_over(self) -> None:
-        try:
-            if self._lease:
-                await self._lease.release()
-        except OutboxkitError as error:  # it runs out by itself
-            self._observer.troubled("giving up the lease of retention", error, 1, 0.0)
 
 
 async def dismiss(store: Store, broker: Broker, group: str, *, force: bool) -> Mapping[Stream, Position]:

@@ -153,17 +153,26 @@ async def test_a_lease_is_not_ours_while_the_database_does_not_say_so(
     store: SQLiteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lease = Lease(store, "relay", "one", SHORT)
-    await lease.acquire()
-    assert await lease.keep()
 
     async def away(*_: object) -> int | None:
         raise StoreUnavailableError("away")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(store, "lease", away)
-        patch.setattr(lease, "_renew_at", 0.0)
-        with pytest.raises(StoreUnavailableError):
-            await lease.keep()
-    assert not await lease.keep()
-    await lease.acquire()
-    assert await lease.keep()
+    async with lease.turn():
+        assert await lease.keep()
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "lease", away)
+            patch.setattr(lease, "_renew_at", 0.0)
+            with pytest.raises(StoreUnavailableError):
+                await lease.keep()
+        assert not await lease.keep()
+    async with lease.turn():
+        assert await lease.keep()
+
+
+async def test_a_turn_that_fails_is_the_next_ones_at_once(store: SQLiteStore) -> None:
+    with pytest.raises(LookupError):
+        async with Lease(store, "relay", "one", LONG).turn():
+            raise LookupError
+    with anyio.fail_after(5):
+        async with Lease(store, "relay", "two", LONG).turn():
+            pass
