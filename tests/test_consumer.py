@@ -639,7 +639,7 @@ async def test_a_stop_undoes_what_takes_longer_than_the_grace_time(tmp_path: Pat
         await uow.connection.execute("INSERT INTO noted (number) VALUES (?)", (drawn.number,))
         if not started.is_set():
             started.set()
-            await anyio.sleep(3600)
+            await anyio.sleep_forever()
 
     with anyio.fail_after(10):
         async with service.running():

@@ -281,13 +281,20 @@ async def test_a_long_call_is_one_call_and_moments_that_pass_meanwhile_are_one_m
     assert reporting.published() == [str(moment) for moment in calls[: len(reporting.published())]]
 
 
-async def test_a_stop_lets_a_call_come_to_its_end(reporting: Reporting) -> None:
-    begun = anyio.Event()
+async def test_a_stop_lets_a_call_come_to_its_end(reporting: Reporting, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, stopped = anyio.Event(), anyio.Event()
+    stop = clock.Caller.stop
+
+    def stop_and_tell(caller: clock.Caller) -> None:
+        stop(caller)
+        stopped.set()
+
+    monkeypatch.setattr(clock.Caller, "stop", stop_and_tell)
 
     @reporting.app.publishes(ReportDue, every=LONG)
     async def yearly() -> ReportDue:
         begun.set()
-        await anyio.sleep(0.2)
+        await stopped.wait()
         return ReportDue()
 
     async with reporting.running():

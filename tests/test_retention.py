@@ -1,9 +1,10 @@
 """Retention: what is old and settled by everybody goes, nothing else does, and a group that is gone is dismissed by name."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
+from operator import lt
 from typing import Any
 
-import anyio
 import msgspec
 import pytest
 
@@ -86,10 +87,24 @@ async def test_what_is_young_stays(place: Place, redis_url: str) -> None:
         assert await entries_of(publisher.app.broker, publisher) == len(FIRST) + 30
 
 
+def rounds_counted(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """Return what tells how many rounds of retention have ended."""
+    ended: list[Retention] = []
+    look = Retention.look
+
+    async def counted(retention: Retention) -> None:
+        await look(retention)
+        ended.append(retention)
+
+    monkeypatch.setattr(Retention, "look", counted)
+    return lambda: len(ended)
+
+
 async def test_nothing_goes_that_a_group_has_not_settled_also_when_the_broker_lost_the_group(
-    place: Place, redis_url: str
+    place: Place, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publisher, reader = await services(place, redis_url)
+    rounds = rounds_counted(monkeypatch)
     async with publisher.app:
         async with reader.app:
             await drawn(publisher, range(20))
@@ -98,7 +113,8 @@ async def test_nothing_goes_that_a_group_has_not_settled_also_when_the_broker_lo
         await drawn(publisher, range(20, 60))
         await drain(publisher.app)
         for _ in range(2):
-            await anyio.sleep(0.2)  # some rounds of retention, of which nothing is to be seen
+            before = rounds()
+            await until(rounds, partial(lt, before + 3))  # of which nothing is to be seen
             assert positions(publisher) >= 40
             empty_redis(redis_url)
             await until(lambda: entries_of(publisher.app.broker, publisher), lambda count: count >= 40)

@@ -61,58 +61,61 @@ def timekeeper(place: Place, broker: str) -> tuple[App, Database]:
 def mortal(seed: int) -> None:
     """Have this process die at some statement or commit."""
     rng = random.Random(seed)
-
-    def die() -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    def is_of_time(statement: str) -> bool:
-        return "outboxkit_later" in statement or "outboxkit_period" in statement
-
-    def on_thread(execute: Any) -> Any:
-        @functools.wraps(execute)
-        def call(self: Any, *arguments: Any) -> Any:
-            doomed = is_of_time(arguments[0]) and self.in_transaction and rng.random() < _RISK
-            if doomed and rng.random() < 0.5:
-                die()
-            result = execute(self, *arguments)
-            if doomed:
-                die()
-            return result
-
-        return call
-
-    def awaited(function: Any, *, of_time: bool) -> Any:
-        @functools.wraps(function)
-        async def call(self: Any, *arguments: Any) -> Any:
-            doomed = (not of_time or is_of_time(arguments[0])) and rng.random() < _RISK
-            when = rng.choice(("before", "during", "after"))
-            if doomed and when == "before":
-                die()
-            work = asyncio.ensure_future(function(self, *arguments))
-            if doomed and when == "during":
-                await asyncio.sleep(rng.random() * 0.002)
-                die()
-            result = await work
-            if doomed:
-                die()
-            return result
-
-        return call
-
     behind: Any = GuardedConnection
-    behind.execute = on_thread(GuardedConnection.execute)
+    behind.execute = _deadly_on_thread(GuardedConnection.execute, rng)
     link: Any = AsyncpgLink
-    link.fetch = awaited(AsyncpgLink.fetch, of_time=True)
+    link.fetch = _deadly(AsyncpgLink.fetch, rng, of_time=True)
     for cls in (SQLiteTransaction, PostgresTransaction):
         transaction: Any = cls
-        transaction.commit = awaited(cls.commit, of_time=False)
+        transaction.commit = _deadly(cls.commit, rng, of_time=False)
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _is_of_time(statement: str) -> bool:
+    return "outboxkit_later" in statement or "outboxkit_period" in statement
+
+
+def _deadly_on_thread(execute: Any, rng: random.Random) -> Any:
+    @functools.wraps(execute)
+    def call(self: Any, *arguments: Any) -> Any:
+        doomed = _is_of_time(arguments[0]) and self.in_transaction and rng.random() < _RISK
+        if doomed and rng.random() < 0.5:
+            _die()
+        result = execute(self, *arguments)
+        if doomed:
+            _die()
+        return result
+
+    return call
+
+
+def _deadly(function: Any, rng: random.Random, *, of_time: bool) -> Any:
+    @functools.wraps(function)
+    async def call(self: Any, *arguments: Any) -> Any:
+        doomed = (not of_time or _is_of_time(arguments[0])) and rng.random() < _RISK
+        when = rng.choice(("before", "during", "after"))
+        if doomed and when == "before":
+            _die()
+        work = asyncio.ensure_future(function(self, *arguments))
+        if doomed and when == "during":
+            await asyncio.sleep(rng.random() * 0.002)
+            _die()
+        result = await work
+        if doomed:
+            _die()
+        return result
+
+    return call
 
 
 async def run(place: Place, broker: str) -> None:
     """Run until killed."""
     app, _ = timekeeper(place, broker)
     async with app:
-        await asyncio.sleep(60)
+        await asyncio.Event().wait()
 
 
 if __name__ == "__main__":
