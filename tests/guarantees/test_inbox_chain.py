@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import msgspec
 import pytest
 import redis.asyncio
@@ -31,6 +32,10 @@ ATTACK_SECONDS = 8.0
 """How long the nemesis is at it at least: it goes on until everything it is to come to has happened, up to `COVER_SECONDS`."""
 COVER_SECONDS = 60.0
 DEADLINE_SECONDS = 90.0
+LIFE_MESSAGES = 20
+"""What a consumer settles before its time can be over: on a machine that is slow nothing would come of shorter lives."""
+BACKLOG = 300
+"""How much there is to settle at most, however slow the machine is."""
 KEYS = 50
 FAULTS = ("wipe", "group", "consumer", "setid")
 """What befalls the broker."""
@@ -59,15 +64,20 @@ class Link(msgspec.Struct, frozen=True):
 class MortalBroker(RedisBroker):
     """One of ten consumers dies here: after the commit, before the ack."""
 
-    def __init__(self, url: str, rng: random.Random, death: asyncio.Event) -> None:
+    def __init__(self, url: str, rng: random.Random) -> None:
         super().__init__(url)
-        self._rng, self._death = rng, death
+        self._rng = rng
+        self._acked = 0
+        self.death, self.has_lived = asyncio.Event(), asyncio.Event()
 
     async def ack(self, group: str, positions: Mapping[Stream, Sequence[Position]]) -> None:
         if self._rng.random() < 0.02:
-            self._death.set()
+            self.death.set()
             await asyncio.Event().wait()  # nothing more is heard of it
         await super().ack(group, positions)
+        self._acked += sum(map(len, positions.values()))
+        if self._acked >= LIFE_MESSAGES:
+            self.has_lived.set()
 
 
 class Side:
@@ -76,7 +86,7 @@ class Side:
     faults: tuple[str, ...] = ()
     """What befalls consumers there, besides all that befalls the broker."""
     life_seconds = 2.0
-    """How long a consumer lives at most."""
+    """How long a consumer lives at most, if it has settled something."""
     pause_seconds = 0.05
     """The longest wait between two transactions of the publisher."""
 
@@ -146,8 +156,8 @@ class Attack:
         settings = msgspec.structs.replace(SETTINGS, partitions={"chain": self.side.partitions})
         return App(name, store=store, broker=broker, reader=reader, settings=settings, observer=self.observer)
 
-    def consuming_app(self, reader: str, death: asyncio.Event) -> App:
-        app = self.app("reader", self.side.url, MortalBroker(self.url, self.rng, death), reader)
+    def consuming_app(self, reader: str, broker: MortalBroker) -> App:
+        app = self.app("reader", self.side.url, broker, reader)
         self.side.decorate(app, lambda: self.rng.random() < self.failing)
         return app
 
@@ -155,14 +165,13 @@ class Attack:
         life = 0
         while not self.finished.is_set():
             life += 1
-            death = asyncio.Event()
-            app = self.consuming_app(f"c{number}-{life}", death)
+            broker = MortalBroker(self.url, self.rng)
+            app = self.consuming_app(f"c{number}-{life}", broker)
+            seconds = self.rng.random() * self.side.life_seconds
             with contextlib.suppress(StoreUnavailableError):  # its session was ended while it was getting ready
-                async with app.running(relay=False):
-                    with anyio.move_on_after(self.rng.random() * self.side.life_seconds):
-                        async with anyio.create_task_group() as waiting:
-                            for end in (death, self.finished):
-                                waiting.start_soon(_cancel_after, end, waiting.cancel_scope)
+                async with app.running(relay=False), anyio.create_task_group() as waiting:
+                    for end, not_before in ((broker.death, 0.0), (self.finished, 0.0), (broker.has_lived, seconds)):
+                        waiting.start_soon(_cancel_after, end, not_before, waiting.cancel_scope)
                 self.observer.count["lives"] += 1
 
     async def publish(self) -> None:
@@ -176,6 +185,8 @@ class Attack:
                         uow.publish(Link(number, f"key-{number % KEYS}"))
                 self.published = upto
                 await anyio.sleep(self.rng.random() * self.side.pause_seconds)
+                while self.published - self.observer.count["settled"] > BACKLOG and not self.attacked.is_set():
+                    await anyio.sleep(0.02)
             await self.finished.wait()
 
     async def nemesis(self) -> None:
@@ -219,8 +230,8 @@ class Attack:
         """End when everything is settled, or after the deadline: the assertions say which."""
         await self.attacked.wait()
         with anyio.move_on_after(DEADLINE_SECONDS):
-            while not self.settled():
-                await anyio.sleep(0.05)
+            while not await anyio.to_thread.run_sync(self.settled):  # beside the readers, not in their way
+                await anyio.sleep(0.1)
         self.finished.set()
 
     def settled(self) -> bool:
@@ -238,7 +249,7 @@ class Attack:
     async def run(self) -> None:
         database = self.side.database
         database.create()
-        await self.consuming_app("first", asyncio.Event()).migrate()
+        await self.consuming_app("first", MortalBroker(self.url, self.rng)).migrate()
         database.ask(f"CREATE TABLE effects (id {database.serial}, number INTEGER NOT NULL)")
         async with anyio.create_task_group() as everyone:
             everyone.start_soon(self.publish)
@@ -248,7 +259,8 @@ class Attack:
             await self.watch()
 
 
-async def _cancel_after(happened: asyncio.Event, scope: anyio.CancelScope) -> None:
+async def _cancel_after(happened: asyncio.Event, seconds: float, scope: anyio.CancelScope) -> None:
+    await anyio.sleep(seconds)
     await happened.wait()
     scope.cancel()
 
