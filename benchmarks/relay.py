@@ -10,7 +10,7 @@ from benchmarks.databases import Database, NoServerError, database
 from benchmarks.limits import xadd_seconds
 from benchmarks.report import Report, Round
 from outboxkit import App, Observer, event
-from outboxkit.events import Encoder
+from outboxkit.encoding import Encoder
 from outboxkit.message import ORIGIN, Position, Stream
 from outboxkit.relay import Relay
 from outboxkit.store import Progress

@@ -12,8 +12,9 @@ from outboxkit.adapters import broker_of, store_of
 from outboxkit.broker import Broker
 from outboxkit.config import Settings, checked_name
 from outboxkit.dead_letters import DeadLetters
+from outboxkit.encoding import Encoder
 from outboxkit.errors import ConfigurationError, NoUnitOfWorkError
-from outboxkit.events import Encoder, event_type
+from outboxkit.events import event_type
 from outboxkit.handler import Handler
 from outboxkit.identity import host_name
 from outboxkit.later import due_of

@@ -19,8 +19,8 @@ import anyio
 from outboxkit.cancellation import uninterrupted
 from outboxkit.config import RelaySettings
 from outboxkit.conflicts import again_on_conflict
+from outboxkit.encoding import Encoder
 from outboxkit.errors import ConflictError, StoreUnavailableError, TimeLimitError
-from outboxkit.events import Encoder
 from outboxkit.observe import Observer
 from outboxkit.periodic import Periodic
 from outboxkit.retry import Backoff

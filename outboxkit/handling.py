@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from outboxkit.afterwards import run_afterwards
 from outboxkit.attempts import run_segment, segments
 from outboxkit.cancellation import uninterrupted
+from outboxkit.encoding import Encoder
 from outboxkit.errors import EnvelopeError
-from outboxkit.events import Encoder
 from outboxkit.handler import Handler
 from outboxkit.inbox import Retry, Subscription
 from outboxkit.message import Delivery, Envelope, Message, OutboxRow

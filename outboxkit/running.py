@@ -9,7 +9,7 @@ from outboxkit.broker import Broker
 from outboxkit.clock import Caller, Clock
 from outboxkit.config import Settings
 from outboxkit.consumer import Consumer
-from outboxkit.events import Encoder
+from outboxkit.encoding import Encoder
 from outboxkit.handler import Handler
 from outboxkit.handling import Handling
 from outboxkit.identity import member_name

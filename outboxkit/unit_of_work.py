@@ -14,8 +14,9 @@ import anyio
 
 from outboxkit.cancellation import uninterrupted
 from outboxkit.conflicts import again_on_conflict
+from outboxkit.encoding import Encoder
 from outboxkit.errors import NoUnitOfWorkError, TransactionError
-from outboxkit.events import Encoder, EventType
+from outboxkit.events import EventType
 from outboxkit.later import due_of
 from outboxkit.message import OutboxRow
 from outboxkit.store import Store, ThreadTransaction, Transaction

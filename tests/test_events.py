@@ -18,6 +18,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from outboxkit import Limits, Settings, event
+from outboxkit.encoding import Encoder, partition
 from outboxkit.errors import (
     ConfigurationError,
     EventDeclarationError,
@@ -25,7 +26,7 @@ from outboxkit.errors import (
     PayloadTooLargeError,
     UndeclaredEventError,
 )
-from outboxkit.events import Encoder, event_type, partition, unique_names
+from outboxkit.events import event_type, unique_names
 from outboxkit.message import Delivery, Envelope, Message, OutboxRow, Position, Stream
 
 quickly = settings(max_examples=50, deadline=None)  # a busy machine is no reason to fail

@@ -8,8 +8,8 @@ from typing import Any
 import asyncpg
 import pytest
 
+from outboxkit.encoding import partition
 from outboxkit.errors import SchemaError, StoreError
-from outboxkit.events import partition
 from outboxkit.message import ORIGIN, Envelope, OutboxRow, new_id
 from outboxkit.testing.rows import EVERYTHING, envelopes, log_of, new_rows, publish
 from outboxkit_postgres import ticks

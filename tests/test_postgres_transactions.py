@@ -12,13 +12,13 @@ import pytest
 
 from outboxkit import App, Message, UnitOfWork, event
 from outboxkit.broker import Append
+from outboxkit.encoding import Encoder
 from outboxkit.errors import (
     ConflictError,
     NoUnitOfWorkError,
     TransactionError,
     TransactionLostError,
 )
-from outboxkit.events import Encoder
 from outboxkit.message import ORIGIN, LogEntry, Position, Stream
 from outboxkit.testing import MemoryBroker
 from outboxkit.testing.rows import envelopes, log_of, new_rows, publish

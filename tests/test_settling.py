@@ -6,7 +6,7 @@ import anyio
 import msgspec
 
 from outboxkit import App, Message, RetryPolicy, UnitOfWork
-from outboxkit.events import Encoder
+from outboxkit.encoding import Encoder
 from outboxkit.handling import Handling
 from outboxkit.message import ORIGIN, Delivery, Position, Stream
 from outboxkit.observe import Observer

@@ -15,8 +15,8 @@ import anyio
 import pytest
 
 from outboxkit import App, StoreError
+from outboxkit.encoding import partition
 from outboxkit.errors import ConfigurationError, NotADatabaseError, SchemaError, StoreUnavailableError, TransactionLostError
-from outboxkit.events import partition
 from outboxkit.message import ORIGIN, OutboxRow, Position, Stream, new_id
 from outboxkit.testing import MemoryBroker
 from outboxkit.testing.rows import log_of, new_rows, publish

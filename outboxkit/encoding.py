@@ -1,0 +1,154 @@
+"""Encoding: the way from an event to the bytes of its envelope."""
+
+import hashlib
+import re
+import secrets
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+
+from outboxkit.config import Settings
+from outboxkit.errors import PayloadError, PayloadTooLargeError, UndeclaredEventError
+from outboxkit.events import EventType, event_type, qualified
+from outboxkit.message import CORE_ATTRIBUTES, Due, OutboxRow, new_id
+from outboxkit.payload import check_plain
+
+_HEADER_NAME = re.compile(r"[a-z0-9]{1,20}")  # CloudEvents 1.0.2, "Naming conventions"
+_TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+class Encoder:
+    """Turns events into outbox rows, for one source and its settings."""
+
+    def __init__(self, source: str, settings: Settings) -> None:
+        self.source = source
+        self._settings = settings
+        self._limits = settings.limits
+
+    def row(
+        self,
+        event: object,
+        *,
+        declared: Mapping[type[Any], EventType] | None = None,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        cause: str | None = None,
+        due: Due | None = None,
+    ) -> OutboxRow:
+        """Encode one event.
+
+        Args:
+            event: an instance of a declared event class.
+            declared: the only classes that may be published here; None for any.
+            key: instead of the event's own key.
+            headers: extension attributes of the envelope: names of up to 20 lower-case letters and digits.
+            cause: the ``traceparent`` of the message being handled.
+            due: when it is to be published; at once when not given.
+
+        Raises:
+            UndeclaredEventError, PayloadError, PayloadTooLargeError.
+        """
+        spec = _require_declared(event, declared)
+        where = f"event {spec.name!r}"
+        try:
+            data = spec.to_builtins(event)
+        except (ValueError, TypeError, OverflowError, RecursionError) as error:
+            raise PayloadError(f"{where} cannot be encoded: {error or 'nested too deeply'}; nothing was published") from error
+        key = _checked_key(key if key is not None else spec.key_of and spec.key_of(event), where)
+        check_plain(data, self._limits.max_depth, where)
+        for value in (key, *(headers or {}).values()):
+            check_plain(value, 1, f"{where}: key or header")
+        id = new_id()
+        trace = cause if cause and _TRACEPARENT.fullmatch(cause) else _root_trace()
+        envelope = self._envelope(spec, str(id), key, data, headers, trace, where, _time(due))
+        count = self._settings.partitions_of(spec.topic)
+        return OutboxRow(str(id), spec.topic, partition(key or str(id), count), key, spec.name, envelope, due)
+
+    def _envelope(
+        self,
+        spec: EventType,
+        id: str,
+        key: str | None,
+        data: object,
+        headers: Mapping[str, str] | None,
+        trace: str,
+        where: str,
+        time: datetime,
+    ) -> bytes:
+        attributes: dict[str, object] = {
+            "specversion": "1.0",
+            "id": id,
+            "source": self.source,
+            "type": spec.name,
+            "time": time.isoformat().replace("+00:00", "Z"),
+            "datacontenttype": "application/json",
+            "traceparent": _child_trace(trace),
+        }
+        if key is not None:
+            attributes["subject"] = key
+        for name, value in (headers or {}).items():
+            texts = isinstance(name, str) and isinstance(value, str)  # pyright: ignore[reportUnnecessaryIsInstance] - callers without a type checker
+            if not texts or not _HEADER_NAME.fullmatch(name) or name in CORE_ATTRIBUTES:
+                raise PayloadError(
+                    f"{where}: header {name!r}: names are 1 to 20 lower-case letters and digits and none of CloudEvents' own, "
+                    "values are strings"
+                )
+            attributes[name] = value
+        attributes["data"] = data
+        try:
+            envelope = msgspec.json.encode(attributes)
+        except (ValueError, TypeError, OverflowError, RecursionError) as error:
+            raise PayloadError(f"{where} cannot be encoded: {error}; nothing was published") from error
+        if len(envelope) > self._limits.max_bytes:
+            raise PayloadTooLargeError(
+                f"{where} is {len(envelope)} bytes as an envelope and the limit is {self._limits.max_bytes}: publish "
+                "a reference to the large part, or raise Settings.limits.max_bytes; nothing was published"
+            )
+        return envelope
+
+
+def partition(key: str, count: int) -> int:
+    """Return the partition of a key: the first 32 bits of its MD5, modulo the topic's partitions.
+
+    MD5 because any database can compute it too (a row is a message, whoever inserts it).
+    """
+    return int.from_bytes(hashlib.md5(key.encode(), usedforsecurity=False).digest()[:4], "big") % count
+
+
+def _require_declared(event: object, declared: Mapping[type[Any], EventType] | None) -> EventType:
+    cls = type(event)
+    spec = event_type(cls)
+    if spec is None:
+        raise UndeclaredEventError(f'{qualified(cls)} is no event: decorate the class with @event("...", topic="...")')
+    if declared is not None and cls not in declared:
+        raise UndeclaredEventError(f"event {spec.name!r} is not declared here: name {cls.__name__} in @publishes(...)")
+    return spec
+
+
+def _checked_key(value: object, where: str) -> str | None:
+    if value is None:
+        return None
+    key = str(value)
+    if not key or len(key) > 1024:
+        raise PayloadError(f"{where}: its key has {len(key)} characters: 1 to 1024 are needed; nothing was published")
+    return key
+
+
+def _time(due: Due | None) -> datetime:
+    """When the event is published, as far as that is known: nothing is late before its time."""
+    now = datetime.now(UTC)
+    if due is None:
+        return now
+    return now + timedelta(seconds=due.delay_seconds) if due.at is None else max(now, datetime.fromtimestamp(due.at, UTC))
+
+
+def _root_trace() -> str:
+    return f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-00"
+
+
+def _child_trace(trace: str) -> str:
+    """Return the same trace with a span of its own (W3C Trace Context, section 3.2)."""
+    version, trace_id, _, flags = trace.split("-")
+    return f"{version}-{trace_id}-{secrets.token_hex(8)}-{flags}"
