@@ -240,3 +240,24 @@ def parse_url(url: str) -> tuple[Path, dict[str, str]]:
         )
     options = {name: values[-1] for name, values in parse_qs(parts.query, keep_blank_values=True).items()}
     return Path(path), options
+
+
+def busy_seconds(url: str, text: str) -> float:
+    """Return what a URL says about how long other processes are waited for.
+
+    Raises:
+        ConfigurationError: that is no such time.
+    """
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= 3600:
+        raise ConfigurationError(f"{url!r}: busy_seconds is a number from 0 to 3600")
+    return seconds
+
+
+def data_version(connection: sqlite3.Connection) -> int:
+    """Return a number that is another one once another connection has committed."""
+    version: int = connection.execute("PRAGMA data_version").fetchone()[0]
+    return version

@@ -22,7 +22,16 @@ from outboxkit.store import Progress
 from outboxkit_sqlite import schema
 from outboxkit_sqlite.census import SQLiteCensus
 from outboxkit_sqlite.comparison import compare
-from outboxkit_sqlite.connection import SHORT_BUSY_TIMEOUT, GuardedConnection, ThreadConnection, connect, next_look, parse_url
+from outboxkit_sqlite.connection import (
+    SHORT_BUSY_TIMEOUT,
+    GuardedConnection,
+    ThreadConnection,
+    busy_seconds,
+    connect,
+    data_version,
+    next_look,
+    parse_url,
+)
 from outboxkit_sqlite.consuming import ConsumingStore
 from outboxkit_sqlite.failures import meaning, primary_code
 from outboxkit_sqlite.leases import LeaseTable
@@ -59,7 +68,7 @@ class SQLiteStore(ConsumingStore):
         schema.require_sqlite()
         self.prefix = checked_prefix(options.pop("prefix", "outboxkit_"))
         super().__init__(self.prefix)
-        self._busy_seconds = _seconds(url, options.pop("busy_seconds", "30"))
+        self._busy_seconds = busy_seconds(url, options.pop("busy_seconds", "30"))
         durability = options.pop("durability", "full")
         if durability not in ("full", _RELAXED) or options:
             raise ConfigurationError(f"{url!r}: the options are prefix, busy_seconds and durability (full or {_RELAXED})")
@@ -202,13 +211,13 @@ class SQLiteStore(ConsumingStore):
     async def _look(self, function: Callable[[sqlite3.Connection], T]) -> tuple[tuple[anyio.Event, int], T]:
         """Look at the file; returns what tells of later commits, by this process and by others, and what was found."""
         committed = self._committed  # before the look, so that no later commit goes unnoticed
-        version, found = await self._query(lambda connection: (_data_version(connection), function(connection)))
+        version, found = await self._query(lambda connection: (data_version(connection), function(connection)))
         return (committed, version), found
 
     async def _wait(self, seconds: float, looked_at: tuple[anyio.Event, int]) -> None:
         committed, version = looked_at
         with anyio.move_on_after(seconds):
-            while not committed.is_set() and await self._query(_data_version) == version:
+            while not committed.is_set() and await self._query(data_version) == version:
                 with anyio.move_on_after(_POLL_SECONDS):
                     await committed.wait()
 
@@ -296,18 +305,3 @@ class SQLiteStore(ConsumingStore):
 async def _closed(connection: ThreadConnection) -> None:
     await connection.run(roll_back)  # a unit of work that outlived the app
     await connection.close()
-
-
-def _data_version(connection: sqlite3.Connection) -> int:
-    version: int = connection.execute("PRAGMA data_version").fetchone()[0]
-    return version
-
-
-def _seconds(url: str, text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds <= 3600:
-        raise ConfigurationError(f"{url!r}: busy_seconds is a number from 0 to 3600")
-    return seconds
