@@ -63,7 +63,7 @@ class MemoryDatabase:
         """Write while nobody else does, in the order of asking. `end_turn` ends it also from outside."""
         self._turns.append(who)
         try:
-            while self._turns[0] is not who:
+            while who in self._turns and self._turns[0] is not who:
                 await self.change()
             yield
         finally:

@@ -51,6 +51,8 @@ class MemoryStore:
         self.database = database
         self._is_open = False
         self._read_at = self._due_at = -1
+        self._begun: dict[MemoryTransaction, None] = {}
+        """Transactions that are open, or wait to be."""
 
     # life
 
@@ -64,6 +66,7 @@ class MemoryStore:
     async def aclose(self) -> None:
         """See `outboxkit.store.Store.aclose`."""
         self._is_open = False
+        self.abort(StoreError("the memory store was closed"))
         await anyio.lowlevel.checkpoint()
 
     async def migrate(self, source: str) -> Sequence[str]:
@@ -107,23 +110,37 @@ class MemoryStore:
         """See `outboxkit.store.Store.transaction`."""
         await self.reach("begin")
         transaction = MemoryTransaction(self.database.begin(), self)
+        self._begun[transaction] = None
         try:
             async with self.database.turn(transaction):
-                transaction.state = self.database.begin()
-                transaction.connection = MemoryConnection(transaction.state)
+                transaction.require_open()
+                transaction.see(self.database.begin())
                 yield transaction
         finally:
             transaction.end()
 
+    def ended(self, transaction: MemoryTransaction) -> None:
+        """Have the next one begin; called by a transaction of this store's."""
+        self._begun.pop(transaction, None)
+        self.database.end_turn(transaction)
+
+    def abort(self, error: Exception) -> None:
+        """Undo what is open here, as the database does when a connection is lost."""
+        for transaction in list(self._begun):
+            transaction.end(error)
+
     async def commit(self, transaction: MemoryTransaction, rows: Sequence[OutboxRow]) -> None:
         """Commit an open transaction of this store's; to be called by that."""
         await self.reach("commit")
+        self.make_visible(transaction, rows)
+        self.database.flush()
+
+    def make_visible(self, transaction: MemoryTransaction, rows: Sequence[OutboxRow]) -> None:
+        """Commit an open transaction, without waiting until it would survive a crash."""
         transaction.require_open()
         log.insert(transaction.state, self.database.source or "", rows, self.gap())
-        transaction.end()
         self.database.commit(transaction.state)
-        self.database.flush()
-        self.database.end_turn(transaction)
+        transaction.end()
 
     async def write(self, transaction: Any, rows: Sequence[OutboxRow]) -> None:
         """See `outboxkit.store.Store.write`."""

@@ -1,11 +1,11 @@
 """One open transaction on a memory database."""
 
-from collections.abc import AsyncGenerator, Callable, Collection, Generator, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
 from typing import Any, Protocol, TypeVar
 
-from outboxkit.errors import ConfigurationError, NoUnitOfWorkError
+from outboxkit.errors import ConfigurationError, NoUnitOfWorkError, OutboxkitError
 from outboxkit.inbox import Floor, Outcome, Retry, Subscription
 from outboxkit.message import Delivery, OutboxRow
 from outboxkit.testing.memory_store import inbox, later, waiting
@@ -27,6 +27,10 @@ class Link(Protocol):
 
     async def commit(self, transaction: "MemoryTransaction", rows: Sequence[OutboxRow]) -> None:
         """Commit an open transaction."""
+        ...
+
+    def ended(self, transaction: "MemoryTransaction") -> None:
+        """Have the next one begin."""
         ...
 
 
@@ -113,8 +117,7 @@ class MemoryTransaction:
     @asynccontextmanager
     async def savepoint(self) -> AsyncGenerator[None, None]:
         """See `outboxkit.store.Transaction.savepoint`."""
-        await self._link.reach("savepoint")
-        self.require_open()
+        await self._within(self._link.reach("savepoint"))
         saved = self.state.saved()
         try:
             yield
@@ -160,14 +163,19 @@ class MemoryTransaction:
 
     async def commit(self, rows: Sequence[OutboxRow] = ()) -> None:
         """See `outboxkit.store.Transaction.commit`."""
-        self.require_open()
-        await self._link.commit(self, rows)
+        await self._within(self._link.commit(self, rows), last=True)
+
+    def see(self, state: State) -> None:
+        """Begin, with the rows as they are now."""
+        self.state, self.connection = state, MemoryConnection(state)
 
     def end(self, failure: Exception | None = None) -> None:
         """Refuse any further use."""
-        self.is_over = True
-        self.failure = self.failure or failure
-        self.connection.end()
+        if not self.is_over:
+            self.is_over = True
+            self.failure = failure
+            self.connection.end()
+            self._link.ended(self)
 
     def require_open(self) -> None:
         """Raise why it cannot be used, if it cannot."""
@@ -177,10 +185,22 @@ class MemoryTransaction:
             raise NoUnitOfWorkError("this unit of work has ended: nothing more can be done in it")
 
     async def _in(self, what: str, function: Callable[[State], T]) -> T:
-        self.require_open()
-        await self._link.reach(what)
-        self.require_open()
+        await self._within(self._link.reach(what))
         result = function(self.state)
-        await self._link.answer(what)
-        self.require_open()
+        await self._within(self._link.answer(what))
         return result
+
+    async def _within(self, way: Coroutine[Any, Any, None], *, last: bool = False) -> None:
+        """Go some way; who gets lost on it has lost the transaction."""
+        try:
+            self.require_open()
+        except BaseException:
+            way.close()
+            raise
+        try:
+            await way
+        except OutboxkitError as error:
+            self.end(error)
+            raise
+        if not last:
+            self.require_open()
