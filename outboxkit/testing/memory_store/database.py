@@ -9,7 +9,7 @@ import anyio
 
 from outboxkit.testing.memory_store.rows import State, Undo
 
-_Undos = list[Undo]
+_Undos = list[tuple[float, Undo]]
 
 
 class MemoryDatabase:
@@ -27,7 +27,7 @@ class MemoryDatabase:
         self.commits = 0
         """How many there have been."""
         self._unsaved: _Undos = []
-        """How to take back what would not survive a crash yet."""
+        """When each commit was that would not survive a crash yet, and how to take it back."""
         self._changed: anyio.Event | None = None
         self._turns: deque[object] = deque()
         """Who writes, and behind them who waits for their turn."""
@@ -39,18 +39,20 @@ class MemoryDatabase:
     def commit(self, state: State) -> None:
         """Have others see what a transaction changed, and wake them. It survives a crash once `flush` was called."""
         if undo := state.commit():
-            self._unsaved.append(undo)
+            self._unsaved.append((self.now(), undo))
             self.commits += 1
             self.notify()
 
-    def flush(self) -> None:
-        """Have everything that was committed survive a crash."""
-        self._unsaved.clear()
+    def flush(self, older_seconds: float = 0.0) -> None:
+        """Have everything survive a crash that was committed so long ago."""
+        before = self.now() - older_seconds
+        while self._unsaved and self._unsaved[0][0] <= before:
+            del self._unsaved[0]
 
     def crash(self) -> int:
         """Forget what would not survive a crash; returns how many commits that were."""
         lost, self._unsaved = self._unsaved, []
-        for undo in reversed(lost):
+        for _, undo in reversed(lost):
             for table, key, row in reversed(undo):
                 if row is None:
                     table.committed.pop(key, None)
