@@ -1,9 +1,10 @@
 """Simulating the whole system from seeds: ``python -m outboxkit.testing.simulate --seeds 5000 [--seed N --trace]``.
 
 Each seed is a run of its own of the unchanged apps (a publisher with two processes, and a group with one to three) on models of
-their databases and of a broker, in virtual time: messages, faults, the order in which tasks run and the moments at which processes
-are killed all come from it. Faults come for a while, and then everything has to settle. What is promised is checked all along, by a
-record outside of what is simulated: nothing lost, nothing invented, no effect twice, each key in order, each stream unbroken.
+their databases and of a broker, in virtual time: messages, faults, the order in which tasks run and the moments at which
+processes are killed all come from it. Faults come for a while, and then everything has to settle. What is promised is checked
+all along, by a record outside of what is simulated: nothing lost, nothing invented, no effect twice, each key in order, each
+stream unbroken.
 
 A seed that fails is told with the least faults that make it fail, and how to run it again.
 """
@@ -36,7 +37,9 @@ def main(seeds: int, start: int, seed: int | None, *, trace: bool) -> None:
             _tell_failure(result)
             sys.exit(1)
         if seed is not None:
-            click.echo(f"seed {number}: {result.events} events in {result.seconds:.2f} s, trace {result.hash}: no promise broken")
+            click.echo(
+                f"seed {number}: {result.events} events in {result.seconds:.2f} s, trace {result.hash}: no promise broken"
+            )
         elif time.perf_counter() - told > _TELL_SECONDS:
             told = time.perf_counter()
             click.echo(f"\r{_rate(count + 1, told - began)}", nl=False, err=True)

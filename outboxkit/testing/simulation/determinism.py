@@ -1,5 +1,6 @@
 """What the core asks of the machine, drawn from a seed: the time, random numbers, names, and the order of sets."""
 
+import math
 import os
 import random
 import secrets
@@ -11,7 +12,7 @@ from random import Random
 from typing import Any
 from unittest.mock import patch
 
-import anyio._backends._asyncio as anyio_backend  # noqa: PLC2701 - its scopes keep sets of each other
+import anyio._backends._asyncio as anyio_backend
 
 from outboxkit import events, lease, membership, running
 from outboxkit.message import Stream
@@ -19,6 +20,10 @@ from outboxkit.testing.simulation.loop import VirtualLoop
 
 EPOCH = 1_800_000_000.0
 """When simulations begin, in seconds since 1970."""
+
+
+def _partition(stream: Stream) -> int:
+    return stream[1]
 
 
 @contextmanager
@@ -36,14 +41,13 @@ def deterministic(
     chance = Random(f"core {seed}")  # noqa: S311 - to be repeated
     state = random.getstate()
     random.seed(f"jitter {seed}")
-    scope: Any = anyio_backend.CancelScope
 
-    class Scope(scope):  # type: ignore[misc]
+    class Scope(anyio_backend.CancelScope):
         """A cancel scope that sets keep in the same order in each run."""
 
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
+        def __init__(self, *, deadline: float = math.inf, shield: bool = False) -> None:
             self._number = next(loop.numbers)
-            super().__init__(*args, **kwargs)
+            super().__init__(deadline=deadline, shield=shield)
 
         def __hash__(self) -> int:
             return self._number
@@ -51,19 +55,22 @@ def deterministic(
         def __eq__(self, other: object) -> bool:
             return self is other
 
+    def now(_: object = None) -> datetime:
+        return datetime.fromtimestamp(EPOCH + loop.time(), UTC)
+
     patches: list[tuple[Any, str, Any]] = [
         (time, "time", lambda: EPOCH + loop.time()),
         (time, "time_ns", lambda: int((EPOCH + loop.time()) * 1e9)),
         (time, "monotonic", loop.time),
         (os, "urandom", chance.randbytes),
         (secrets, "token_hex", lambda size=16: chance.randbytes(size).hex()),
-        (events, "_time", lambda _: datetime.fromtimestamp(EPOCH + loop.time(), UTC)),
+        (events, "_time", now),
         (running, "member_name", member_name),
         (membership, "is_gone", is_gone),
         (lease, "is_gone", is_gone),
         (anyio_backend, "CancelScope", Scope),
         # Hashes of texts differ from process to process.
-        (Stream, "__hash__", lambda stream: stream[1]),
+        (Stream, "__hash__", _partition),
     ]
     with ExitStack() as patched:
         for target, name, value in patches:

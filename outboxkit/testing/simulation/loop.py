@@ -6,9 +6,10 @@ from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context
 from itertools import count
 from random import Random
-from typing import Any, TypeVar
+from typing import Any, TypeVar, TypeVarTuple
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 _Timers = list[tuple[float, int, asyncio.Handle]]
 _Handles = list[asyncio.Handle]
 
@@ -51,26 +52,29 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._callbacks: _Handles = []
         self._timers: _Timers = []
         self._ending = False
-        self.set_task_factory(lambda loop, coroutine, **kwargs: VirtualTask(coroutine, loop=loop, **kwargs))
+        self.set_task_factory(self._task)
+
+    def _task(self, loop: asyncio.AbstractEventLoop, coroutine: Any, **kwargs: Any) -> asyncio.Task[Any]:
+        return VirtualTask[Any](coroutine, loop=loop, **kwargs)
 
     def time(self) -> float:
         """Return the virtual time, in seconds since the loop was made."""
         return self._now
 
-    def call_soon(self, callback: Callable[..., Any], *args: Any, context: Context | None = None) -> asyncio.Handle:
+    def call_soon(self, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None) -> asyncio.Handle:
         """See `asyncio.AbstractEventLoop.call_soon`."""
         handle = asyncio.Handle(callback, args, self, context)
         self._callbacks.append(handle)
         return handle
 
     def call_later(
-        self, delay: float, callback: Callable[..., Any], *args: Any, context: Context | None = None
+        self, delay: float, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
     ) -> asyncio.TimerHandle:
         """See `asyncio.AbstractEventLoop.call_later`."""
         return self.call_at(self._now + delay, callback, *args, context=context)
 
     def call_at(
-        self, when: float, callback: Callable[..., Any], *args: Any, context: Context | None = None
+        self, when: float, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
     ) -> asyncio.TimerHandle:
         """See `asyncio.AbstractEventLoop.call_at`."""
         handle = asyncio.TimerHandle(when, callback, args, self, context)

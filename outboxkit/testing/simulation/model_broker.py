@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from outboxkit.broker import Append, Standing
 from outboxkit.errors import BrokerUnavailableError
@@ -170,7 +170,13 @@ class LineBroker:
         found = await call()
         if self._line.place.is_away:  # it went while a read was waiting
             raise BrokerUnavailableError(f"{what}: the broker is away")
-        if isinstance(found, list) and found:
-            self._line.place.trace(self._line.actor, f"  {what}: {[str(getattr(each, 'position', each)) for each in found]}")  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+        if told := _told(found):
+            self._line.place.trace(self._line.actor, f"  {what}: {told}")
         await self._line.answer(what)
         return found
+
+
+def _told(found: object) -> str:
+    """Return an answer that is a list, for the trace."""
+    each = cast("list[object]", found) if isinstance(found, list) else []
+    return ", ".join(str(one.position if isinstance(one, Delivery) else one) for one in each)

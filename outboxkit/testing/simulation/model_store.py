@@ -21,11 +21,20 @@ class ModelDatabase(MemoryDatabase):
         now: its clock, in seconds since 1970.
         lag_seconds: how long others see a commit before it would survive a crash.
         gap: how many positions are passed over before each row.
+        replica_seconds: how far the replica lags behind to which it fails over.
         committed: is told of each commit.
     """
 
-    def __init__(self, now: Callable[[], float], lag_seconds: float, gap: int, committed: Callable[[State], None]) -> None:
+    def __init__(
+        self,
+        now: Callable[[], float],
+        lag_seconds: float,
+        gap: int,
+        replica_seconds: float,
+        committed: Callable[[State], None],
+    ) -> None:
         super().__init__(now)
+        self._replica_seconds = replica_seconds
         self.lag_seconds = lag_seconds
         self.gap = gap
         self.crashes = 0
@@ -37,8 +46,18 @@ class ModelDatabase(MemoryDatabase):
         super().commit(state)
         self._was_committed(state)
 
+    def flush(self, older_seconds: float = 0.0) -> None:
+        """Have it survive a failover, too."""
+        super().flush(max(older_seconds, self._replica_seconds))
+
     def crash(self) -> int:
-        """Lose every connection, too."""
+        """Lose every connection, too, and nothing that a disk has."""
+        if self._replica_seconds:
+            super().flush()
+        return self.fail_over()
+
+    def fail_over(self) -> int:
+        """Lose every connection, too, and what the replica has not."""
         self.crashes += 1
         self.disconnect()
         return super().crash()

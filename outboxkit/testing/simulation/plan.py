@@ -16,6 +16,7 @@ KINDS = {
     "conflict": 3,
     "store crash": 3,
     "store away": 2,
+    "failover": 3,
     "broker reply": 8,
     "broker request": 4,
     "broker away": 3,

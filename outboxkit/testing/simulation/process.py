@@ -80,6 +80,10 @@ class Watching:
         """Nobody wants to know."""
 
 
+def _watching(model: Model) -> Observer:
+    return cast("Observer", Watching(model))
+
+
 def settings_of(plan: Plan) -> Settings:
     """Return settings under which much happens within a few seconds."""
     backoff = Backoff(first_seconds=0.05, cap_seconds=0.5)
@@ -135,7 +139,7 @@ class Process:
             broker=broker,
             reader=reader,
             settings=settings_of(model.plan),
-            observer=cast("Observer", Watching(model)),
+            observer=_watching(model),
         )
         if app == MAIL:
             self._app.consumes(Placed)(self._handler())
@@ -148,7 +152,7 @@ class Process:
 
     def freeze(self) -> None:
         """Have nothing that it does come to an end, as a stopped process's, until `thaw`."""
-        self._frozen = anyio.Event()
+        self._frozen = self._frozen or anyio.Event()
 
     def thaw(self) -> None:
         """Let it go on."""

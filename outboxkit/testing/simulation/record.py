@@ -1,4 +1,4 @@
-"""The record of a simulation, kept outside of what is simulated: what was published, what had its effect, and what breaks a promise."""
+"""The record of a simulation, kept outside of it: what was published, what had its effect, and what breaks a promise."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -82,6 +82,14 @@ class Record:
         for position in [position for position in self.log if position > end]:
             del self.log[position]
 
+    def taken_back(self, state: State) -> None:
+        """The consumer's database lost commits in a failover."""
+        self._effects.clear()
+        self._last.clear()
+        for (table, _), effect in state.users.items():
+            if table == EFFECTS:
+                self._had_effect(effect)
+
     def appending(self, batch: Append) -> None:
         """A relay is about to append."""
         for entry in batch.entries:
@@ -91,7 +99,7 @@ class Record:
     def consumed(self, state: State) -> None:
         """A transaction of the consumer was committed."""
         for (table, _), effect in state.users.changes.items():
-            if table == EFFECTS:
+            if table == EFFECTS and effect is not None:
                 self._had_effect(effect)
 
     def _had_effect(self, effect: Effect) -> None:

@@ -22,6 +22,7 @@ _Databases = dict[str, ModelDatabase]
 _Processes = dict[str, Process]
 _Waiting = dict[int, list[Order]]
 _Runs = dict[int, int]
+_Acts = dict[str, Callable[[Fault], object]]
 
 SETTLE_SECONDS = 60.0
 """Within this time after the last fault everything has to be settled."""
@@ -51,8 +52,9 @@ class World:
             return EPOCH + loop.time()
 
         self.databases: _Databases = {
-            SHOP: ModelDatabase(now, lag, plan.gap, self.record.published),
-            MAIL: ModelDatabase(now, 0.0, 0, self.record.consumed),
+            SHOP: ModelDatabase(now, lag, plan.gap, 0.0, self.record.published),
+            # What has been trimmed could not come again.
+            MAIL: ModelDatabase(now, 0.0, 0, 0.0 if plan.retains else 0.5, self.record.consumed),
         }
         self.waiting: _Waiting = {
             number: [order for order in plan.orders if order.publisher == number] for number in range(plan.publishers)
@@ -104,6 +106,8 @@ class World:
             await self._migrate(app)
             for number in range(count):
                 self._start(app, number)
+        if self.plan.retains:
+            await self._acquainted()
         async with anyio.create_task_group() as plaguing:
             for fault in self.plan.faults:
                 plaguing.start_soon(self._befall, fault)
@@ -124,6 +128,17 @@ class World:
         name = f"{app}-{number}"
         self.trace(name, "starts")
         self._processes[name] = Process(self, name, app, number)
+
+    async def _acquainted(self) -> None:
+        """Wait until the publisher knows that every stream is read: before that, what is old may be gone for a new group."""
+        shop, deadline = self.databases[SHOP].committed, anyio.current_time() + SETTLE_SECONDS
+        keys = {order.key for order in self.plan.orders}
+        while len({entry.envelope for _, entry in shop.outbox.items()}) < len(keys) or {
+            stream for (stream, _), _ in shop.known.items()
+        } != {entry.stream for _, entry in shop.outbox.items()}:
+            if anyio.current_time() > deadline:
+                raise ViolationError("the group is not known to read every stream")
+            await anyio.sleep(_LOOK_SECONDS)
 
     async def _settle(self) -> None:
         """Wait until everything is settled."""
@@ -148,7 +163,7 @@ class World:
         await anyio.sleep(fault.at)
         self._revive()
         self.trace("nemesis", f"{fault.kind} {fault.target} {fault.size:.3f}")
-        act: dict[str, Callable[[Fault], object]] = {
+        act: _Acts = {
             "kill": self._kill,
             "stop": self._stop,
             "wipe": lambda _: self.broker.wipe(),
@@ -157,6 +172,7 @@ class World:
             "group moved": self._move_group,
             "pending forgotten": self._forget_pending,
             "store crash": self._crash,
+            "failover": self._fail_over,
         }
         if fault.kind in act:
             act[fault.kind](fault)
@@ -201,6 +217,11 @@ class World:
         self.trace(name, f"crashes, and loses {lost} commits")
         if name == SHOP:
             self.record.lost(self.databases[SHOP].committed)
+
+    def _fail_over(self, fault: Fault) -> None:  # noqa: ARG002
+        lost = self.databases[MAIL].fail_over()
+        self.trace(MAIL, f"fails over, and loses {lost} commits")
+        self.record.taken_back(self.databases[MAIL].committed)
 
     def _victim(self, fault: Fault) -> Process:
         return list(self._processes.values())[fault.target % len(self._processes)]
