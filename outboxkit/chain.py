@@ -45,6 +45,8 @@ class Chain:
         """Where floors stood at the last look, of streams with something unsettled above."""
         self._settled: dict[Stream, Position] = {}
         """Up to where we know everything to be settled, or gone for good."""
+        self._gone: dict[Stream, Position] = {}
+        """Up to where entries are gone for good."""
         self._verified: set[Stream] = set()
         """Streams that hold, at the floor, the entry that was settled there."""
         self._behind: dict[Stream, float] = {}
@@ -54,6 +56,15 @@ class Chain:
     def doubt(self, stream: Stream) -> None:
         """Have the floor compared with the stream again before anything of it is settled."""
         self._verified.discard(stream)
+
+    def forget(self, stream: Stream) -> None:
+        """Know nothing of what is settled of a stream: the database knows better."""
+        self._verified.discard(stream)
+        self._settled.pop(stream, None)
+
+    def gone(self, stream: Stream) -> Position:
+        """Return up to where entries of a stream may be missing, as they are gone for good."""
+        return self._gone.get(stream, ORIGIN)
 
     async def verify(self, stream: Stream) -> None:
         """After each subscription, before the floor moves on: see that the log is the one we have settled up to there."""
@@ -129,6 +140,7 @@ class Chain:
     def _give_up(self, stream: Stream, after: Position, gone: Position) -> None:
         """Go on behind entries that the broker has, for good, no longer; the floor stays in front of them."""
         self._settled[stream] = max(self._settled.get(stream, ORIGIN), gone)
+        self._gone[stream] = max(self.gone(stream), gone)
         if (stream, after, gone) not in self._reported:
             self._reported.add((stream, after, gone))
             self._observer.hole_gone(self._group, stream, after, gone)

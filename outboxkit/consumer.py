@@ -28,7 +28,7 @@ from outboxkit.message import ORIGIN, Delivery, Stream
 from outboxkit.observe import Observer
 from outboxkit.reading import Reading
 from outboxkit.retrying import Retrier
-from outboxkit.settling import Settler
+from outboxkit.settling import Settler, UnlinkedError
 from outboxkit.supervision import Supervisor
 
 _Streams = dict[str, Collection[Stream]]
@@ -201,11 +201,14 @@ class Consumer:
             try:
                 await self._chain.verify(stream)
                 if (linked := await self._chain.linked(run)) and (subscription := self._reading.subscriptions.get(stream)):
-                    done = await self._settler.settle(subscription, linked, self._settings.transaction_seconds)
+                    seconds, gone = self._settings.transaction_seconds, self._chain.gone(stream)
+                    done = await self._settler.settle(subscription, linked, seconds, gone)
                     self._chain.settled(linked[done - 1])
                     await self._ack(linked[:done])
             except LostAgainError:
                 done = len(run)  # not acked: it is let go, and comes again
+            except UnlinkedError:
+                self._chain.forget(stream)  # what is missing is read again, and comes first
             except (LeaseLostError, BrokerUnavailableError):
                 self._reading.drop(stream)  # until it is known to be ours, and to be reached
             finally:

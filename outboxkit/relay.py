@@ -199,28 +199,26 @@ class Relay:
     async def _reconcile(self, found: Mapping[Stream, Position]) -> bool:
         """Act on where streams end in the broker; False when the cursor had to go back."""
         lost: dict[Stream, tuple[Position, Position]] = {}
-        cursor = self._cursor
+        before = self._cursor
         for stream, now in found.items():
-            match await self._compare(stream, now):
-                case "halt":
-                    continue
-                case "lost":
-                    lost[stream] = (self._last[stream], now)
-                    cursor = min(cursor, now)
-                case "go on" if stream in self._halted:
-                    cursor = min(cursor, now)
-                case "go on":
-                    cursor = min(cursor, self._passed_over.get(stream, cursor))
-            self._last[stream] = now
-            self._passed_over.pop(stream, None)
+            meaning = await self._compare(stream, now)
+            if meaning == "halt":
+                continue
+            # Without a wait in between: whoever interrupts the next one must not find the end here and the cursor behind it.
+            had, self._last[stream] = self._last[stream], now
+            if meaning == "lost":
+                lost[stream] = (had, now)
+                self._lost[stream] = max(had, self._lost.get(stream, had))
+            if meaning == "lost" or stream in self._halted:
+                self._cursor = min(self._cursor, now)
+            self._cursor = min(self._cursor, self._passed_over.pop(stream, self._cursor))
             if stream in self._halted:
                 self._halted.remove(stream)
                 self._observer.resumed(stream)
+        went_back = self._cursor < before
         if lost:
-            self._lost |= {stream: max(had, self._lost.get(stream, had)) for stream, (had, _) in lost.items()}
             self._observer.lost(lost)
             await self._tell_what_is_gone(lost)
-        went_back, self._cursor = cursor < self._cursor, cursor
         return not went_back and not lost
 
     async def _tell_what_is_gone(self, lost: Mapping[Stream, tuple[Position, Position]]) -> None:

@@ -16,10 +16,14 @@ from outboxkit.cancellation import uninterrupted
 from outboxkit.conflicts import again_on_conflict
 from outboxkit.errors import ConflictError, TransactionLostError
 from outboxkit.handling import Handling
-from outboxkit.inbox import Subscription
-from outboxkit.message import ORIGIN, Delivery, Position, Stream
+from outboxkit.inbox import Floor, Subscription
+from outboxkit.message import LAST, ORIGIN, Delivery, Position, Stream
 
 _Begun = dict[Stream, tuple[Subscription, Position]]
+
+
+class UnlinkedError(Exception):
+    """What comes before a run is not settled, although it was: the database went back in time, a failover that lost commits."""
 
 
 class Settler:
@@ -37,25 +41,29 @@ class Settler:
         self._begun: _Begun = {}
         """Up to where this process has begun with deliveries that somebody had before: it knows how that ended."""
 
-    async def settle(self, subscription: Subscription, run: Sequence[Delivery], seconds: float) -> int:
+    async def settle(self, subscription: Subscription, run: Sequence[Delivery], seconds: float, gone: Position = LAST) -> int:
         """Settle deliveries of one stream in one transaction.
 
         Args:
             subscription: the group's reading of that stream.
             run: the deliveries, in order; at least one.
             seconds: once this time has passed, and as long again as it took to come to the first handler, none is started.
+            gone: up to where entries may be missing, as they are gone for good.
 
         Returns:
             How many of the deliveries, from the first, now have an outcome, and may be acked.
+
+        Raises:
+            UnlinkedError: others are missing before the first; nothing was committed.
         """
         async with self._slots:
             # Those we have begun with before come first and by themselves: we know how that ended.
             known = self.begun(subscription)
             if begun := [delivery for delivery in run if delivery.position <= known]:
-                return await self._settle_or_defer(subscription, begun, seconds)
+                return await self._settle_or_defer(subscription, begun, seconds, gone)
             if suspects := await self._suspects(subscription, run):
-                return await again_on_conflict(partial(self._set_aside, subscription, suspects))
-            return await self._settle_or_defer(subscription, run, seconds)
+                return await again_on_conflict(partial(self._set_aside, subscription, suspects, gone))
+            return await self._settle_or_defer(subscription, run, seconds, gone)
 
     def begun(self, subscription: Subscription) -> Position:
         """Return up to where this process began with deliveries that somebody had before, and knows how that ended.
@@ -74,29 +82,31 @@ class Settler:
         self._begun[subscription.stream] = subscription, upto
         return [delivery for delivery in run if delivery.position <= before]
 
-    async def _set_aside(self, subscription: Subscription, run: Sequence[Delivery]) -> int:
+    async def _set_aside(self, subscription: Subscription, run: Sequence[Delivery], gone: Position) -> int:
         async with self._store.transaction() as transaction:
             fresh = await transaction.receive(subscription, run)
             outcomes = self._handling.outcomes()
             works = await self._handling.read(transaction, subscription, fresh, outcomes)
             for work in works:
                 outcomes.set_aside(work)
-            await transaction.settle(subscription, outcomes.recorded)
+            _require_linked(run, await transaction.settle(subscription, outcomes.recorded), gone)
             await uninterrupted(transaction.commit())
         outcomes.report(subscription.stream.topic, duplicates=len(run) - len(fresh))
         return len(run)
 
-    async def _settle_or_defer(self, subscription: Subscription, run: Sequence[Delivery], seconds: float) -> int:
+    async def _settle_or_defer(
+        self, subscription: Subscription, run: Sequence[Delivery], seconds: float, gone: Position
+    ) -> int:
         try:
-            return await again_on_conflict(partial(self._settle, subscription, run, seconds))
+            return await again_on_conflict(partial(self._settle, subscription, run, seconds, gone))
         except ConflictError as error:
             if len(run) > 1:  # whoever it meets, it meets less of them alone
-                return await self._settle_or_defer(subscription, run[:1], seconds)
+                return await self._settle_or_defer(subscription, run[:1], seconds, gone)
             # Always another was first, if there is another: it waits, and others go on.
             await again_on_conflict(partial(self._handling.blame, subscription, run[0], error))
             return 1
 
-    async def _settle(self, subscription: Subscription, run: Sequence[Delivery], seconds: float) -> int:
+    async def _settle(self, subscription: Subscription, run: Sequence[Delivery], seconds: float, gone: Position) -> int:
         try:
             async with self._store.transaction() as transaction:
                 began = anyio.current_time()
@@ -106,13 +116,22 @@ class Settler:
                 # Where a transaction costs more by itself, it is shared by more messages.
                 seconds += anyio.current_time() - began
                 rows = await self._handling.handle(transaction, works, seconds, outcomes)
-                await transaction.settle(subscription, outcomes.recorded)
+                _require_linked(run, await transaction.settle(subscription, outcomes.recorded), gone)
                 await uninterrupted(transaction.commit(rows))
         except TransactionLostError as error:
             if len(run) > 1:  # whose fault it was shows when each is tried alone
-                return await self._settle(subscription, run[:1], seconds)
+                return await self._settle(subscription, run[:1], seconds, gone)
             await self._handling.blame(subscription, run[0], error)
             return 1
         self._handling.committed(subscription, outcomes, duplicates=len(run) - len(fresh))
         deferred = outcomes.deferred_from()
         return sum(deferred is None or delivery.position < deferred for delivery in run)
+
+
+def _require_linked(run: Sequence[Delivery], floor: Floor, gone: Position) -> None:
+    """See that the floor did not stop in front of a run, but for what is gone for good.
+
+    The chain says so before, by what this process remembers; the transaction knows better, and it costs nothing to look.
+    """
+    if floor.hole is not None and floor.hole > gone and floor.position < run[0].position:
+        raise UnlinkedError(f"{run[0].stream}: nothing is known of the entries in ({floor.position}, {floor.hole}]")

@@ -20,7 +20,7 @@ async def test_the_first_app_works_as_shown(tmp_path: Path, redis_url: str, monk
     assert "redis://localhost:6379" in shown
     names: dict[str, Any] = {"__name__": "first_app"}
     exec(shown.replace("redis://localhost:6379", redis_url), names)
-    await names["test_an_announcement_arrives"](tmp_path)
+    await names["test_an_announcement_arrives"]()
     app, newsletter = names["app"], names["newsletter"]
     await app.migrate()
     await newsletter.migrate()

@@ -1,4 +1,4 @@
-"""For tests of programs that use outboxkit, and of adapters: brokers to play with, contract suites, servers.
+"""For tests of programs that use outboxkit, and of adapters: a store and a broker in memory, contract suites, servers.
 
 Nothing here needs pytest to be imported; the suites are run by it.
 """
@@ -7,5 +7,6 @@ from outboxkit.testing.contract_broker import BrokerContract
 from outboxkit.testing.contract_store import StoreContract
 from outboxkit.testing.draining import drain
 from outboxkit.testing.memory_broker import MemoryBroker
+from outboxkit.testing.memory_store import MemoryDatabase, MemoryStore
 
-__all__ = ["BrokerContract", "MemoryBroker", "StoreContract", "drain"]
+__all__ = ["BrokerContract", "MemoryBroker", "MemoryDatabase", "MemoryStore", "StoreContract", "drain"]

@@ -63,7 +63,7 @@ class MemoryBroker:
             raise ConfigurationError(f"broker URL {url!r}: the memory broker has no host, name or options: write memory://")
         self._users = 0
         self._closed = False
-        self._waiting: set[anyio.Event] = set()
+        self._waiting: dict[anyio.Event, None] = {}
         self._logs: dict[Stream, _Log] = {}
         self._groups: dict[tuple[str, Stream], _Group] = {}
         self._announced: dict[str, set[Stream]] = {}
@@ -245,11 +245,11 @@ class MemoryBroker:
 
     async def _change(self) -> None:
         changed = anyio.Event()
-        self._waiting.add(changed)
+        self._waiting[changed] = None
         try:
             await changed.wait()
         finally:
-            self._waiting.discard(changed)
+            del self._waiting[changed]
         self._check()
 
     def _wake(self) -> None:

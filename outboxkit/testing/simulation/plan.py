@@ -1,0 +1,140 @@
+"""Plans: what is to happen in a simulation, drawn from its seed."""
+
+from random import Random
+from typing import NamedTuple
+
+FAULT_SECONDS = 5.0
+"""Faults come within this time; after that everything has to settle."""
+
+KINDS = {
+    "kill": 10,
+    "stop": 2,
+    "store reply": 6,
+    "store request": 4,
+    "commit unknown": 4,
+    "commit undone": 3,
+    "conflict": 3,
+    "store crash": 3,
+    "store away": 2,
+    "failover": 3,
+    "broker reply": 8,
+    "broker request": 4,
+    "broker away": 3,
+    "wipe": 3,
+    "suffix": 4,
+    "rollback": 3,
+    "group destroyed": 3,
+    "group moved": 2,
+    "pending forgotten": 3,
+    "store slow": 2,
+    "broker slow": 2,
+    "frozen": 4,
+}
+"""Kinds of faults, and how often each is drawn in proportion to the others."""
+
+
+class Fault(NamedTuple):
+    """Something that goes wrong."""
+
+    at: float
+    """When, in seconds."""
+    kind: str
+    target: int
+    """Which of those that it may befall."""
+    size: float
+    """How long, or how much, from nothing to 1."""
+
+    def __str__(self) -> str:
+        return f"{self.at:7.3f} s  {self.kind} (target {self.target}, size {self.size:.2f})"
+
+
+class Order(NamedTuple):
+    """A message that is to be published."""
+
+    number: int
+    at: float
+    publisher: int
+    key: str
+    rolled_back: bool = False
+    delay_seconds: float = 0.0
+    failures: int = 0
+    """How often its handler fails."""
+    kills: int = 0
+    """How often its handler ends its process."""
+    handling_seconds: float = 0.0
+
+
+class Plan(NamedTuple):
+    """A whole simulation."""
+
+    seed: int
+    orders: tuple[Order, ...]
+    faults: tuple[Fault, ...]
+    publishers: int
+    consumers: int
+    partitions: int
+    shuffled: bool
+    """Whether what is ready runs in an order drawn by chance."""
+    slowness: float
+    """How often a call takes a while."""
+    gap: int
+    one_place: bool
+    """Whether processes learn at once that another is gone."""
+    same_reader: bool
+    retains: bool
+    """Whether rows and entries are removed within the simulation."""
+    batch: int
+    share: int
+    """How many deliveries share a transaction."""
+
+
+def plan_of(seed: int) -> Plan:
+    """Draw a plan."""
+    chance = Random(f"plan {seed}")  # noqa: S311 - to be repeated
+    partitions, publishers = chance.choice((1, 1, 2, 2, 3)), 2
+    keys = [f"key-{number}" for number in range(chance.randint(2, 5))]
+    orders: list[Order] = []
+    for number in range(chance.randint(16, 36)):
+        first = number < len(keys)  # each stream is known to everybody before anything goes wrong
+        at = 0.02 * number if first else chance.uniform(0.5, FAULT_SECONDS)
+        orders.append(_order(chance, number, at, keys[number] if first else chance.choice(keys), publishers, plain=first))
+    kinds = list(KINDS)
+    faults = tuple(
+        sorted(
+            Fault(chance.uniform(1.0, FAULT_SECONDS), kind, chance.randrange(1000), chance.random())
+            for kind in chance.choices(kinds, [KINDS[kind] for kind in kinds], k=chance.randint(2, 10))
+        )
+    )
+    return Plan(
+        seed=seed,
+        orders=tuple(sorted(orders, key=lambda order: order.at)),
+        faults=faults,
+        publishers=publishers,
+        consumers=chance.choice((1, 2, 2, 3)),
+        partitions=partitions,
+        shuffled=chance.random() < 0.7,
+        slowness=chance.choice((0.0, 0.1, 0.3)),
+        gap=chance.choice((0, 0, 3)),
+        one_place=chance.random() < 0.3,
+        same_reader=chance.random() < 0.3,
+        retains=chance.random() < 0.4,
+        batch=chance.choice((2, 5, 50)),
+        share=chance.choice((1, 4, 50)),
+    )
+
+
+def _order(chance: Random, number: int, at: float, key: str, publishers: int, *, plain: bool) -> Order:
+    publisher = chance.randrange(publishers)
+    if plain:
+        return Order(number, at, publisher, key)
+    return Order(
+        number,
+        at,
+        publisher,
+        key,
+        rolled_back=chance.random() < 0.1,
+        delay_seconds=chance.uniform(0.1, 2.0) if chance.random() < 0.08 else 0.0,
+        failures=chance.choice((1, 1, 2, 3)) if chance.random() < 0.12 else 0,
+        kills=chance.choice((1, 1, 2)) if chance.random() < 0.03 else 0,
+        handling_seconds=chance.choice((0.001, 0.02, 0.2, 1.0)) if chance.random() < 0.15 else 0.0,
+    )

@@ -1,0 +1,247 @@
+"""Processes: incarnations of the unchanged apps, each with lines of its own, which are cut when it is killed."""
+
+import asyncio
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Protocol, cast
+
+import anyio
+import msgspec
+
+from outboxkit.app import App
+from outboxkit.config import ConsumerSettings, RelaySettings, RetentionSettings, Settings
+from outboxkit.errors import CommitUnknownError, ConflictError, StoreUnavailableError
+from outboxkit.events import event
+from outboxkit.message import Message, Stream
+from outboxkit.observe import Observer
+from outboxkit.retry import Backoff, RetryPolicy
+from outboxkit.testing.simulation.line import Line, Place
+from outboxkit.testing.simulation.model_broker import LineBroker, ModelBroker
+from outboxkit.testing.simulation.model_store import ModelDatabase, ModelStore
+from outboxkit.testing.simulation.plan import Order, Plan
+from outboxkit.testing.simulation.record import ATTEMPTS, EFFECTS, Effect, Record
+from outboxkit.testing.simulation.trace import Trace
+from outboxkit.unit_of_work import UnitOfWork
+
+SHOP, MAIL = "shop", "mail"
+
+
+CURRENT: ContextVar["Process"] = ContextVar("process")
+"""Whose code runs."""
+
+
+@event("order.placed", topic="orders", key="key")
+class Placed(msgspec.Struct, frozen=True):
+    """What is published."""
+
+    number: int
+    key: str
+
+
+class RolledBackError(Exception):
+    """A publisher changed its mind."""
+
+
+class FailedError(Exception):
+    """A handler failed."""
+
+
+class Model(Protocol):
+    """What processes run in."""
+
+    plan: Plan
+    record: Record
+    trace: Trace
+    broker: ModelBroker
+    databases: dict[str, ModelDatabase]
+    places: dict[str, Place]
+    waiting: dict[int, list[Order]]
+    runs: dict[int, int]
+
+    def fails(self, error: BaseException) -> None:
+        """End the simulation: something happened that must not."""
+        ...
+
+
+class Watching:
+    """An `Observer` that says nothing, and ends the simulation when a loop meets an error nobody expected."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+
+    def crashed(self, doing: str, error: Exception) -> None:  # noqa: ARG002
+        """A loop met an error nobody expected."""
+        self._model.fails(error)
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return self._ignore
+
+    def _ignore(self, *args: object, **kwargs: object) -> None:
+        """Nobody wants to know."""
+
+
+def _watching(model: Model) -> Observer:
+    return cast("Observer", Watching(model))
+
+
+def settings_of(plan: Plan) -> Settings:
+    """Return settings under which much happens within a few seconds."""
+    backoff = Backoff(first_seconds=0.05, cap_seconds=0.5)
+    return Settings(
+        partitions={"orders": plan.partitions},
+        relay=RelaySettings(batch_messages=plan.batch, probe_seconds=0.5, save_seconds=0.3, lease_seconds=2.0, backoff=backoff),
+        consumer=ConsumerSettings(
+            prefetch_messages=20,
+            transaction_messages=plan.share,
+            wait_seconds=0.5,
+            lease_seconds=2.0,
+            idle_seconds=2.0,
+            hole_seconds=0.5,
+            retry_poll_seconds=1.0,
+            backoff=backoff,
+        ),
+        retention=RetentionSettings(
+            row_seconds=3.0 if plan.retains else 3600.0,
+            stream_seconds=1.0 if plan.retains else 3600.0,
+            look_seconds=1.0 if plan.retains else 5.0,
+            lease_seconds=2.0,
+            backoff=backoff,
+        ),
+        retry=RetryPolicy(attempts=ATTEMPTS, first_seconds=0.1, factor=2.0, cap_seconds=1.0),
+        grace_seconds=1.0,
+    )
+
+
+class Process:
+    """One incarnation of an app.
+
+    Args:
+        model: what it runs in.
+        name: what it is called in the trace.
+        app: `SHOP` or `MAIL`.
+        number: which of the processes of its app it is.
+    """
+
+    def __init__(self, model: Model, name: str, app: str, number: int) -> None:
+        self.model = model
+        self.name = name
+        self.kind = app
+        self.number = number
+        self.is_dead = False
+        self._frozen: anyio.Event | None = None
+        self.store = ModelStore(model.databases[app], Line(name, model.places[app], self._thawed))
+        self._broker_line = Line(name, model.places["broker"], self._thawed)
+        broker = LineBroker(model.broker, self._broker_line, model.record.appending)
+        reader = app if model.plan.same_reader else f"{app}-{number}"
+        self._app = App(
+            app,
+            store=self.store,
+            broker=broker,
+            reader=reader,
+            settings=settings_of(model.plan),
+            observer=_watching(model),
+        )
+        if app == MAIL:
+            self._app.consumes(Placed)(self._handler())
+        self._stopping = anyio.Event()
+        self.task: asyncio.Task[None] = asyncio.get_running_loop().create_task(self._run())
+
+    def stop(self) -> None:
+        """End it in good order."""
+        self._stopping.set()
+
+    def freeze(self) -> None:
+        """Have nothing that it does come to an end, as a stopped process's, until `thaw`."""
+        self._frozen = self._frozen or anyio.Event()
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        if self._frozen is not None:
+            self._frozen.set()
+            self._frozen = None
+
+    async def _thawed(self) -> None:
+        while self._frozen is not None:
+            await self._frozen.wait()
+
+    def kill(self) -> None:
+        """End it at once: nothing that it does from now on reaches anything."""
+        self.is_dead = True
+        self.store.cut()
+        self._broker_line.is_cut = True
+        self.task.cancel()
+
+    async def _run(self) -> None:
+        is_shop = self.kind == SHOP
+        CURRENT.set(self)
+        try:
+            async with self._app.running(relay=is_shop, consume=not is_shop):
+                with anyio.CancelScope() as publishing:
+                    async with anyio.create_task_group() as working:
+                        if is_shop:
+                            working.start_soon(self._publish_all)
+                        await self._stopping.wait()
+                        publishing.cancel()
+        except asyncio.CancelledError:
+            if not self.is_dead:
+                raise
+        except Exception as error:
+            if not self.is_dead:
+                self.model.fails(error)
+        finally:
+            self.model.databases[self.kind].stores.pop(self.store, None)
+
+    # publishing
+
+    async def _publish_all(self) -> None:
+        """Publish the orders of this publisher that nobody has begun with, each when it is time."""
+        waiting = self.model.waiting[self.number]
+        while waiting:
+            order = waiting[0]
+            await anyio.sleep(max(0.0, order.at - anyio.current_time()))
+            waiting.remove(order)
+            await self._publish(order)
+
+    async def _publish(self, order: Order) -> None:
+        record = self.model.record
+        while True:
+            try:
+                async with self._app.unit_of_work() as unit:
+                    unit.connection.put("orders", order.number, order.key)
+                    unit.publish(Placed(order.number, order.key), delay=order.delay_seconds or None)
+                    await anyio.sleep(order.handling_seconds)
+                    if order.rolled_back:
+                        raise RolledBackError
+            except RolledBackError:
+                record.refused.add(order.number)
+                return
+            except CommitUnknownError:
+                return
+            except (StoreUnavailableError, ConflictError):
+                await anyio.sleep(0.1)
+            else:
+                if not order.delay_seconds:
+                    record.certain.add(order.number)
+                return
+
+    # consuming
+
+    def _handler(self) -> Callable[..., object]:
+        model = self.model
+
+        async def handle(placed: Placed, uow: UnitOfWork, message: Message) -> None:
+            order = model.record.orders[placed.number]
+            model.runs[order.number] = run = model.runs.get(order.number, 0) + 1
+            model.trace(self.name, f"  handles {order.number} of {order.key} at {message.position}, attempt {message.attempt}")
+            effects = len(uow.connection.all(EFFECTS))
+            stream = Stream(message.topic, message.partition, message.source)
+            uow.connection.put(EFFECTS, effects, Effect(placed.number, placed.key, stream, message.position))
+            if order.handling_seconds:
+                await anyio.sleep(order.handling_seconds)
+            if run <= order.kills:
+                self.kill()
+                await anyio.sleep_forever()
+            if run <= order.kills + order.failures:
+                raise FailedError(f"run {run} of {order.number}")
+
+        return handle

@@ -1,0 +1,258 @@
+"""The world of one simulation: the models, the processes, and the nemesis that plagues them."""
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from random import Random
+
+import anyio
+
+from outboxkit.testing.simulation.determinism import EPOCH
+from outboxkit.testing.simulation.line import BROKER, STORE, Place
+from outboxkit.testing.simulation.loop import VirtualLoop
+from outboxkit.testing.simulation.model_broker import ModelBroker
+from outboxkit.testing.simulation.model_store import ModelDatabase
+from outboxkit.testing.simulation.plan import FAULT_SECONDS, Fault, Order, Plan
+from outboxkit.testing.simulation.process import CURRENT, MAIL, SHOP, Process
+from outboxkit.testing.simulation.record import Record, ViolationError
+from outboxkit.testing.simulation.trace import Trace
+
+_Places = dict[str, Place]
+_Databases = dict[str, ModelDatabase]
+_Processes = dict[str, Process]
+_Waiting = dict[int, list[Order]]
+_Runs = dict[int, int]
+_Acts = dict[str, Callable[[Fault], object]]
+
+SETTLE_SECONDS = 60.0
+"""Within this time after the last fault everything has to be settled."""
+_LOOK_SECONDS = 0.25
+
+
+class World:
+    """Everything that there is in a simulation.
+
+    Args:
+        plan: what is to happen.
+        loop: whose time it is.
+        trace: where it is noted.
+    """
+
+    def __init__(self, plan: Plan, loop: VirtualLoop, trace: Trace) -> None:
+        self.plan = plan
+        self.trace = trace
+        self.record = Record(plan)
+        self.broker = ModelBroker()
+        self._chance = Random(f"world {plan.seed}")  # noqa: S311 - to be repeated
+        place = partial(Place, trace=trace, chance=self._chance, slowness=plan.slowness)
+        self.places: _Places = {SHOP: place(SHOP, STORE), MAIL: place(MAIL, STORE), "broker": place("broker", BROKER)}
+        lag = self._chance.choice((0.0, 0.01, 0.2))
+
+        def now() -> float:
+            return EPOCH + loop.time()
+
+        self.databases: _Databases = {
+            SHOP: ModelDatabase(now, lag, plan.gap, 0.0, self.record.published),
+            # What has been trimmed could not come again.
+            MAIL: ModelDatabase(now, 0.0, 0, 0.0 if plan.retains else 0.5, self.record.consumed),
+        }
+        self.waiting: _Waiting = {
+            number: [order for order in plan.orders if order.publisher == number] for number in range(plan.publishers)
+        }
+        self.runs: _Runs = {}
+        """How often the handler of each order was run."""
+        self._processes: _Processes = {}
+        self._members: _Processes = {}
+        self._born = 0
+        self._killed = 0
+        self._failure: asyncio.Future[None] | None = None
+
+    def fails(self, error: BaseException) -> None:
+        """End the simulation: something happened that must not."""
+        if self._failure is not None and not self._failure.done():
+            self._failure.set_exception(error)
+
+    def member_name(self, reader: str) -> str:
+        """Return what the process that asks is called among the members of a group."""
+        process = CURRENT.get()
+        name = f"{reader}/{len(self._members)}"
+        self._members[name] = process
+        return name
+
+    def is_gone(self, member: str) -> bool:
+        """Whether a member's process is gone for certain, as others can tell in the same place."""
+        return self.plan.one_place and self._members[member].task.done()
+
+    async def run(self) -> None:
+        """Plague the processes for a while, let them come to an end, and see that every promise was kept.
+
+        Raises:
+            ViolationError: one was not.
+        """
+        self._failure = asyncio.get_running_loop().create_future()
+        acting = asyncio.ensure_future(self._act())
+        await asyncio.wait([acting, self._failure], return_when=asyncio.FIRST_COMPLETED)
+        for process in self._processes.values():
+            process.kill()
+        acting.cancel()
+        await asyncio.wait([acting, *(process.task for process in self._processes.values())])
+        for future in (self._failure, acting):
+            if future.done() and not future.cancelled():
+                future.result()
+
+    async def _act(self) -> None:
+        await self.broker.open()
+        for app, count in ((SHOP, self.plan.publishers), (MAIL, self.plan.consumers)):
+            await self._migrate(app)
+            for number in range(count):
+                self._start(app, number)
+        if self.plan.retains:
+            await self._acquainted()
+        async with anyio.create_task_group() as plaguing:
+            for fault in self.plan.faults:
+                plaguing.start_soon(self._befall, fault)
+            plaguing.start_soon(anyio.sleep, FAULT_SECONDS)
+        for place in self.places.values():
+            place.forget_traps()
+        self.trace("world", "no more faults")
+        await self._settle()
+        streams = {stream: self.broker.entries(stream) for stream in self.broker.all_streams()}
+        self.record.check(self.databases[MAIL].committed, streams, self._killed)
+
+    async def _migrate(self, app: str) -> None:
+        self.databases[app].source = app
+        await anyio.lowlevel.checkpoint()
+
+    def _start(self, app: str, number: int) -> None:
+        self._born += 1
+        name = f"{app}-{number}"
+        self.trace(name, "starts")
+        self._processes[name] = Process(self, name, app, number)
+
+    async def _acquainted(self) -> None:
+        """Wait until the publisher knows that every stream is read: before that, what is old may be gone for a new group."""
+        shop, deadline = self.databases[SHOP].committed, anyio.current_time() + SETTLE_SECONDS
+        keys = {order.key for order in self.plan.orders}
+        while len({entry.envelope for _, entry in shop.outbox.items()}) < len(keys) or {
+            stream for (stream, _), _ in shop.known.items()
+        } != {entry.stream for _, entry in shop.outbox.items()}:
+            if anyio.current_time() > deadline:
+                raise ViolationError("the group is not known to read every stream")
+            await anyio.sleep(_LOOK_SECONDS)
+
+    async def _settle(self) -> None:
+        """Wait until everything is settled."""
+        deadline = anyio.current_time() + SETTLE_SECONDS
+        while left := self._left():
+            if anyio.current_time() > deadline:
+                raise ViolationError(f"not settled {SETTLE_SECONDS:g} s after the last fault: {'; '.join(left)}")
+            await anyio.sleep(_LOOK_SECONDS)
+            self._revive()
+
+    def _left(self) -> list[str]:
+        left = [f"orders of publisher {number}" for number, orders in self.waiting.items() if orders]
+        shop, mail = self.databases[SHOP].committed, self.databases[MAIL].committed
+        last = {
+            stream: entries[-1].position for stream in self.broker.all_streams() if (entries := self.broker.entries(stream))
+        }
+        return left + list(self.record.left(shop, mail, last))
+
+    # the nemesis
+
+    async def _befall(self, fault: Fault) -> None:
+        await anyio.sleep(fault.at)
+        self._revive()
+        self.trace("nemesis", f"{fault.kind} {fault.target} {fault.size:.3f}")
+        act: _Acts = {
+            "kill": self._kill,
+            "stop": self._stop,
+            "wipe": lambda _: self.broker.wipe(),
+            "suffix": self._suffix,
+            "group destroyed": self._destroy_group,
+            "group moved": self._move_group,
+            "pending forgotten": self._forget_pending,
+            "store crash": self._crash,
+            "failover": self._fail_over,
+        }
+        if fault.kind in act:
+            act[fault.kind](fault)
+        elif fault.kind == "rollback":
+            saved = self.broker.saved()
+            await anyio.sleep(0.2 + fault.size)
+            self.broker.go_back(saved)
+        elif fault.kind in ("store away", "broker away"):
+            await self._away(fault)
+        elif fault.kind in ("store slow", "broker slow"):
+            place = self._place(fault)
+            place.is_slow = True
+            await anyio.sleep(fault.size * 2)
+            place.is_slow = False
+        elif fault.kind == "frozen":
+            victim = self._victim(fault)
+            victim.freeze()
+            await anyio.sleep(fault.size * 5)
+            victim.thaw()
+        else:
+            self._set_trap(fault)
+
+    def _place(self, fault: Fault) -> Place:
+        return self.places["broker" if fault.kind.startswith("broker") else (SHOP, MAIL)[fault.target % 2]]
+
+    def _set_trap(self, fault: Fault) -> None:
+        place = self._place(fault)
+        kind = fault.kind.rpartition(" ")[2]
+        place.set_trap(f"{place.name} {kind}" if kind in ("reply", "request") else fault.kind)
+
+    async def _away(self, fault: Fault) -> None:
+        place = self._place(fault)
+        place.is_away = True
+        if place.name in self.databases:
+            self.databases[place.name].disconnect()
+        await anyio.sleep(fault.size * 2)
+        place.is_away = False
+
+    def _crash(self, fault: Fault) -> None:
+        name = (SHOP, MAIL)[fault.target % 2]
+        lost = self.databases[name].crash()
+        self.trace(name, f"crashes, and loses {lost} commits")
+        if name == SHOP:
+            self.record.lost(self.databases[SHOP].committed)
+
+    def _fail_over(self, fault: Fault) -> None:  # noqa: ARG002
+        lost = self.databases[MAIL].fail_over()
+        self.trace(MAIL, f"fails over, and loses {lost} commits")
+        self.record.taken_back(self.databases[MAIL].committed)
+
+    def _victim(self, fault: Fault) -> Process:
+        return list(self._processes.values())[fault.target % len(self._processes)]
+
+    def _kill(self, fault: Fault) -> None:
+        victim = self._victim(fault)
+        self.trace(victim.name, "is killed")
+        victim.kill()
+
+    def _stop(self, fault: Fault) -> None:
+        self._victim(fault).stop()
+
+    def _revive(self) -> None:
+        """Start again what has ended."""
+        for process in list(self._processes.values()):
+            if process.task.done():
+                self._killed += process.is_dead
+                self._start(process.kind, process.number)
+
+    def _suffix(self, fault: Fault) -> None:
+        if streams := self.broker.all_streams():
+            self.broker.truncate(streams[fault.target % len(streams)], 1 + int(fault.size * 5))
+
+    def _destroy_group(self, fault: Fault) -> None:
+        if groups := self.broker.all_groups():
+            self.broker.destroy_group(*groups[fault.target % len(groups)])
+
+    def _move_group(self, fault: Fault) -> None:
+        if groups := self.broker.all_groups():
+            self.broker.move_group(*groups[fault.target % len(groups)])
+
+    def _forget_pending(self, fault: Fault) -> None:
+        if groups := self.broker.all_groups():
+            self.broker.forget_pending(*groups[fault.target % len(groups)])

@@ -1,0 +1,66 @@
+"""Seeds of the simulation: a sample that breaks no promise, the same again from the same seed, and mutants that are found."""
+
+import os
+import subprocess
+import sys
+from unittest.mock import patch
+
+import pytest
+from click.testing import CliRunner
+
+from outboxkit.testing.simulate import main
+from outboxkit.testing.simulation import ViolationError, plan_of, shrink, simulate
+from tests.simulation.mutants import MUTANTS
+
+SAMPLE = 60
+FOUND_WITHIN = 120
+"""Seeds within which a mutant has to be found."""
+
+
+def test_a_sample_of_seeds_breaks_no_promise() -> None:
+    for seed in range(SAMPLE):
+        result = simulate(seed)
+        assert result.error is None, f"python -m outboxkit.testing.simulate --seed {seed} --trace"
+
+
+def test_the_same_seed_gives_the_same_trace_also_in_another_process() -> None:
+    seeds = range(1000, 1006)
+    here = [simulate(seed).hash for seed in seeds]
+    assert len(set(here)) == len(here)
+    assert [simulate(seed).hash for seed in seeds] == here
+    program = f"from outboxkit.testing.simulation import simulate; print(*[simulate(seed).hash for seed in {list(seeds)}])"
+    for hash_seed in ("1", "2"):
+        environment = os.environ | {"PYTHONHASHSEED": hash_seed}
+        answer = subprocess.run(
+            [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True, timeout=120
+        )
+        assert answer.stdout.split() == here
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_mutant_is_found(name: str) -> None:
+    with patch.object(*MUTANTS[name]):
+        errors = (simulate(seed).error for seed in range(FOUND_WITHIN))
+        found = next((error for error in errors if error is not None), None)
+    assert isinstance(found, ViolationError)
+
+
+def test_a_failing_seed_is_told_with_the_faults_that_it_takes() -> None:
+    with patch.object(*MUTANTS["a loss is not detected"]):
+        answer = CliRunner().invoke(main, ["--seeds", str(FOUND_WITHIN)])
+    assert answer.exit_code == 1
+    assert "with 1 of" in answer.output or "with 2 of" in answer.output
+    assert "--trace" in answer.output
+
+
+def test_the_trace_of_a_seed_can_be_seen() -> None:
+    answer = CliRunner().invoke(main, ["--seed", "3", "--trace"])
+    assert answer.exit_code == 0
+    assert "starts" in answer.output
+    assert simulate(3).hash in answer.output
+
+
+def test_of_a_plan_that_fails_those_faults_are_left_without_which_it_would_not() -> None:
+    plan = plan_of(5)
+    needed = {plan.faults[0], plan.faults[-1]}
+    assert set(shrink(plan, lambda less: needed <= set(less.faults)).faults) == needed

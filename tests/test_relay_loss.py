@@ -1,0 +1,101 @@
+"""A relay that is interrupted while it finds out that the broker has lost something brings it again all the same."""
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+
+import anyio
+
+from outboxkit.broker import Append
+from outboxkit.config import RelaySettings
+from outboxkit.errors import BrokerUnavailableError, StoreUnavailableError
+from outboxkit.message import ORIGIN, LogEntry, Position, Stream
+from outboxkit.observe import Observer
+from outboxkit.relay import Relay
+from outboxkit.retry import Backoff
+from outboxkit.testing import MemoryBroker, MemoryStore
+from outboxkit.testing.rows import SOURCE, envelopes, log_of, new_rows, publish
+from tests.waiting import until
+
+SETTINGS = RelaySettings(
+    poll_seconds=0.01, probe_seconds=0.01, save_seconds=0.01, backoff=Backoff(first_seconds=0.01, cap_seconds=0.01)
+)
+
+
+class Failing(MemoryStore):
+    """A store that is away once, when it is asked for something."""
+
+    fails_at = ""
+
+    async def reach(self, what: str) -> None:
+        await super().reach(what)
+        if what == self.fails_at:
+            self.fails_at = ""
+            raise StoreUnavailableError(f"away when asked for {what}")
+
+
+class Losing(MemoryBroker):
+    """A broker that loses a stream with the reply to what is appended to another."""
+
+    loses: Stream | None = None
+
+    async def append(self, batches: Sequence[Append]) -> Sequence[Position]:
+        answers = await super().append(batches)
+        if self.loses is not None:
+            del self._logs[self.loses]
+            self.loses = None
+            raise BrokerUnavailableError("the reply was lost")
+        return answers
+
+
+@asynccontextmanager
+async def relaying(store: MemoryStore, broker: MemoryBroker) -> AsyncGenerator[None, None]:
+    await store.migrate(SOURCE)
+    await store.open(SOURCE)
+    await broker.open()
+    async with anyio.create_task_group() as running:
+        running.start_soon(Relay(store, broker, SETTINGS, Observer()).run)
+        yield
+        running.cancel_scope.cancel()
+
+
+async def brought(broker: MemoryBroker, log: Sequence[LogEntry]) -> bool:
+    """Whether the broker holds the whole log, each entry behind the one before it."""
+    for stream in {entry.stream for entry in log}:
+        own = [entry for entry in log if entry.stream == stream]
+        held = await broker.range(stream, after=ORIGIN, upto=None, limit=100)
+        if envelopes(held) != envelopes(own) or [each.prev for each in held] != [ORIGIN, *(each.position for each in own[:-1])]:
+            return False
+    return True
+
+
+async def all_saved(store: MemoryStore, end: Position) -> bool:
+    return (await store.progress()).cursor == end
+
+
+async def test_what_was_lost_is_brought_again_when_the_database_goes_away_while_the_loss_is_told() -> None:
+    store, broker = Failing(), MemoryBroker()
+    async with relaying(store, broker):
+        await publish(store, new_rows(3))
+        log = await log_of(store)
+        await until(lambda: all_saved(store, log[-1].position))
+        store.fails_at = "removed"
+        broker.wipe()
+        await until(lambda: brought(broker, log))
+        await publish(store, new_rows())
+        log = await log_of(store)
+        await until(lambda: brought(broker, log))
+
+
+async def test_what_one_stream_lost_is_brought_again_when_the_database_goes_away_while_another_is_compared() -> None:
+    store, broker = Failing(), Losing()
+    async with relaying(store, broker):
+        await publish(store, [*new_rows(2), *new_rows(2, partition=1)])
+        log = await log_of(store)
+        await until(lambda: all_saved(store, log[-1].position))
+        store.fails_at, broker.loses = "find", Stream("topic", 0, SOURCE)
+        await publish(store, new_rows(partition=1))
+        log = await log_of(store)
+        await until(lambda: brought(broker, log))
+        await publish(store, new_rows())
+        log = await log_of(store)
+        await until(lambda: brought(broker, log))
