@@ -234,7 +234,8 @@ class Relay:
         if now < last:
             return "lost"
         accepted = (await self._store.progress()).last.get(stream)  # a rebase, or a twin, may have moved it
-        if now == accepted:
+        # What was removed since had been compared before: only what is below the last entry in the broker is removed.
+        if now == accepted or now <= (await self._store.retained.removed()).get(stream, ORIGIN):
             self._doubted.discard(stream)
             return "go on"
         ours = await self._store.find(stream, now)

@@ -2,13 +2,14 @@
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 import anyio
 
 from outboxkit.broker import Append
 from outboxkit.config import RelaySettings
 from outboxkit.errors import BrokerUnavailableError, StoreUnavailableError
-from outboxkit.message import ORIGIN, LogEntry, Position, Stream
+from outboxkit.message import LAST, ORIGIN, LogEntry, Position, Stream
 from outboxkit.observe import Observer
 from outboxkit.relay import Relay
 from outboxkit.retry import Backoff
@@ -47,13 +48,31 @@ class Losing(MemoryBroker):
         return answers
 
 
+class Way:
+    """One relay's way to a broker, which can be cut."""
+
+    def __init__(self, broker: MemoryBroker) -> None:
+        self._broker = broker
+        self.is_cut = False
+        self.missed = 0
+
+    def __getattr__(self, name: str) -> Any:
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            if self.is_cut:
+                self.missed += 1
+                raise BrokerUnavailableError("cut")
+            return await getattr(self._broker, name)(*args, **kwargs)
+
+        return call
+
+
 @asynccontextmanager
-async def relaying(store: MemoryStore, broker: MemoryBroker) -> AsyncGenerator[None, None]:
+async def relaying(store: MemoryStore, broker: MemoryBroker, way: Any = None) -> AsyncGenerator[None, None]:
     await store.migrate(SOURCE)
     await store.open(SOURCE)
     await broker.open()
     async with anyio.create_task_group() as running:
-        running.start_soon(Relay(store, broker, SETTINGS, Observer()).run)
+        running.start_soon(Relay(store, way or broker, SETTINGS, Observer()).run)
         yield
         running.cancel_scope.cancel()
 
@@ -99,3 +118,35 @@ async def test_what_one_stream_lost_is_brought_again_when_the_database_goes_away
         await publish(store, new_rows())
         log = await log_of(store)
         await until(lambda: brought(broker, log))
+
+
+async def test_a_relay_that_comes_back_goes_on_behind_an_entry_that_retention_has_removed_meanwhile() -> None:
+    """Another one relayed, the entry where ours had come to was removed, and then the broker lost what came after it."""
+    store, broker = MemoryStore(), MemoryBroker()
+    way = Way(broker)
+    async with relaying(store, broker, way):
+        await publish(store, new_rows())
+        await until(lambda: all_saved(store, Position(1, 0)))
+        way.is_cut = True
+        await until(lambda: way.missed > 1)
+        twin = anyio.CancelScope()
+        async with anyio.create_task_group() as others:
+            others.start_soon(_run_within, twin, Relay(store, broker, SETTINGS, Observer()))
+            await publish(store, new_rows())
+            (first, second) = await log_of(store)
+            await until(lambda: all_saved(store, second.position))
+            twin.cancel()
+        assert (await store.retained.remove(ORIGIN, LAST, 10)).rows == 1
+        broker._logs[first.stream].positions.pop()
+        broker._logs[first.stream].deliveries.pop()
+        way.is_cut = False
+        await until(lambda: ends(broker, second.stream), second.position.__eq__)
+
+
+async def ends(broker: MemoryBroker, stream: Stream) -> Position:
+    return (await broker.last([stream]))[stream]
+
+
+async def _run_within(scope: anyio.CancelScope, relay: Relay) -> None:
+    with scope:
+        await relay.run()
