@@ -3,7 +3,7 @@
 from benchmarks.databases import Database
 from outboxkit import App
 
-_PARTS = 100
+_AT_ONCE = 100_000
 
 _FLOOR = """
     INSERT INTO outboxkit_floor ("group", topic, partition, source, major, minor) VALUES ('past', 'past', 0, 'past', 0, 0)
@@ -30,7 +30,7 @@ async def age(database: Database, settled: int) -> None:
     """Make the tables, and let so many messages pass through the inbox, as another group's."""
     await App("consumer", store=database.url, broker="memory://").migrate()
     await database.execute(_FLOOR)
-    for part in range(_PARTS):
-        first, last = part * settled // _PARTS + 1, (part + 1) * settled // _PARTS
+    for before in range(0, settled, _AT_ONCE):
+        last = min(before + _AT_ONCE, settled)
         for statement in (_SETTLE[database.store], _FORGET, _MOVE):
-            await database.execute(statement.format(first=first, last=last))
+            await database.execute(statement.format(first=before + 1, last=last))

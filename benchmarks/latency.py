@@ -12,7 +12,7 @@ from benchmarks.effects import require_effects
 from benchmarks.load import TEXT
 from benchmarks.pipeline import WARM, Pipeline
 from benchmarks.report import Finding, Report, Round
-from benchmarks.servers import redis
+from benchmarks.servers import client, redis
 from benchmarks.timing import Spent, Stopwatch, percentile
 
 A_SECOND = 100
@@ -63,16 +63,15 @@ async def _polled(outbox: Database, inbox: Database, broker: str, messages: int)
     handled = naive.Handled(messages)
     for each in (outbox, inbox):
         await naive.create(each)
-    client = naive.client(broker)
     async with (
-        client,
+        client(broker) as polled,
         naive.connected(outbox) as writing,
         naive.connected(outbox) as relaying,
         naive.connected(inbox) as applying,
         anyio.create_task_group() as running,
     ):
-        running.start_soon(naive.relay, relaying, client)
-        running.start_soon(naive.consume, applying, client, handled)
+        running.start_soon(naive.relay, relaying, polled)
+        running.start_soon(naive.consume, applying, polled, handled)
 
         async def publish(key: int) -> None:
             await writing.publish(key, TEXT)

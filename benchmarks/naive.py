@@ -12,7 +12,6 @@ from typing import Any, Protocol
 import aiosqlite
 import anyio
 import asyncpg
-from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from benchmarks.databases import Database
@@ -138,12 +137,6 @@ async def create(database: Database) -> None:
     """Make the tables of a service that publishes or consumes."""
     for statement in (CREATE[database.store], _TABLE[database.store], _INDEX):
         await database.execute(statement)
-
-
-def client(url: str) -> Any:
-    """Return a client of a Redis, to be entered."""
-    make: Any = Redis.from_url  # pyright: ignore[reportUnknownMemberType] - redis-py leaves its options untyped
-    return make(url)
 
 
 @asynccontextmanager

@@ -6,11 +6,12 @@ from statistics import median
 import anyio
 
 from benchmarks.databases import Database, database
+from benchmarks.effects import WrongWorkError
 from benchmarks.limits import xadd_seconds
 from benchmarks.load import PAYLOAD_BYTES, fill, outbox_app
 from benchmarks.progress import Countdown
 from benchmarks.report import Finding, Report, Round
-from benchmarks.servers import redis
+from benchmarks.servers import entries, redis
 from benchmarks.timing import Spent, Stopwatch
 from outboxkit import App
 from outboxkit.message import ORIGIN, Position
@@ -31,6 +32,7 @@ async def measure(store: str, messages: int, rounds: int, tick: Callable[[], Non
         for _ in range(rounds):
             limit = messages / await anyio.to_thread.run_sync(xadd_seconds, server.url, "limit", messages, b"x" * PAYLOAD_BYTES)
             spent = await relay_once(outbox_app(outbox, server.url), messages)
+            await _require_entries(server.url, messages)
             results.append(Round.of(messages, spent, limit))
             server.restart()  # so that everything meets an empty server
             slowdowns += await _slowdown(outbox, server, messages, spent)
@@ -70,3 +72,9 @@ async def relay_once(app: App, messages: int) -> Spent:
             spent = watch.spent()
             relaying.cancel_scope.cancel()
     return spent
+
+
+async def _require_entries(broker: str, messages: int) -> None:
+    found = await entries(broker, "*:benchmark:*:*")
+    if found != messages:
+        raise WrongWorkError(f"{messages} rows led to {found} entries")
