@@ -19,7 +19,8 @@ from benchmarks.effects import CREATE, INSERT
 
 POLL_SECONDS = 0.1
 _BATCH = 500
-_STREAM, _GROUP = "naive", "readers"
+STREAM = "naive"
+_GROUP = "readers"
 
 _Rows = Sequence[tuple[int, int, str]]
 
@@ -51,7 +52,7 @@ class Connection(Protocol):
         """Commit a business row and an outbox row."""
         ...
 
-    async def unsent(self) -> _Rows:
+    async def unsent(self, limit: int) -> _Rows:
         """Return some rows that are not marked: id, key and text."""
         ...
 
@@ -77,10 +78,10 @@ class SQLiteConnection:
         await self._connection.execute("INSERT INTO naive (key, text) VALUES (?, ?)", (key, text))
         await self._connection.commit()
 
-    async def unsent(self) -> _Rows:
+    async def unsent(self, limit: int) -> _Rows:
         """See `Connection`."""
         query = "SELECT id, key, text FROM naive WHERE NOT sent ORDER BY id LIMIT ?"
-        rows = await self._connection.execute_fetchall(query, (_BATCH,))
+        rows = await self._connection.execute_fetchall(query, (limit,))
         return [(row[0], row[1], row[2]) for row in rows]
 
     async def mark(self, ids: Sequence[int]) -> None:
@@ -108,10 +109,10 @@ class PostgresConnection:
             await self._connection.execute(INSERT["postgres"], key, text)
             await self._connection.execute("INSERT INTO naive (key, text) VALUES ($1, $2)", key, text)
 
-    async def unsent(self) -> _Rows:
+    async def unsent(self, limit: int) -> _Rows:
         """See `Connection`."""
         query = "SELECT id, key, text FROM naive WHERE NOT sent ORDER BY id LIMIT $1"
-        return [tuple(row) for row in await self._connection.fetch(query, _BATCH)]
+        return [tuple(row) for row in await self._connection.fetch(query, limit)]
 
     async def mark(self, ids: Sequence[int]) -> None:
         """See `Connection`."""
@@ -133,9 +134,14 @@ _TABLE = {
 _INDEX = "CREATE INDEX naive_unsent ON naive (id) WHERE NOT sent"
 
 
+def statements(store: str) -> Sequence[str]:
+    """Return what makes the tables of a service that publishes or consumes."""
+    return (CREATE[store], _TABLE[store], _INDEX)
+
+
 async def create(database: Database) -> None:
-    """Make the tables of a service that publishes or consumes."""
-    for statement in (CREATE[database.store], _TABLE[database.store], _INDEX):
+    """Make the tables."""
+    for statement in statements(database.store):
         await database.execute(statement)
 
 
@@ -155,15 +161,15 @@ async def connected(database: Database) -> AsyncGenerator[Connection, None]:
         yield SQLiteConnection(connection)
 
 
-async def relay(connection: Connection, redis: Any) -> None:
+async def relay(connection: Connection, redis: Any, batch: int = _BATCH) -> None:
     """Send what is not marked, and mark it; wait a while when there is nothing."""
     while True:
-        if not (rows := await connection.unsent()):
+        if not (rows := await connection.unsent(batch)):
             await anyio.sleep(POLL_SECONDS)
             continue
         pipeline = redis.pipeline(transaction=False)
         for _, key, text in rows:
-            pipeline.xadd(_STREAM, {"key": key, "text": text})
+            pipeline.xadd(STREAM, {"key": key, "text": text})
         await pipeline.execute()
         await connection.mark([id for id, _, _ in rows])
 
@@ -171,12 +177,12 @@ async def relay(connection: Connection, redis: Any) -> None:
 async def consume(connection: Connection, redis: Any, handled: Handled) -> None:
     """Commit the effect of each entry, note when, and ack it."""
     with contextlib.suppress(ResponseError):  # it is there
-        await redis.xgroup_create(_STREAM, _GROUP, id="0", mkstream=True)
+        await redis.xgroup_create(STREAM, _GROUP, id="0", mkstream=True)
     while True:
-        found: Any = await redis.xreadgroup(_GROUP, "reader", {_STREAM: ">"}, count=100, block=1000)
+        found: Any = await redis.xreadgroup(_GROUP, "reader", {STREAM: ">"}, count=100, block=1000)
         for _, entries in found:
             for id, fields in entries:
                 key = int(fields[b"key"])
                 await connection.apply(key, fields[b"text"].decode())
                 handled.note(key)
-                await redis.xack(_STREAM, _GROUP, id)
+                await redis.xack(STREAM, _GROUP, id)

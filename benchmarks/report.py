@@ -67,6 +67,8 @@ class Report(msgspec.Struct, frozen=True):
     findings: tuple[Finding, ...]
     """What else there is, those with goals first; the first is what the benchmark is about."""
     notes: tuple[str, ...] = ()
+    more: dict[str, Any] = {}
+    """For scripts."""
 
     @classmethod
     def of(
@@ -79,6 +81,7 @@ class Report(msgspec.Struct, frozen=True):
         *,
         at_least: float | None = None,
         notes: Sequence[str] = (),
+        more: dict[str, Any] | None = None,
     ) -> "Report":
         """Sum rounds up; `at_least` is the goal for the ratio."""
         ratios = [each.rate / each.limit for each in rounds if each.limit]
@@ -97,6 +100,7 @@ class Report(msgspec.Struct, frozen=True):
             peak_rss_mb=round(max(each.peak_mb for each in rounds), 1),
             findings=tuple(findings),
             notes=tuple(notes),
+            more=more or {},
         )
 
     @property
@@ -107,8 +111,9 @@ class Report(msgspec.Struct, frozen=True):
     def object(self) -> dict[str, Any]:
         """Return it for scripts: what every benchmark has, and each finding by its name."""
         own: dict[str, Any] = {
-            field: getattr(self, field) for field in self.__struct_fields__ if field not in ("findings", "notes")
+            field: getattr(self, field) for field in self.__struct_fields__ if field not in ("findings", "notes", "more")
         }
+        own |= self.more
         own |= {finding.name: finding.value for finding in self.findings}
         goals = [finding for finding in self.findings if finding.goal is not None]
         own["goal"] = goals[0].goal if goals else None
@@ -131,7 +136,11 @@ class Report(msgspec.Struct, frozen=True):
             rows.append(("ratio", f"{self.ratio:.2f}"))
         rows += [(finding.name.replace("_", " "), finding.shown()) for finding in self.findings]
         rows += [("CPU", f"{self.cpu_us_per_message:.2f} µs a message"), ("peak memory", f"{self.peak_rss_mb:.0f} MB")]
-        return rows + [("note", note) for note in self.notes]
+        rows += [("note", note) for note in self.notes]
+        return rows + [
+            (peer["work"], f"{peer['rate']:>9,.0f} a second: {peer['name']} ({peer['what']})")
+            for peer in self.more.get("peers", [])
+        ]
 
 
 def table(rows: Sequence[tuple[str, str]]) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, NamedTuple
 
 from benchmarks import consume, consume_list, latency, look, publish, recover, relay, scale, steady
+from benchmarks.peers import side_by_side
 from benchmarks.report import Report
 
 Measure = Callable[[str, int, int, Callable[[], None]], Coroutine[Any, Any, Report]]
@@ -19,6 +20,8 @@ class Benchmark(NamedTuple):
     rounds: int = 5
     """When nothing is said; so is `store`."""
     store: str = "sqlite"
+    stores: tuple[str, ...] = ()
+    """Where it makes sense; everywhere when empty."""
 
 
 BENCHMARKS = {
@@ -69,6 +72,15 @@ BENCHMARKS = {
         0,
         "Events published; as many as take a minute when 0.",
         rounds=1,
+    ),
+    "peers": Benchmark(
+        side_by_side.measure,
+        "Give the same work to other libraries: needs the extra `peers`.",
+        2_000,
+        "Messages for each peer; ten times as many for ourselves.",
+        rounds=3,
+        store="postgres",
+        stores=("postgres",),
     ),
     "look": Benchmark(
         look.measure,
