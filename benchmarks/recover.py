@@ -5,7 +5,7 @@ from statistics import median
 
 import anyio
 
-from benchmarks.consume import handle_each
+from benchmarks.consume_list import SETTINGS, handle_lists
 from benchmarks.databases import Database, database
 from benchmarks.effects import CREATE, require_effects
 from benchmarks.load import SOURCE, TEXT, Event, fill, outbox_app
@@ -46,8 +46,8 @@ async def _lose(outbox: Database, inbox: Database, server: RedisServer, messages
     """Consume all, lose it, and publish some more; returns how soon that was found, and what bringing it again took."""
     observer = Countdown(settled=messages)
     shop = App(SOURCE, store=outbox.url, broker=server.url, observer=observer)
-    reader = App("consumer", store=inbox.url, broker=server.url, observer=observer)
-    handle_each(reader, inbox.store)
+    reader = App("consumer", store=inbox.url, broker=server.url, observer=observer, settings=SETTINGS)
+    handle_lists(reader, inbox.store)
     await inbox.execute(CREATE[inbox.store])
     await reader.migrate()
     async with reader.running(relay=False), shop.running(consume=False):

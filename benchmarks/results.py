@@ -39,11 +39,11 @@ def measure_all(options: Sequence[str]) -> Iterator[Measured]:
             yield json.loads(done.stdout)
 
 
-def save(measured: Sequence[Measured], folder: Path = FOLDER) -> tuple[Path, Path]:
+def save(measured: Sequence[Measured]) -> tuple[Path, Path]:
     """Write what was measured, and a picture of it, in files named for today; returns their paths."""
-    folder.mkdir(exist_ok=True)
+    FOLDER.mkdir(exist_ok=True)
     today = datetime.now(UTC).date().isoformat()
-    figures, drawing = folder / f"{today}.json", folder / f"{today}.svg"
+    figures, drawing = FOLDER / f"{today}.json", FOLDER / f"{today}.svg"
     machine = {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
     figures.write_text(json.dumps({"date": today, **machine, "benchmarks": list(measured)}, indent=2) + "\n")
     drawing.write_text(picture(measured))

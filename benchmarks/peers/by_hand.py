@@ -1,7 +1,5 @@
 """A loop written by hand, as one finds it in tutorials: see `benchmarks.naive`."""
 
-import time
-
 import anyio
 import asyncpg
 
@@ -9,6 +7,7 @@ from benchmarks import naive, raw
 from benchmarks.naive import PostgresConnection
 from benchmarks.peers.peer import Peer, Work, relayed
 from benchmarks.servers import client
+from benchmarks.timing import Stopwatch
 
 _INSERT = "INSERT INTO naive (key, text) SELECT * FROM unnest($1::bigint[], $2::text[])"
 
@@ -30,15 +29,16 @@ async def consume(work: Work) -> float:
     try:
         for statement in naive.statements("postgres"):
             await connection.execute(statement)
+        spent = Stopwatch().spent()
         async with client(work.broker) as redis, anyio.create_task_group() as running:
             for key, text in raw.rows_of(work.messages):
                 await redis.xadd(naive.STREAM, {"key": key, "text": text})
-            start = time.perf_counter()
+            watch = Stopwatch()
             running.start_soon(naive.consume, PostgresConnection(connection), redis, handled)
             await handled.all.wait()
-            seconds = time.perf_counter() - start
+            spent = watch.spent()
             running.cancel_scope.cancel()
-        return seconds
+        return spent.seconds
     finally:
         await connection.close()
 
@@ -50,13 +50,14 @@ async def _relay(work: Work, batch: int) -> float:
             await connection.execute(statement)
         rows = raw.rows_of(work.messages)
         await connection.execute(_INSERT, [key for key, _ in rows], [text for _, text in rows])
+        spent = Stopwatch().spent()
         async with client(work.broker) as redis, anyio.create_task_group() as running:
-            start = time.perf_counter()
+            watch = Stopwatch()
             running.start_soon(naive.relay, PostgresConnection(connection), redis, batch)
             await relayed(work, naive.STREAM)
-            seconds = time.perf_counter() - start
+            spent = watch.spent()
             running.cancel_scope.cancel()
-        return seconds
+        return spent.seconds
     finally:
         await connection.close()
 

@@ -9,7 +9,7 @@ from benchmarks.consume_list import SETTINGS, handle_lists
 from benchmarks.databases import Database, database
 from benchmarks.load import fill, outbox_app, stock
 from benchmarks.peers import by_hand, faststream_outbox, faststream_redis, taskiq_redis, txoutbox
-from benchmarks.peers.peer import Peer, Work
+from benchmarks.peers.peer import Peer, Work, module
 from benchmarks.relay import relay_once
 from benchmarks.report import Finding, Report, Round
 from benchmarks.servers import redis
@@ -17,6 +17,8 @@ from outboxkit.testing.redis_server import RedisServer
 
 RELAYS = [*faststream_outbox.PEERS, *txoutbox.PEERS, *by_hand.RELAYS]
 CONSUMERS = [*faststream_redis.PEERS, *taskiq_redis.PEERS, *by_hand.CONSUMERS]
+
+LIBRARIES = ("faststream_outbox", "txoutbox", "faststream.redis", "taskiq_redis")
 
 TIMES_RELAY = 20
 TIMES_CONSUMER = 10
@@ -26,6 +28,8 @@ OUR_TIMES = 10
 
 async def measure(store: str, messages: int, rounds: int, tick: Callable[[], None]) -> Report:
     """Give each the same work in every round: a backlog to relay, or a stock to turn into rows."""
+    for name in LIBRARIES:
+        module(name)  # or it would be missed after minutes
     ours: list[Round] = []
     consumed: list[float] = []
     listed: list[float] = []

@@ -44,8 +44,9 @@ async def _measure(work: Work, options: dict[str, object], receiver: dict[str, o
         receiving = asyncio.create_task(module("taskiq.api").run_receiver_task(broker, **receiver))
         await done.wait()
         seconds = time.perf_counter() - start
-        receiving.cancel()
-        await asyncio.gather(receiving, return_exceptions=True)
+        while not receiving.done():  # it keeps a cancellation to itself now and then
+            receiving.cancel()
+            await asyncio.wait([receiving], timeout=0.5)
         await broker.shutdown()
         return seconds
 

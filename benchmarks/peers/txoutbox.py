@@ -1,6 +1,7 @@
 """txoutbox: rows that are leased, sent in groups of one key side by side, and marked."""
 
 import time
+from typing import Any
 
 import asyncpg
 
@@ -28,10 +29,9 @@ async def _measure(work: Work, config: dict[str, object]) -> float:
             for key, text in raw.rows_of(work.messages):
                 await outbox.insert(connection, STREAM, {"key": key, "text": text}, key=str(key))
 
-        async def publish(message: object) -> None:
+        async def publish(message: Any) -> None:
             await redis.xadd(STREAM, {"data": message.payload})
 
-        publish.__annotations__ = {}
         start = time.perf_counter()
         async with txoutbox.Relay(outbox, publish, config=txoutbox.RelayConfig(**config)):
             await relayed(work)
