@@ -82,38 +82,29 @@ async def publish_once(into: Database, messages: int, writing: Callable[[App, st
 
 def rows_and_events(app: App, store: str) -> Write:
     """Return how to write a business row and publish its event."""
-    insert = INSERT[store]
-    if store == "sqlite":
-
-        @app.publishes(Event)
-        def add(uow: UnitOfWork, event: Event) -> Event:
-            uow.connection.execute(insert, (event.key, event.text))
-            return event
-
-        return add
-
-    @app.publishes(Event)
-    async def add_later(uow: UnitOfWork, event: Event) -> Event:
-        await uow.connection.execute(insert, event.key, event.text)
-        return event
-
-    return add_later
+    return _writer(app, store, lambda event: event)
 
 
 def rows_only(app: App, store: str) -> Write:
     """Return how to write a business row and publish nothing."""
+    return _writer(app, store, lambda _: None)
+
+
+def _writer(app: App, store: str, published: Callable[[Event], Event | None]) -> Write:
     insert = INSERT[store]
     if store == "sqlite":
 
         @app.publishes(Event)
-        def add(uow: UnitOfWork, event: Event) -> None:
+        def add(uow: UnitOfWork, event: Event) -> Event | None:
             uow.connection.execute(insert, (event.key, event.text))
+            return published(event)
 
         return add
 
     @app.publishes(Event)
-    async def add_later(uow: UnitOfWork, event: Event) -> None:
+    async def add_later(uow: UnitOfWork, event: Event) -> Event | None:
         await uow.connection.execute(insert, event.key, event.text)
+        return published(event)
 
     return add_later
 

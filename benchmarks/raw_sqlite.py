@@ -5,7 +5,7 @@ Durable as the library is by default: write-ahead log, ``synchronous=FULL``.
 
 import sqlite3
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,40 +19,44 @@ _RECEIVE = "INSERT INTO inbox VALUES (1, ?) ON CONFLICT DO NOTHING"
 
 def settle(path: Path, rows: Rows, batch: int) -> float:
     """Write an inbox row and an effect for each message, a savepoint around each effect; returns messages a second."""
-    with _connected(path) as connection:
-        start = time.perf_counter()
-        for first in range(0, len(rows), batch):
-            connection.execute("BEGIN IMMEDIATE")
-            for row in rows[first : first + batch]:
-                if connection.execute(_RECEIVE, row[:1]).rowcount == 1:
-                    connection.execute("SAVEPOINT message")
-                    connection.execute(INSERT["sqlite"], row)
-                    connection.execute("RELEASE message")
-            connection.execute("COMMIT")
-        return len(rows) / (time.perf_counter() - start)
+
+    def some(connection: sqlite3.Connection, chunk: Rows) -> None:
+        for row in chunk:
+            if connection.execute(_RECEIVE, row[:1]).rowcount == 1:
+                connection.execute("SAVEPOINT message")
+                connection.execute(INSERT["sqlite"], row)
+                connection.execute("RELEASE message")
+
+    return _a_second(path, rows, batch, some)
 
 
 def settle_lists(path: Path, rows: Rows, batch: int) -> float:
     """Write inbox rows and effects, many in one call; returns messages a second."""
-    with _connected(path) as connection:
-        start = time.perf_counter()
-        for first in range(0, len(rows), batch):
-            chunk = rows[first : first + batch]
-            connection.execute("BEGIN IMMEDIATE")
-            connection.executemany(_RECEIVE, ((key,) for key, _ in chunk))
-            connection.executemany(INSERT["sqlite"], chunk)
-            connection.execute("COMMIT")
-        return len(rows) / (time.perf_counter() - start)
+
+    def some(connection: sqlite3.Connection, chunk: Rows) -> None:
+        connection.executemany(_RECEIVE, ((key,) for key, _ in chunk))
+        connection.executemany(INSERT["sqlite"], chunk)
+
+    return _a_second(path, rows, batch, some)
 
 
 def write(path: Path, rows: Rows, batch: int) -> float:
     """Write effects, so many in each transaction; returns effects a second."""
+
+    def some(connection: sqlite3.Connection, chunk: Rows) -> None:
+        for row in chunk:
+            connection.execute(INSERT["sqlite"], row)
+
+    return _a_second(path, rows, batch, some)
+
+
+def _a_second(path: Path, rows: Rows, batch: int, some: Callable[[sqlite3.Connection, Rows], None]) -> float:
+    """Do something with all rows, so many in each transaction; returns rows a second."""
     with _connected(path) as connection:
         start = time.perf_counter()
         for first in range(0, len(rows), batch):
             connection.execute("BEGIN IMMEDIATE")
-            for row in rows[first : first + batch]:
-                connection.execute(INSERT["sqlite"], row)
+            some(connection, rows[first : first + batch])
             connection.execute("COMMIT")
         return len(rows) / (time.perf_counter() - start)
 

@@ -1,7 +1,6 @@
 """What something took: time, this process's CPU time, and the most memory it had meanwhile."""
 
 import contextlib
-import gc
 import resource
 import sys
 import time
@@ -27,7 +26,6 @@ class Stopwatch:
     """Runs from when it is made."""
 
     def __init__(self) -> None:
-        gc.collect()  # what a limit has left behind is not the library's
         _forget_peak()
         self._cpu, self._start = time.process_time(), time.perf_counter()
 

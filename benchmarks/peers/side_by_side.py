@@ -22,7 +22,8 @@ LIBRARIES = ("faststream_outbox", "txoutbox", "faststream.redis", "taskiq_redis"
 
 TIMES_RELAY = 20
 TIMES_CONSUMER = 10
-OUR_TIMES = 10
+RELAY_TIMES = 10
+CONSUME_TIMES = 2
 """Our own share of the work: so many times the peers' messages, as it would be over too soon to be measured."""
 
 
@@ -40,15 +41,16 @@ async def measure(store: str, messages: int, rounds: int, tick: Callable[[], Non
                 work = Work((await place.fresh()).url, server.url, messages)
                 found.append(messages / await peer.measure(work))
                 server.restart()
-            ours.append(await _relay(await place.fresh(), server, messages * OUR_TIMES))
-            await stock(server.url, messages * OUR_TIMES)
+            ours.append(await _relay(await place.fresh(), server, messages * RELAY_TIMES))
+            own = messages * CONSUME_TIMES
+            await stock(server.url, own)
             for kept, group, register, settings in (
                 (consumed, f"each-{number}", handle_each, None),
                 (listed, f"lists-{number}", handle_lists, SETTINGS),
             ):
                 new = await place.fresh()
-                spent = await consume_once(new, server.url, group, messages * OUR_TIMES, register, settings)
-                kept.append(messages * OUR_TIMES / spent.seconds)
+                spent = await consume_once(new, server.url, group, own, register, settings)
+                kept.append(own / spent.seconds)
             server.restart()
             tick()
     return _report(
