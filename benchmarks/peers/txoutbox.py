@@ -17,7 +17,7 @@ async def documented(work: Work) -> float:
 
 async def tuned(work: Work) -> float:
     """Measure it with batches as large as pay off."""
-    return await _measure(work, {"batch_size": 500, "concurrency": 100, "poll_min": 0.001})
+    return await _measure(work, {"batch_size": 500, "concurrency": 20, "poll_min": 0.001})
 
 
 async def _measure(work: Work, config: dict[str, object]) -> float:
@@ -42,5 +42,5 @@ _WHAT = "at least once; keys in order of ids, not of commits; an update for each
 
 PEERS = [
     Peer("txoutbox", "documented", _WHAT, documented),
-    Peer("txoutbox", "tuned: 500 a batch, 100 at once", _WHAT, tuned),
+    Peer("txoutbox", "tuned: 500 a batch, 20 at once", _WHAT, tuned),
 ]
