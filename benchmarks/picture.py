@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
-_WIDTH, _LABELS, _BARS, _ROW = 900, 240, 520, 22
+_WIDTH, _LABELS, _BARS, _ROW = 960, 300, 480, 22
 
 _OURS, _LIMIT, _PEER = "#2563eb", "#9ca3af", "#f59e0b"
 
@@ -55,7 +55,7 @@ def _throughput(measured: Sequence[dict[str, Any]]) -> Iterator[Bar]:
         if each["limit"]:
             yield Bar("", each["limit"], f"{each['limit']:,.0f} · ratio {each['ratio']:.2f}", _LIMIT)
         for peer in each.get("peers", []):
-            yield Bar(peer["name"], peer["rate"], f"{peer['rate']:,.0f}", _PEER)
+            yield Bar(f"{peer['work']}: {peer['name']}", peer["rate"], f"{peer['rate']:,.0f}", _PEER)
 
 
 def _latency(measured: Sequence[dict[str, Any]]) -> Iterator[Bar]:
