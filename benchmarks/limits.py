@@ -8,18 +8,20 @@ from urllib.parse import urlsplit
 
 import hiredis
 
+from outboxkit.message import new_id
+
 FRAME = 500
 
 _hiredis: Any = hiredis  # its stubs know commands of one word only
 _pack: Callable[[tuple[str | bytes, ...]], bytes] = _hiredis.pack_command
 
 
-def xadd_seconds(url: str, key: str, ids: Sequence[str], data: bytes) -> float:
-    """Return how long the least work that could do the relay's job takes: an entry for each id, with its data.
+def xadd_seconds(url: str, key: str, messages: int, data: bytes) -> float:
+    """Return how long the least work that could do the relay's job takes: an entry for each message, with an id and its data.
 
     The frames are packed before the clock starts, and replies are counted, not read.
     """
-    frames = list(_frames(key, ids, data))
+    frames = list(_frames(key, [str(new_id()) for _ in range(messages)], data))
     address = urlsplit(url)
     with socket.create_connection((address.hostname or "127.0.0.1", address.port or 6379)) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

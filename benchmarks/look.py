@@ -1,13 +1,12 @@
 """An empty look for work, beside rows that are retained: what an idle relay costs."""
 
-import time
 from collections.abc import Callable
 from statistics import median
 
-import msgspec
-
 from benchmarks.databases import database
-from benchmarks.relay import fill, outbox_app
+from benchmarks.load import fill, outbox_app
+from benchmarks.report import Finding, Report, Round
+from benchmarks.timing import Spent, Stopwatch
 from outboxkit.message import ORIGIN, Position
 from outboxkit.store import Store
 
@@ -15,42 +14,23 @@ GOAL_MS = 1.0
 _LOOKS = 200
 
 
-class LookReport(msgspec.Struct, frozen=True):
-    """What a look took, in milliseconds: the median over all looks of all rounds, and of the slowest round."""
-
-    name: str
-    store: str
-    messages: int
-    rounds: int
-    look_ms: float
-    slowest_round_ms: float
-    goal: float
-    met: bool
-
-    def rows(self) -> list[tuple[str, str]]:
-        """Return what people are shown."""
-        met = "met" if self.met else "not met"
-        return [
-            ("benchmark", f"{self.name} ({self.store}, {self.messages:,} rows retained, {self.rounds} rounds)"),
-            ("look", f"{self.look_ms:.3f} ms (goal {self.goal:.2f}: {met})"),
-            ("slowest round", f"{self.slowest_round_ms:.3f} ms"),
-        ]
-
-
-async def measure(store: str, messages: int, rounds: int, tick: Callable[[], None]) -> LookReport:
+async def measure(store: str, messages: int, rounds: int, tick: Callable[[], None]) -> Report:
     """Fill an outbox, read it to its end, and then look for more, again and again; call `tick` after each round."""
     with database(store) as outbox:
         await fill(outbox, messages)
         app = outbox_app(outbox, "memory://")
         async with app.running(relay=False, consume=False):
             end = await _end(app.store, app.settings.relay.batch_messages)
-            taken: list[list[float]] = []
+            results: list[Round] = []
             for _ in range(rounds):
-                taken.append([await _look(app.store, end) for _ in range(_LOOKS)])
+                results.append(Round.of(_LOOKS, await _looks(app.store, end)))
                 tick()
-    look_ms = median(each for looks in taken for each in looks) * 1000
-    slowest_ms = max(median(looks) for looks in taken) * 1000
-    return LookReport("look", store, messages, rounds, round(look_ms, 3), round(slowest_ms, 3), GOAL_MS, look_ms <= GOAL_MS)
+    milliseconds = [1000 / each.rate for each in results]
+    findings = [
+        Finding("look_ms", round(median(milliseconds), 3), "ms", at_most=GOAL_MS),
+        Finding("slowest_round_ms", round(max(milliseconds), 3), "ms"),
+    ]
+    return Report.of("look", store, messages, results, findings)
 
 
 async def _end(store: Store, batch: int) -> Position:
@@ -60,10 +40,9 @@ async def _end(store: Store, batch: int) -> Position:
     return after
 
 
-async def _look(store: Store, end: Position) -> float:
-    start = time.perf_counter()
-    entries = await store.read(end, 1, 1)
-    seconds = time.perf_counter() - start
-    if entries:
-        raise AssertionError("the outbox was read to its end")
-    return seconds
+async def _looks(store: Store, end: Position) -> Spent:
+    watch = Stopwatch()
+    for _ in range(_LOOKS):
+        if await store.read(end, 1, 1):
+            raise AssertionError("the outbox was read to its end")
+    return watch.spent()

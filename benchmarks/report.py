@@ -1,26 +1,58 @@
 """What a benchmark reports."""
 
-import resource
-import sys
 from collections.abc import Sequence
 from statistics import median
+from typing import Any, NamedTuple
 
 import msgspec
 
-MOST_SLOWDOWN = 1.15
+from benchmarks.timing import Spent
 
 
-class Round(msgspec.Struct, frozen=True):
-    """One round: what the library and the limit took for the same number of messages."""
+class Finding(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One figure, and the goal for it if there is one."""
 
-    seconds: float
-    limit_seconds: float
-    cpu_seconds: float
-    old_snapshot_seconds: float | None = None
-    """The same beside a reader that holds an old snapshot."""
+    name: str
+    value: float
+    unit: str = ""
+    at_least: float | None = None
+    at_most: float | None = None
+
+    @property
+    def goal(self) -> float | None:
+        """The bound."""
+        return self.at_least if self.at_most is None else self.at_most
+
+    @property
+    def met(self) -> bool:
+        """Whether the value keeps to its bounds."""
+        return (self.at_least is None or self.value >= self.at_least) and (self.at_most is None or self.value <= self.at_most)
+
+    def shown(self) -> str:
+        """Return it for people."""
+        number = f"{self.value:,.0f}" if abs(self.value) >= 1000 else f"{self.value:.3g}"
+        if self.goal is None:
+            return f"{number} {self.unit}".rstrip()
+        bound = "at least" if self.at_most is None else "at most"
+        return f"{number} {self.unit}".rstrip() + f" (goal: {bound} {self.goal:g}: {'met' if self.met else 'NOT met'})"
 
 
-class Report(msgspec.Struct, frozen=True, omit_defaults=True):
+class Round(NamedTuple):
+    """One round: messages a second of the library and of the limit, and what the library's part took."""
+
+    messages: int
+    rate: float
+    limit: float | None
+    cpu_us_per_message: float
+    peak_mb: float
+
+    @classmethod
+    def of(cls, messages: int, spent: Spent, limit: float | None = None) -> "Round":
+        """Sum up what so many messages took."""
+        return cls(messages, messages / spent.seconds, limit, spent.cpu_seconds / messages * 1e6, spent.peak_mb)
+
+
+class Report(msgspec.Struct, frozen=True):
     """Medians over the rounds; `rate` and `limit` are messages a second, `ratio` the median of the rounds' own ratios."""
 
     name: str
@@ -28,63 +60,90 @@ class Report(msgspec.Struct, frozen=True, omit_defaults=True):
     messages: int
     rounds: int
     rate: float
-    limit: float
-    ratio: float
+    limit: float | None
+    ratio: float | None
     cpu_us_per_message: float
     peak_rss_mb: float
-    goal: float
-    met: bool
-    dead_tuples: int | None = None
-    """Rows of the outbox that relaying left for a vacuum; None where the database has no such thing."""
-    old_snapshot_slowdown: float | None = None
-    """How many times longer it takes while a reader holds an old snapshot: the median of the rounds' own."""
+    findings: tuple[Finding, ...]
+    """What else there is, those with goals first; the first is what the benchmark is about."""
+    notes: tuple[str, ...] = ()
+    more: dict[str, Any] = {}
+    """For scripts."""
 
     @classmethod
     def of(
-        cls, name: str, store: str, messages: int, rounds: Sequence[Round], goal: float, dead_tuples: int | None = None
+        cls,
+        name: str,
+        store: str,
+        messages: int,
+        rounds: Sequence[Round],
+        findings: Sequence[Finding] = (),
+        *,
+        at_least: float | None = None,
+        notes: Sequence[str] = (),
+        more: dict[str, Any] | None = None,
     ) -> "Report":
-        """Sum rounds up."""
-        ratio = median(each.limit_seconds / each.seconds for each in rounds)
-        slowdowns = [each.old_snapshot_seconds / each.seconds for each in rounds if each.old_snapshot_seconds is not None]
-        slowdown = round(median(slowdowns), 3) if slowdowns else None
+        """Sum rounds up; `at_least` is the goal for the ratio."""
+        ratios = [each.rate / each.limit for each in rounds if each.limit]
+        ratio = round(median(ratios), 3) if ratios else None
+        if at_least is not None and ratio is not None:
+            findings = [Finding("ratio", ratio, at_least=at_least), *findings]
         return cls(
             name=name,
             store=store,
             messages=messages,
             rounds=len(rounds),
-            rate=round(median(messages / each.seconds for each in rounds)),
-            limit=round(median(messages / each.limit_seconds for each in rounds)),
-            ratio=round(ratio, 3),
-            cpu_us_per_message=round(median(each.cpu_seconds / messages for each in rounds) * 1e6, 2),
-            peak_rss_mb=round(_peak_rss_mb(), 1),
-            goal=goal,
-            met=ratio >= goal and not dead_tuples and (slowdown is None or slowdown <= MOST_SLOWDOWN),
-            dead_tuples=dead_tuples,
-            old_snapshot_slowdown=slowdown,
+            rate=round(median(each.rate for each in rounds), 1),
+            limit=round(median(each.limit for each in rounds if each.limit), 1) if ratios else None,
+            ratio=ratio,
+            cpu_us_per_message=round(median(each.cpu_us_per_message for each in rounds), 2),
+            peak_rss_mb=round(max(each.peak_mb for each in rounds), 1),
+            findings=tuple(findings),
+            notes=tuple(notes),
+            more=more or {},
         )
+
+    @property
+    def met(self) -> bool:
+        """Whether all goals are met."""
+        return all(finding.met for finding in self.findings)
+
+    def object(self) -> dict[str, Any]:
+        """Return it for scripts: what every benchmark has, and each finding by its name."""
+        own: dict[str, Any] = {
+            field: getattr(self, field) for field in self.__struct_fields__ if field not in ("findings", "notes", "more")
+        }
+        own |= self.more
+        own |= {finding.name: finding.value for finding in self.findings}
+        goals = [finding for finding in self.findings if finding.goal is not None]
+        own["goal"] = goals[0].goal if goals else None
+        own["goals"] = [{**msgspec.to_builtins(finding), "met": finding.met} for finding in goals]
+        own["met"] = self.met
+        if self.notes:
+            own["notes"] = list(self.notes)
+        return own
 
     def rows(self) -> list[tuple[str, str]]:
         """Return what people are shown."""
+        rounds = "round" if self.rounds == 1 else "rounds"
         rows = [
-            ("benchmark", f"{self.name} ({self.store}, {self.messages:,} messages, {self.rounds} rounds)"),
-            ("rate", f"{self.rate:,.0f} messages/s"),
-            ("limit", f"{self.limit:,.0f} messages/s"),
-            ("ratio", f"{self.ratio:.2f} (goal {self.goal:.2f}: {'met' if self.met else 'not met'})"),
-            ("CPU", f"{self.cpu_us_per_message:.2f} µs/message"),
-            ("peak memory", f"{self.peak_rss_mb:.0f} MB"),
+            ("benchmark", f"{self.name} ({self.store}, {self.messages:,} messages, {self.rounds} {rounds})"),
+            ("rate", f"{self.rate:,.0f} a second"),
         ]
-        if self.dead_tuples is not None:
-            rows.append(("dead rows", f"{self.dead_tuples} in the outbox"))
-        if self.old_snapshot_slowdown is not None:
-            rows.append(("old snapshot", f"{self.old_snapshot_slowdown:.2f} x as long beside a reader that holds one"))
-        return rows
+        if self.limit is not None:
+            rows.append(("limit", f"{self.limit:,.0f} a second"))
+        if self.ratio is not None and all(finding.name != "ratio" for finding in self.findings):
+            rows.append(("ratio", f"{self.ratio:.2f}"))
+        rows += [(finding.name.replace("_", " "), finding.shown()) for finding in self.findings]
+        rows += [("CPU", f"{self.cpu_us_per_message:.2f} µs a message"), ("peak memory", f"{self.peak_rss_mb:.0f} MB")]
+        rows += [("note", note) for note in self.notes]
+        return rows + [
+            (peer["work"], f"{peer['rate']:>9,.0f} a second: {peer['name']} ({peer['what']})")
+            for peer in self.more.get("peers", [])
+        ]
 
 
 def table(rows: Sequence[tuple[str, str]]) -> str:
     """Return a report's rows for people."""
-    return "\n".join(f"{name:<14} {value}" for name, value in rows)
-
-
-def _peak_rss_mb() -> float:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1024 * 1024 if sys.platform == "darwin" else 1024)  # bytes there, KiB elsewhere
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)

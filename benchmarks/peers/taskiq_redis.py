@@ -1,0 +1,59 @@
+"""taskiq's Redis stream broker, whose task writes a row to Postgres."""
+
+import asyncio
+import time
+
+import anyio
+import asyncpg
+
+from benchmarks import raw
+from benchmarks.effects import CREATE, INSERT
+from benchmarks.peers.peer import STREAM, Peer, Work, module
+
+
+async def documented(work: Work) -> float:
+    """Measure it with its defaults."""
+    return await _measure(work, {}, {})
+
+
+async def tuned(work: Work) -> float:
+    """Measure it with larger reads, and no check of parameters."""
+    return await _measure(work, {"xread_count": 1000}, {"validate_params": False, "max_prefetch": 500})
+
+
+async def _measure(work: Work, options: dict[str, object], receiver: dict[str, object]) -> float:
+    broker = module("taskiq_redis").RedisStreamBroker(url=work.broker, queue_name=STREAM, consumer_id="0", **options)
+    done = anyio.Event()
+    left = work.messages
+    async with asyncpg.create_pool(work.database) as pool:
+        await pool.execute(CREATE["postgres"])
+
+        async def handle(key: int, text: str) -> None:
+            nonlocal left
+            await pool.execute(INSERT["postgres"], key, text)
+            left -= 1
+            if not left:
+                done.set()
+
+        task = broker.register_task(handle, task_name="handle")
+        await broker.startup()
+        for key, text in raw.rows_of(work.messages):
+            await task.kiq(key, text)
+        broker.is_worker_process = True
+        start = time.perf_counter()
+        receiving = asyncio.create_task(module("taskiq.api").run_receiver_task(broker, **receiver))
+        await done.wait()
+        seconds = time.perf_counter() - start
+        while not receiving.done():  # it keeps a cancellation to itself now and then
+            receiving.cancel()
+            await asyncio.wait([receiving], timeout=0.5)
+        await broker.shutdown()
+        return seconds
+
+
+_WHAT = "an autocommit for each message, many at once in any order; no inbox; failures are logged and acked"
+
+PEERS = [
+    Peer("taskiq-redis", "documented", _WHAT, documented),
+    Peer("taskiq-redis", "tuned: 1000 a read, 500 ahead", _WHAT, tuned),
+]

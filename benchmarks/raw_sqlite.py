@@ -1,0 +1,74 @@
+"""What SQLite itself can do: the least work that could do the library's, in a loop around the driver.
+
+Durable as the library is by default: write-ahead log, ``synchronous=FULL``.
+"""
+
+import sqlite3
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from benchmarks.effects import CREATE, INSERT
+
+Rows = Sequence[tuple[int, str]]
+
+_INBOX = "CREATE TABLE inbox (stream INTEGER, position INTEGER, PRIMARY KEY (stream, position)) STRICT, WITHOUT ROWID"
+_RECEIVE = "INSERT INTO inbox VALUES (1, ?) ON CONFLICT DO NOTHING"
+
+
+def settle(path: Path, rows: Rows, batch: int) -> float:
+    """Write an inbox row and an effect for each message, a savepoint around each effect; returns messages a second."""
+
+    def some(connection: sqlite3.Connection, chunk: Rows) -> None:
+        for row in chunk:
+            if connection.execute(_RECEIVE, row[:1]).rowcount == 1:
+                connection.execute("SAVEPOINT message")
+                connection.execute(INSERT["sqlite"], row)
+                connection.execute("RELEASE message")
+
+    return _a_second(path, rows, batch, some)
+
+
+def settle_lists(path: Path, rows: Rows, batch: int) -> float:
+    """Write inbox rows and effects, many in one call; returns messages a second."""
+
+    def some(connection: sqlite3.Connection, chunk: Rows) -> None:
+        connection.executemany(_RECEIVE, ((key,) for key, _ in chunk))
+        connection.executemany(INSERT["sqlite"], chunk)
+
+    return _a_second(path, rows, batch, some)
+
+
+def write(path: Path, rows: Rows, batch: int) -> float:
+    """Write effects, so many in each transaction; returns effects a second."""
+
+    def some(connection: sqlite3.Connection, chunk: Rows) -> None:
+        for row in chunk:
+            connection.execute(INSERT["sqlite"], row)
+
+    return _a_second(path, rows, batch, some)
+
+
+def _a_second(path: Path, rows: Rows, batch: int, some: Callable[[sqlite3.Connection, Rows], None]) -> float:
+    """Do something with all rows, so many in each transaction; returns rows a second."""
+    with _connected(path) as connection:
+        start = time.perf_counter()
+        for first in range(0, len(rows), batch):
+            connection.execute("BEGIN IMMEDIATE")
+            some(connection, rows[first : first + batch])
+            connection.execute("COMMIT")
+        return len(rows) / (time.perf_counter() - start)
+
+
+@contextmanager
+def _connected(path: Path) -> Generator[sqlite3.Connection, None, None]:
+    connection = sqlite3.connect(path, isolation_level=None)
+    try:
+        connection.execute("PRAGMA journal_mode = WAL").fetchall()
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute(CREATE["sqlite"])
+        connection.execute(_INBOX)
+        yield connection
+    finally:
+        connection.close()

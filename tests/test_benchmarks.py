@@ -1,0 +1,113 @@
+"""Each benchmark runs, does its work, and says what it measured; tiny here, so that none can rot."""
+
+import json
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from click.testing import CliRunner
+
+from benchmarks import databases, results
+from benchmarks.commands import main
+from benchmarks.databases import database
+from benchmarks.effects import CREATE, WrongWorkError, require_effects
+from benchmarks.peers.peer import module
+from benchmarks.report import Finding, Report, Round
+from benchmarks.servers import NoServerError
+from benchmarks.suite import BENCHMARKS
+
+ALWAYS = {
+    *("name", "store", "messages", "rounds", "rate", "limit", "ratio"),
+    *("cpu_us_per_message", "peak_rss_mb", "goal", "goals", "met"),
+}
+
+NAMES = [name for name in BENCHMARKS if name != "peers"]
+"""The peers are an extra of their own, which nobody needs to run the tests."""
+
+TINY = dict.fromkeys(NAMES, 100) | {"latency": 20, "scale": 20, "steady": 40, "publish": 60}
+
+
+@pytest.fixture(autouse=True)
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(databases, "DURABLE", False)
+
+
+ALIKE = {"look", "steady", "recover"}
+"""Which have no statements of their own for each database."""
+
+
+@pytest.mark.parametrize(
+    ("name", "store"),
+    [*((name, "sqlite") for name in NAMES), *((name, "postgres") for name in NAMES if name not in ALIKE)],
+)
+def test_each_benchmark_measures_what_it_says(name: str, store: str) -> None:
+    # It raises when an effect is missing or there twice: see the tests below.
+    words = [name, "--store", store, "--messages", str(TINY[name]), "--rounds", "1", "--json"]
+    result = CliRunner().invoke(main, words, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    measured = json.loads(result.stdout)
+    assert measured.keys() >= ALWAYS
+    assert (measured["name"], measured["store"], measured["messages"]) == (name, store, TINY[name])
+    assert measured["rate"] > 0
+    assert measured["cpu_us_per_message"] > 0
+    assert measured["peak_rss_mb"] > 1
+    if measured["limit"] is not None:
+        assert measured["limit"] > 0
+        assert measured["ratio"] > 0
+    first = measured["goals"][0]
+    assert measured["goal"] == first.get("at_least", first.get("at_most"))
+    assert measured["met"] == all(goal["met"] for goal in measured["goals"])
+
+
+@pytest.mark.parametrize("keys", [[1], [1, 1, 2], [1, 2, 3]])
+async def test_a_benchmark_whose_effects_are_not_there_once_fails(keys: list[int]) -> None:
+    with database("sqlite") as place:
+        await place.execute(CREATE["sqlite"])
+        for key in keys:
+            await place.execute(f"INSERT INTO effect VALUES ({key}, '')")
+        with pytest.raises(WrongWorkError, match="2 events led to"):
+            await require_effects(place, 2)
+
+
+def test_the_ratio_is_that_of_rounds_and_not_of_medians() -> None:
+    rounds = [Round(1, rate, limit, 1.0, 1.0) for rate, limit in [(10, 10), (50, 100), (60, 1000)]]
+    report = Report.of("name", "sqlite", 1, rounds, at_least=0.4)
+    assert (report.rate, report.limit, report.ratio) == (50, 100, 0.5)
+    assert report.met
+
+
+def test_a_goal_that_is_missed_is_said_to_be() -> None:
+    late = Finding("p99_ms", 30.0, "ms", at_most=25)
+    report = Report.of("name", "sqlite", 1, [Round(1, 1.0, None, 1.0, 1.0)], [late])
+    assert not report.met
+    assert report.object()["goals"] == [{"name": "p99_ms", "value": 30.0, "unit": "ms", "at_most": 25.0, "met": False}]
+    assert ("p99 ms", "30 ms (goal: at most 25: NOT met)") in report.rows()
+
+
+def test_a_peer_that_is_not_installed_is_named_with_what_to_install() -> None:
+    with pytest.raises(NoServerError, match=r"no_such_peer.*pip install 'outboxkit\[peers,dev\]'"):
+        module("no_such_peer")
+
+
+def test_all_benchmarks_keep_their_figures_and_a_picture(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fast = {
+        "look": BENCHMARKS["look"]._replace(stores=("sqlite",)),
+        "latency": BENCHMARKS["latency"]._replace(stores=("sqlite",)),
+    }
+    monkeypatch.setattr(results, "BENCHMARKS", fast)
+    monkeypatch.setattr(results, "FOLDER", tmp_path / "results")
+    words = ["all", "--messages", "10", "--rounds", "1", "--save", "--json"]
+    result = CliRunner().invoke(main, words, catch_exceptions=False)
+    measured = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [each["name"] for each in measured] == ["look", "latency"]
+    (figures,) = (tmp_path / "results").glob("*.json")
+    assert json.loads(figures.read_text())["benchmarks"] == measured
+    (drawing,) = (tmp_path / "results").glob("*.svg")
+    texts = {element.text for element in ElementTree.parse(drawing).iter("{http://www.w3.org/2000/svg}text")}
+    assert {"p99 (sqlite)", f"{measured[1]['p99_ms']:,.1f} ms"} <= texts
+
+
+def test_the_docs_name_each_benchmark() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "benchmarks.md").read_text()
+    assert set(re.findall(r"^\| `([a-z-]+)` \|", text, re.MULTILINE)) == set(BENCHMARKS)
