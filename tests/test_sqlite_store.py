@@ -20,7 +20,8 @@ from outboxkit.errors import ConfigurationError, NotADatabaseError, SchemaError,
 from outboxkit.message import ORIGIN, OutboxRow, Position, Stream, new_id
 from outboxkit.testing import MemoryBroker
 from outboxkit.testing.rows import log_of, new_rows, publish
-from outboxkit_sqlite import SQLiteStore
+from outboxkit_sqlite import SQLiteStore, waiting
+from outboxkit_sqlite.names import filled
 from tests.databases import SQLiteDatabase, check_foreign_keys
 from tests.services import QUICK, Publisher, Reader
 from tests.waiting import until
@@ -439,3 +440,19 @@ async def test_an_app_may_be_moved_to_another_working_directory_after_it_was_mad
     async with app.running(relay=False, consume=False), app.unit_of_work():
         pass
     assert SQLiteDatabase(tmp_path / "shop.db").column("SELECT source FROM outboxkit_schema") == ["shop"]
+
+
+async def test_what_waits_is_found_without_a_walk_over_all_that_is_above_the_floor(tmp_path: Path) -> None:
+    store = store_in(tmp_path)
+    await store.migrate("plans")
+    statements = {name: text for name, text in vars(waiting).items() if isinstance(text, str) and "{inbox}" in text}
+    assert len(statements) >= 8
+    with contextlib.closing(sqlite3.connect(store.path)) as connection:
+        for name, text in statements.items():
+            sql = filled(text, "outboxkit_")
+            plan = connection.execute(f"EXPLAIN QUERY PLAN {sql}", (0,) * sql.count("?")).fetchall()
+            searched = [step for *_, step in plan if "outboxkit_inbox" in step or step.startswith("SEARCH")]
+            assert searched, name
+            for step in searched:
+                assert "SCAN" not in step, name
+                assert "PRIMARY KEY (floor_id=?)" not in step, name

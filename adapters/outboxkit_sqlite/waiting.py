@@ -12,7 +12,10 @@ from outboxkit.message import Delivery, Position, Stream
 from outboxkit_sqlite.floors import FloorTables
 from outboxkit_sqlite.names import filled
 
-_BLOCKED = "SELECT 1 FROM {inbox} WHERE floor_id = ? AND key = ? AND state IN ('retry', 'parked', 'held') LIMIT 1"
+# By name: without statistics SQLite takes the primary key for as good, and walks over all that is above the floor.
+_BLOCKED = """
+    SELECT 1 FROM {inbox} INDEXED BY {inbox}_key WHERE floor_id = ? AND key = ? AND state IN ('retry', 'parked', 'held') LIMIT 1
+"""
 
 _TAKE = """
     SELECT 1 FROM {inbox} WHERE floor_id = ? AND major = ? AND minor = ? AND state = ? AND attempt = ? AND (? OR due_at <= ?)
@@ -20,8 +23,9 @@ _TAKE = """
 
 _PARKED = """
     SELECT i.major, i.minor, i.prev_major, i.prev_minor, i.envelope, i.attempt, ? - i.since, i.alone
-    FROM {inbox} p JOIN {inbox} i ON i.floor_id = p.floor_id AND i.key = p.key AND i.state = 'parked'
-    WHERE p.floor_id = ? AND p.major = ? AND p.minor = ? ORDER BY i.major, i.minor LIMIT ?
+    FROM {inbox} p JOIN {inbox} i INDEXED BY {inbox}_key ON i.floor_id = p.floor_id AND i.key = p.key
+    WHERE p.floor_id = ? AND p.major = ? AND p.minor = ? AND i.state IN ('retry', 'parked', 'held') AND i.state = 'parked'
+    ORDER BY i.major, i.minor LIMIT ?
 """
 
 _GATHER = """
@@ -29,8 +33,8 @@ _GATHER = """
 """
 
 _FIRST = """
-    SELECT major, minor FROM {inbox} WHERE floor_id = ? AND key = ? AND state IN ('retry', 'parked', 'held')
-    ORDER BY major, minor LIMIT 1
+    SELECT major, minor FROM {inbox} INDEXED BY {inbox}_key
+    WHERE floor_id = ? AND key = ? AND state IN ('retry', 'parked', 'held') ORDER BY major, minor LIMIT 1
 """
 
 _PROMOTE = f"""
@@ -39,8 +43,8 @@ _PROMOTE = f"""
 """
 
 _DEMOTE = f"""
-    UPDATE {{inbox}} SET state = 'parked', due_at = NULL, at = ?
-    WHERE floor_id = ? AND key = ? AND state = 'retry' AND (major, minor) > ({_FIRST})
+    UPDATE {{inbox}} INDEXED BY {{inbox}}_key SET state = 'parked', due_at = NULL, at = ?
+    WHERE floor_id = ? AND key = ? AND state IN ('retry', 'parked', 'held') AND state = 'retry' AND (major, minor) > ({_FIRST})
 """
 
 _FLOORS = 'SELECT id, topic, partition, source, term FROM {floor} WHERE "group" = ? AND (? IS NULL OR owner = ?)'
