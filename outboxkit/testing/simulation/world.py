@@ -101,7 +101,7 @@ class World:
                 future.result()
 
     async def _act(self) -> None:
-        await self.broker.open()
+        await self.broker.open()  # as long as there is a world, whoever comes and goes
         for app, count in ((SHOP, self.plan.publishers), (MAIL, self.plan.consumers)):
             await self._migrate(app)
             for number in range(count):
