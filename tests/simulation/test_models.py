@@ -52,20 +52,20 @@ class TestModelStore(StoreContract):
 
 class TestModelBroker(BrokerContract):
     @pytest.fixture
-    def model(self) -> ModelBroker:
+    def shared(self) -> ModelBroker:
         return ModelBroker()
 
     @pytest.fixture
-    async def broker(self, model: ModelBroker) -> AsyncIterator[LineBroker]:
-        self.model = model
-        broker = LineBroker(model, line(BROKER), lambda _: None)
+    async def broker(self, shared: ModelBroker) -> AsyncIterator[LineBroker]:
+        self.model = shared
+        broker = LineBroker(shared, line(BROKER), lambda _: None)
         await broker.open()
         yield broker
         await broker.aclose()
 
     @pytest.fixture
-    async def peer(self, model: ModelBroker, broker: LineBroker) -> AsyncIterator[LineBroker]:
-        peer = LineBroker(model, line(BROKER), lambda _: None)
+    async def peer(self, shared: ModelBroker, broker: LineBroker) -> AsyncIterator[LineBroker]:
+        peer = LineBroker(shared, line(BROKER), lambda _: None)
         await peer.open()
         yield peer
         await peer.aclose()
