@@ -23,6 +23,12 @@ def test_a_sample_of_seeds_breaks_no_promise() -> None:
         assert result.error is None, f"python -m outboxkit.testing.simulate --seed {seed} --trace"
 
 
+def test_rows_that_retention_removes_while_a_loss_is_repaired_break_no_chain() -> None:
+    """The entry behind them names the last one that was removed: whoever has not settled that sees it is missing."""
+    result = simulate(20275)
+    assert result.error is None
+
+
 def test_the_same_seed_gives_the_same_trace_also_in_another_process() -> None:
     seeds = range(1000, 1006)
     here = [simulate(seed).hash for seed in seeds]

@@ -117,7 +117,8 @@ class World:
         self.trace("world", "no more faults")
         await self._settle()
         streams = {stream: self.broker.entries(stream) for stream in self.broker.all_streams()}
-        self.record.check(self.databases[MAIL].committed, streams, self._killed)
+        shop, mail = self.databases[SHOP].committed, self.databases[MAIL].committed
+        self.record.check(shop, mail, streams, self._killed)
 
     async def _migrate(self, app: str) -> None:
         self.databases[app].source = app
