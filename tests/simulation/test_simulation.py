@@ -29,6 +29,11 @@ def test_rows_that_retention_removes_while_a_loss_is_repaired_break_no_chain() -
     assert result.error is None
 
 
+def test_a_stream_whose_handing_over_a_failover_lost_is_handed_over_again() -> None:
+    result = simulate(30800)
+    assert result.error is None
+
+
 def test_the_same_seed_gives_the_same_trace_also_in_another_process() -> None:
     seeds = range(1000, 1006)
     here = [simulate(seed).hash for seed in seeds]
