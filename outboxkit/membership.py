@@ -75,7 +75,12 @@ class Membership:
         shares = assign(streams, roster.members, owners)
         mine = {stream for stream, name in shares.items() if name == self.name}
         self._own = {stream: held for stream, held in self._own.items() if roster.owners.get(stream) == (self.name, held.term)}
-        free = [stream for stream in mine - self._own.keys() if roster.is_free(stream) or owners.get(stream) == self.name]
+        # Also what the database takes for ours and another should have, as when it lost a handing over: that is surplus, then.
+        free = [
+            stream
+            for stream in shares.keys() - self._own.keys()
+            if owners.get(stream) == self.name or (stream in mine and roster.is_free(stream))
+        ]
         if free:
             claimed = await self._store.claim(self._group, self.name, free)
             self._own |= {subscription.stream: subscription for subscription in claimed}

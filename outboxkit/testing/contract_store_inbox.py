@@ -104,6 +104,19 @@ class StoreInboxContract:
         assert await settle(store, subscription, deliveries(stream, [3, 4, 5, 6], before=2)) == [3, 4]
         assert await store.floors("group") == {stream: floor_at(6)}
 
+    async def test_settling_tells_of_the_hole_in_front_of_what_is_settled(self, store: Store) -> None:
+        """By this a consumer sees, before it commits, that what it took for settled is not: the database went back in time."""
+        stream = new_stream()
+        subscription, _ = await store.subscribe("group", stream)
+        async with store.transaction() as transaction:
+            fresh = await transaction.receive(subscription, deliveries(stream, [5, 6], before=4))
+            assert await transaction.settle(subscription, settled(fresh)) == Floor(ORIGIN, Position(4, 0))
+            fresh = await transaction.receive(subscription, deliveries(stream, [1, 2]))
+            assert await transaction.settle(subscription, settled(fresh)) == floor_at(2, hole=4)
+            await transaction.commit()
+        assert await settle(store, subscription, deliveries(stream, [3, 4], before=2)) == [3, 4]
+        assert await store.floors("group") == {stream: floor_at(6)}
+
     async def test_a_chain_that_began_below_the_floor_moves_it(self, store: Store) -> None:
         stream = new_stream()
         subscription, _ = await store.subscribe("group", stream, Position(10, 0))

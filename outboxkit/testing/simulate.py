@@ -13,6 +13,7 @@ import logging
 import sys
 import time
 import traceback
+from collections import Counter
 
 import click
 
@@ -31,7 +32,9 @@ def main(seeds: int, start: int, seed: int | None, *, trace: bool) -> None:
     logging.disable()
     numbers = range(start, start + seeds) if seed is None else range(seed, seed + 1)
     began = told = time.perf_counter()
+    faults: Counter[str] = Counter()
     for count, number in enumerate(numbers):
+        faults.update(fault.kind for fault in plan_of(number).faults)
         result = simulate(number, tell=click.echo if trace else None)
         if result.error is not None:
             _tell_failure(result)
@@ -44,7 +47,8 @@ def main(seeds: int, start: int, seed: int | None, *, trace: bool) -> None:
             told = time.perf_counter()
             click.echo(f"\r{_rate(count + 1, told - began)}", nl=False, err=True)
     if seed is None:
-        click.echo(f"\r{_rate(len(numbers), time.perf_counter() - began)}: no promise broken")
+        told_faults = f"{faults.total()} faults of {len(faults)} kinds"
+        click.echo(f"\r{_rate(len(numbers), time.perf_counter() - began)}, {told_faults}: no promise broken")
 
 
 def _rate(count: int, seconds: float) -> str:

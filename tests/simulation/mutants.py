@@ -89,11 +89,13 @@ def _blocks_nothing(state: State, subscription: Subscription, keys: Collection[s
     return set()
 
 
+NO_MENDING = Mutant(Consumer, "_mend", _mends_nothing)
+"""Found where nothing comes behind a hole: what comes there shows that it is one."""
+
 MUTANTS = {
     "a loss is not detected": Mutant(Relay, "_compare", _never_lost),
     "nobody looks for losses": Mutant(Relay, "_probe", _does_not_look),
     "an entry is settled before the one before it": Mutant(Chain, "linked", _takes_any_run),
-    "holes are not read again": Mutant(Consumer, "_mend", _mends_nothing),
     "the floor passes a hole": Mutant(floors, "walk", _passes_holes),
     "there is no inbox": Mutant(inbox, "receive", _knows_nothing),
     "a failing message is settled": Mutant(Outcomes, "ended", _settles_failures),

@@ -9,10 +9,10 @@ import pytest
 from click.testing import CliRunner
 
 from outboxkit.testing.simulate import main
-from outboxkit.testing.simulation import ViolationError, plan_of, shrink, simulate
-from tests.simulation.mutants import MUTANTS
+from outboxkit.testing.simulation import Fault, ViolationError, plan_of, shrink, simulate
+from tests.simulation.mutants import MUTANTS, NO_MENDING
 
-SAMPLE = 60
+SAMPLE = 50
 FOUND_WITHIN = 120
 """Seeds within which a mutant has to be found."""
 
@@ -21,6 +21,17 @@ def test_a_sample_of_seeds_breaks_no_promise() -> None:
     for seed in range(SAMPLE):
         result = simulate(seed)
         assert result.error is None, f"python -m outboxkit.testing.simulate --seed {seed} --trace"
+
+
+def test_rows_that_retention_removes_while_a_loss_is_repaired_break_no_chain() -> None:
+    """The entry behind them names the last one that was removed: whoever has not settled that sees it is missing."""
+    result = simulate(20275)
+    assert result.error is None
+
+
+def test_a_stream_whose_handing_over_a_failover_lost_is_handed_over_again() -> None:
+    result = simulate(30800)
+    assert result.error is None
 
 
 def test_the_same_seed_gives_the_same_trace_also_in_another_process() -> None:
@@ -43,6 +54,18 @@ def test_a_mutant_is_found(name: str) -> None:
         errors = (simulate(seed).error for seed in range(FOUND_WITHIN))
         found = next((error for error in errors if error is not None), None)
     assert isinstance(found, ViolationError)
+
+
+def test_holes_at_the_end_that_nobody_reads_again_are_found() -> None:
+    """A group that was passed over what came while its only process was dead, right before the last message."""
+    faults = (Fault(4.0, "kill", 2, 0.0), Fault(4.95, "group moved", 0, 0.0), Fault(4.96, "group moved", 1, 0.0))
+
+    def broken(seed: int) -> BaseException | None:
+        return simulate(seed, plan=plan_of(seed)._replace(consumers=1, faults=faults)).error
+
+    assert not any(map(broken, range(5)))
+    with patch.object(*NO_MENDING):
+        assert any(isinstance(broken(seed), ViolationError) for seed in range(30))
 
 
 def test_a_failing_seed_is_told_with_the_faults_that_it_takes() -> None:

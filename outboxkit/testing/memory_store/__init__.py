@@ -2,7 +2,7 @@
 
 `database` holds the rows, and who is at work on them; `rows` says what they are. Each other file is a part of the port to a
 store (see `outboxkit.store`), as functions on a `State`: `log`, `later`, `floors`, `inbox`, `waiting`, `letters`, `roster`;
-`census` and `retained` are the port's objects of those names. `transaction` and `store` put them together.
+`census` and `retained` are the port's objects of those names. `transaction`, `consuming` and `store` put them together.
 """
 
 from outboxkit.testing.memory_store.database import MemoryDatabase

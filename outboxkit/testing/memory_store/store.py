@@ -1,6 +1,6 @@
 """`MemoryStore`: one connection to a memory database."""
 
-from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any, TypeVar
@@ -9,15 +9,12 @@ import anyio
 import anyio.lowlevel
 
 from outboxkit.errors import ConfigurationError, SchemaError, StoreError, TransactionError
-from outboxkit.inbox import Floor, Retry, Subscription
 from outboxkit.later import Period
-from outboxkit.letter import DeadLetter, Letters
-from outboxkit.message import ORIGIN, LogEntry, OutboxRow, Position, Stream
-from outboxkit.roster import Roster
+from outboxkit.message import LogEntry, OutboxRow, Position, Stream
 from outboxkit.store import Progress
-from outboxkit.testing.memory_store import floors, later, log, roster, waiting
-from outboxkit.testing.memory_store import letters as dead
+from outboxkit.testing.memory_store import later, log
 from outboxkit.testing.memory_store.census import MemoryCensus
+from outboxkit.testing.memory_store.consuming import ConsumingStore
 from outboxkit.testing.memory_store.database import MemoryDatabase
 from outboxkit.testing.memory_store.retained import MemoryRetainedLog
 from outboxkit.testing.memory_store.rows import State
@@ -26,7 +23,7 @@ from outboxkit.testing.memory_store.transaction import MemoryConnection, MemoryT
 T = TypeVar("T")
 
 
-class MemoryStore:
+class MemoryStore(ConsumingStore):
     """A `Store` whose rows are gone with the object: one transaction at a time, no driver, no SQL.
 
     `uow.connection` is a `MemoryConnection`, for rows of the user's own.
@@ -231,71 +228,6 @@ class MemoryStore:
     async def release(self, name: str, holder: str) -> None:
         """See `outboxkit.store.Store.release`."""
         await self._write("release", lambda state: log.release(state, name, holder))
-
-    # the roster
-
-    async def enroll(self, group: str, member: str, topics: Collection[str], seconds: float) -> None:
-        """See `outboxkit.roster.RosterStore.enroll`."""
-        await self._write("enroll", lambda state: roster.enroll(state, group, member, topics, seconds))
-
-    async def leave(self, group: str, member: str) -> None:
-        """See `outboxkit.roster.RosterStore.leave`."""
-        await self._write("leave", lambda state: roster.leave(state, group, member))
-
-    async def roster(self, group: str) -> Roster:
-        """See `outboxkit.roster.RosterStore.roster`."""
-        return await self._query("roster", lambda state: roster.roster(state, group))
-
-    async def claim(self, group: str, member: str, streams: Collection[Stream]) -> Collection[Subscription]:
-        """See `outboxkit.roster.RosterStore.claim`."""
-        return await self._write("claim", lambda state: roster.claim(state, group, member, streams))
-
-    async def hand_over(self, done: Mapping[Subscription, Position]) -> None:
-        """See `outboxkit.roster.RosterStore.hand_over`."""
-        await self._write("hand_over", lambda state: roster.hand_over(state, done))
-
-    # the inbox
-
-    async def subscribe(self, group: str, stream: Stream, floor: Position = ORIGIN) -> tuple[Subscription, Position]:
-        """See `outboxkit.inbox.InboxStore.subscribe`."""
-        return await self._write("subscribe", lambda state: floors.subscribe(state, group, stream, floor))
-
-    async def floor_of(self, group: str, stream: Stream) -> Floor | None:
-        """See `outboxkit.inbox.InboxStore.floor_of`."""
-        return await self._query("floor_of", lambda state: floors.floor_of(state, group, stream))
-
-    async def floors(self, group: str) -> Mapping[Stream, Floor]:
-        """See `outboxkit.inbox.InboxStore.floors`."""
-        found, behind = await self._query("floors", lambda state: floors.walk_all(state, group))
-        return await self._write("floors", lambda state: floors.advance_all(state, group)) if behind else found
-
-    async def suspect(self, subscription: Subscription, upto: Position) -> Position:
-        """See `outboxkit.inbox.InboxStore.suspect`."""
-        return await self._write("suspect", lambda state: floors.suspect(state, subscription, upto))
-
-    async def retries(
-        self, group: str, limit: int, *, owner: str | None = None, busy: Collection[Subscription] = ()
-    ) -> tuple[Sequence[Retry], float | None]:
-        """See `outboxkit.inbox.InboxStore.retries`."""
-        return await self._query("retries", lambda state: waiting.retries(state, group, limit, owner, busy))
-
-    # dead letters
-
-    async def letters(self, which: Letters, after: str | None, limit: int, *, envelopes: bool) -> Sequence[DeadLetter]:
-        """See `outboxkit.letter.LetterStore.letters`."""
-        return await self._query("letters", lambda state: dead.find(state, which, after, limit, envelopes=envelopes))
-
-    async def revive(self, refs: Sequence[str]) -> int:
-        """See `outboxkit.letter.LetterStore.revive`."""
-        return await self._write("revive", lambda state: dead.revive(state, refs))
-
-    async def discard(self, refs: Sequence[str], *, exported: bool = False) -> int:
-        """See `outboxkit.letter.LetterStore.discard`."""
-        return await self._write("discard", lambda state: dead.discard(state, refs, exported=exported))
-
-    async def restore(self, letters: Sequence[DeadLetter]) -> Sequence[bool]:
-        """See `outboxkit.letter.LetterStore.restore`."""
-        return await self._write("restore", lambda state: dead.restore(state, letters))
 
     # what stands between a caller and the rows: for subclasses that make it worse
 

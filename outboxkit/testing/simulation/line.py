@@ -35,6 +35,8 @@ class Place:
 
     def __init__(self, name: str, errors: Ended, trace: Trace, chance: Random, slowness: float) -> None:
         self.name = name
+        self.request, self.reply = f"{name} request", f"{name} reply"
+        """Kinds of traps that any call springs."""
         self.errors = errors
         self.trace = trace
         self.is_away = False
@@ -49,6 +51,8 @@ class Place:
 
     def springs(self, kinds: Sequence[str]) -> str | None:
         """Return the kind of a trap that was set, once for each."""
+        if not self._traps:
+            return None
         for kind in kinds:
             if self._traps.get(kind):
                 self._traps[kind].pop()
@@ -93,14 +97,14 @@ class Line:
             await _turn()
         await self._thawed()
         self.require(what)
-        if self.place.springs([f"{self.place.name} request"]):
+        if self.place.springs((self.place.request,)):
             raise self.failed(what, "the request was lost")
         self.place.trace(self.actor, what)
         return self.place.springs(traps)
 
     async def answer(self, what: str) -> None:
         """Get back."""
-        if self.place.springs([f"{self.place.name} reply"]):
+        if self.place.springs((self.place.reply,)):
             raise self.failed(what, "the reply was lost")
         if delay := self.place.delay():
             await anyio.sleep(delay)

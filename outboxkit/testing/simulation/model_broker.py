@@ -86,10 +86,12 @@ class LineBroker:
         self._appending = appending
 
     async def open(self) -> None:
-        """See the port; each method of it."""
+        """Get ready; see the port for what each method does."""
+        await self._broker.open()
 
     async def aclose(self) -> None:
-        """Nothing is open."""
+        """End what waits, unless others have the broker open."""
+        await self._broker.aclose()
 
     async def announce(self, streams: Collection[Stream]) -> None:
         """Register streams."""

@@ -89,7 +89,14 @@ def settings_of(plan: Plan) -> Settings:
     backoff = Backoff(first_seconds=0.05, cap_seconds=0.5)
     return Settings(
         partitions={"orders": plan.partitions},
-        relay=RelaySettings(batch_messages=plan.batch, probe_seconds=0.5, save_seconds=0.3, lease_seconds=2.0, backoff=backoff),
+        relay=RelaySettings(
+            batch_messages=plan.batch,
+            poll_seconds=1.0,
+            probe_seconds=0.5,
+            save_seconds=0.3,
+            lease_seconds=3.0,
+            backoff=backoff,
+        ),
         consumer=ConsumerSettings(
             prefetch_messages=20,
             transaction_messages=plan.share,
@@ -103,8 +110,8 @@ def settings_of(plan: Plan) -> Settings:
         retention=RetentionSettings(
             row_seconds=3.0 if plan.retains else 3600.0,
             stream_seconds=1.0 if plan.retains else 3600.0,
-            look_seconds=1.0 if plan.retains else 5.0,
-            lease_seconds=2.0,
+            look_seconds=1.0 if plan.retains else 20.0,
+            lease_seconds=3.0,
             backoff=backoff,
         ),
         retry=RetryPolicy(attempts=ATTEMPTS, first_seconds=0.1, factor=2.0, cap_seconds=1.0),

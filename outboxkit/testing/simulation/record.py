@@ -138,11 +138,12 @@ class Record:
         left += [f"{position} is {row.state} in the inbox" for (_, position), row in mail.inbox.items() if not row.is_dead]
         return left
 
-    def check(self, mail: State, streams: Mapping[Stream, Sequence[Delivery]], kills: int) -> None:
+    def check(self, shop: State, mail: State, streams: Mapping[Stream, Sequence[Delivery]], kills: int) -> None:
         """See that every promise was kept, once all is settled.
 
         Args:
-            mail: the consumer's rows.
+            shop: the publisher's rows.
+            mail: the consumer's.
             streams: what the broker holds.
             kills: how many processes were killed.
         """
@@ -157,25 +158,27 @@ class Record:
         _none("dead without need", {number for number in dead if not self._may_die(number, kills)})
         _none("not dead", {number for number in logged & self._effects.keys() if self.orders[number].failures >= ATTEMPTS})
         for stream, entries in streams.items():
-            self._check_stream(stream, entries)
+            self._check_stream(shop, stream, entries)
 
     def _may_die(self, number: int, kills: int) -> bool:
         order = self.orders[number]
         return order.failures + order.kills + kills >= ATTEMPTS
 
-    def _check_stream(self, stream: Stream, entries: Sequence[Delivery]) -> None:
-        """See that a stream is the log, unbroken."""
+    def _check_stream(self, shop: State, stream: Stream, entries: Sequence[Delivery]) -> None:
+        """See that a stream is the log, unbroken but where retention removed what everybody had settled."""
+        removed = shop.removed.get(stream) or ORIGIN
         before = entries[0].prev if entries else ORIGIN
         for entry in entries:
             logged = self.log.get(entry.position)
             if logged is None or (logged.stream, logged.envelope) != (stream, entry.envelope):
                 raise ViolationError(f"{stream} holds at {entry.position} what the log does not")
-            if entry.prev != before:
+            if entry.prev != before and not before < entry.prev <= removed:
                 raise ViolationError(f"the chain of {stream} is broken at {entry.position}: {entry.prev} is not {before}")
             before = entry.position
         held = {entry.position for entry in entries}
         first = entries[0].position if entries else ORIGIN
-        missing = [at for at, entry in self.log.items() if entry.stream == stream and at >= first and at not in held]
+        retained = (at for at, entry in shop.outbox.items() if entry.stream == stream)
+        missing = [at for at in retained if at >= first and at not in held]
         _none(f"missing in {stream}", set(missing))
 
 

@@ -101,7 +101,7 @@ class World:
                 future.result()
 
     async def _act(self) -> None:
-        await self.broker.open()
+        await self.broker.open()  # as long as there is a world, whoever comes and goes
         for app, count in ((SHOP, self.plan.publishers), (MAIL, self.plan.consumers)):
             await self._migrate(app)
             for number in range(count):
@@ -117,7 +117,8 @@ class World:
         self.trace("world", "no more faults")
         await self._settle()
         streams = {stream: self.broker.entries(stream) for stream in self.broker.all_streams()}
-        self.record.check(self.databases[MAIL].committed, streams, self._killed)
+        shop, mail = self.databases[SHOP].committed, self.databases[MAIL].committed
+        self.record.check(shop, mail, streams, self._killed)
 
     async def _migrate(self, app: str) -> None:
         self.databases[app].source = app
