@@ -1,11 +1,12 @@
-"""Attempts: runs of handlers, one message at a time or many, each undone alone when it raises.
+"""Attempts: runs of handlers, one message at a time or many.
+
+Each has a savepoint and is undone alone when it raises; or all share the transaction, which costs less as long as none does.
 
 `async def` handlers run on the event loop, each within its time limit; plain ones run on the database's thread, a whole segment
 in one hop, where nothing can interrupt them.
 """
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from itertools import groupby
@@ -19,6 +20,9 @@ from outboxkit.outcomes import Outcomes, Work
 from outboxkit.store import ThreadTransaction, Transaction
 from outboxkit.unit_of_work import UnitOfWork
 
+_Attempts = Generator[Sequence[Work], Exception | None, None]
+_Supply = dict[str, Callable[[], Any]]
+
 
 class HandlerCancelledError(Exception):
     """A handler raised `asyncio.CancelledError` although nobody cancelled it."""
@@ -31,22 +35,53 @@ def segments(works: Sequence[Work]) -> Iterator[Sequence[Work]]:
 
 
 async def run_segment(
-    transaction: Transaction, unit: UnitOfWork, segment: Sequence[Work], deadline: float, outcomes: Outcomes
+    transaction: Transaction, unit: UnitOfWork, segment: Sequence[Work], deadline: float, outcomes: Outcomes, *, alone: bool
 ) -> None:
-    """Run one handler over its messages: on the event loop, or in one hop on the database's thread."""
+    """Run one handler over its messages: on the event loop, or in one hop on the database's thread.
+
+    Args:
+        transaction: where.
+        unit: the transaction's.
+        segment: the messages.
+        deadline: after which none is started, by the monotonic clock.
+        outcomes: where to record what becomes of them.
+        alone: whether each is undone alone when it raises; lists always are, as they are one.
+
+    Raises:
+        Exception: what a handler raised, also in `Outcomes.shared_failure`, if not `alone`: nothing of the transaction may be
+            kept.
+    """
     attempts = _attempts(segment, deadline, outcomes)
+    alone = alone or segment[0].handler.takes_list
     if segment[0].handler.is_async:
-        with contextlib.suppress(StopIteration):
-            works = next(attempts)
-            while True:
-                works = attempts.send(await _attempt(transaction, unit, works))
+        works = next(attempts, None)
+        while works:
+            error = await _attempt(transaction, unit, works, alone=alone)
+            works = _after(attempts, works, error, outcomes, alone=alone)
     else:
-        await transaction.run(lambda scope: _driven(attempts, lambda works: _attempt_on_thread(unit, scope, works)))
+
+        def run(scope: ThreadTransaction) -> None:
+            works = next(attempts, None)
+            while works:
+                error = _attempt_on_thread(unit, scope, works, alone=alone)
+                works = _after(attempts, works, error, outcomes, alone=alone)
+
+        await transaction.run(run)
 
 
-def _attempts(
-    segment: Sequence[Work], deadline: float, outcomes: Outcomes
-) -> Generator[Sequence[Work], Exception | None, None]:
+def _after(
+    attempts: _Attempts, works: Sequence[Work], error: Exception | None, outcomes: Outcomes, *, alone: bool
+) -> Sequence[Work] | None:
+    """Tell how an attempt ended, and return the next one's messages; None when there is none."""
+    if error is not None and not alone:
+        outcomes.fail_together(works[0], error)
+    try:
+        return attempts.send(error)
+    except StopIteration:
+        return None
+
+
+def _attempts(segment: Sequence[Work], deadline: float, outcomes: Outcomes) -> _Attempts:
     """Yield what to call the handler with, be sent how that ended, and see that each message has its outcome.
 
     A list handler gets all that nothing waits before; if that fails it gets them one by one, so that only the bad ones fail.
@@ -63,23 +98,14 @@ def _attempts(
         elif outcomes.tried and time.monotonic() > deadline:
             outcomes.defer(work)
         else:
-            outcomes.ended(work, (yield [work]))
+            outcomes.ended(work, outcomes.known_failure(work) or (yield [work]))
 
 
-def _driven(
-    attempts: Generator[Sequence[Work], Exception | None, None], attempt: Callable[[Sequence[Work]], Exception | None]
-) -> None:
-    with contextlib.suppress(StopIteration):
-        works = next(attempts)
-        while True:
-            works = attempts.send(attempt(works))
-
-
-async def _attempt(transaction: Transaction, unit: UnitOfWork, works: Sequence[Work]) -> Exception | None:
-    """Run an async handler inside a savepoint; return what it raised, unless that is no failure of its own."""
+async def _attempt(transaction: Transaction, unit: UnitOfWork, works: Sequence[Work], *, alone: bool) -> Exception | None:
+    """Run an async handler, inside a savepoint or not; return what it raised, unless that is no failure of its own."""
     handler = works[0].handler
     try:
-        async with unit.joined(handler.publishes, works[0].cause) as inner:
+        async with unit.joined(handler.publishes, works[0].cause, alone=alone) as inner:
             publish_returned(inner, await _within_limit(works, inner), handler.name)
     except asyncio.CancelledError as error:
         task = asyncio.current_task()
@@ -92,7 +118,7 @@ async def _attempt(transaction: Transaction, unit: UnitOfWork, works: Sequence[W
     except TransactionLostError:
         raise
     except Exception as error:  # whatever a handler raises is its message's failure
-        if transaction.broken:
+        if alone and transaction.broken:
             raise
         return error
     return None
@@ -106,11 +132,11 @@ async def _within_limit(works: Sequence[Work], unit: UnitOfWork) -> object:
     raise TimeLimitError(f"{handler.name} did not come to an end within {limit:g} s, and was cancelled")
 
 
-def _attempt_on_thread(unit: UnitOfWork, scope: ThreadTransaction, works: Sequence[Work]) -> Exception | None:
-    """Run a plain handler inside a savepoint, on the database's thread; return what it raised."""
+def _attempt_on_thread(unit: UnitOfWork, scope: ThreadTransaction, works: Sequence[Work], *, alone: bool) -> Exception | None:
+    """Run a plain handler, inside a savepoint or not, on the database's thread; return what it raised."""
     handler = works[0].handler
     try:
-        with unit.joined_on_thread(scope, handler.publishes, works[0].cause) as inner:
+        with unit.joined_on_thread(scope, handler.publishes, works[0].cause, alone=alone) as inner:
             publish_returned(inner, handler.function(**_arguments(works, inner)), handler.name)
     except TransactionLostError:
         raise
@@ -120,7 +146,7 @@ def _attempt_on_thread(unit: UnitOfWork, scope: ThreadTransaction, works: Sequen
 
 
 def _arguments(works: Sequence[Work], unit: UnitOfWork) -> dict[str, Any]:
-    supply: dict[str, Callable[[], Any]] = {
+    supply: _Supply = {
         "event": lambda: works[0].event,
         "events": lambda: [work.event for work in works],
         "unit": lambda: unit,

@@ -22,13 +22,13 @@ from outboxkit.config import ConsumerSettings
 from outboxkit.errors import BrokerUnavailableError, GroupMissingError, LeaseLostError, OutboxkitError, StoreUnavailableError
 from outboxkit.hand import Hand
 from outboxkit.handling import Handling
-from outboxkit.inbox import Retry, Subscription
+from outboxkit.inbox import Retry, Subscription, UnlinkedError
 from outboxkit.membership import Membership
 from outboxkit.message import ORIGIN, Delivery, Stream
 from outboxkit.observe import Observer
 from outboxkit.reading import Reading
 from outboxkit.retrying import Retrier
-from outboxkit.settling import Settler, UnlinkedError
+from outboxkit.settling import Settler
 from outboxkit.supervision import Supervisor
 
 _Streams = dict[str, Collection[Stream]]

@@ -14,9 +14,9 @@ from outboxkit.encoding import Encoder
 from outboxkit.errors import EnvelopeError
 from outboxkit.handler import Handler
 from outboxkit.inbox import Retry, Subscription
-from outboxkit.message import Delivery, Envelope, Message, OutboxRow
+from outboxkit.message import LAST, Delivery, Envelope, Message, OutboxRow, Position
 from outboxkit.observe import Observer
-from outboxkit.outcomes import Outcomes, Work
+from outboxkit.outcomes import Failure, Outcomes, Work
 from outboxkit.retry import RetryPolicy
 from outboxkit.store import Store, Transaction
 from outboxkit.unit_of_work import UnitOfWork
@@ -53,18 +53,26 @@ class Handling:
         self._observer = observer
         self._afterwards: _Works = []
 
-    def outcomes(self) -> Outcomes:
-        """Return where to record what becomes of messages in one transaction."""
-        return Outcomes(self.group, self._observer)
+    def outcomes(self, known: Failure | None = None) -> Outcomes:
+        """Return where to record what becomes of messages in one transaction; see `outboxkit.outcomes.Outcomes`."""
+        return Outcomes(self.group, self._observer, known)
 
     async def handle(
-        self, transaction: Transaction, works: Sequence[Work], seconds: float, outcomes: Outcomes
+        self, transaction: Transaction, works: Sequence[Work], seconds: float, outcomes: Outcomes, *, alone: bool = True
     ) -> Sequence[OutboxRow]:
-        """Run the handlers in order, and return the outbox rows of those that succeeded."""
+        """Run the handlers in order, and return the outbox rows of those that succeeded.
+
+        Args:
+            transaction: where.
+            works: the messages.
+            seconds: once this time has passed, none is started but the first.
+            outcomes: where to record what becomes of them.
+            alone: whether each is undone alone when it raises; see `outboxkit.attempts.run_segment`.
+        """
         deadline = time.monotonic() + seconds
         unit = UnitOfWork(transaction, self._encoder, declared={})
         for segment in segments(works):
-            await run_segment(transaction, unit, segment, deadline, outcomes)
+            await run_segment(transaction, unit, segment, deadline, outcomes, alone=alone)
         return unit.end()
 
     async def read(
@@ -109,8 +117,20 @@ class Handling:
         self._afterwards += outcomes.afterwards
         outcomes.report(subscription.stream.topic, duplicates)
 
-    async def blame(self, subscription: Subscription, delivery: Delivery, error: Exception, begun: Retry | None = None) -> None:
-        """Record the failure of a message whose handler took its whole transaction with it, in a transaction without it."""
+    async def blame(
+        self,
+        subscription: Subscription,
+        delivery: Delivery,
+        error: Exception,
+        begun: Retry | None = None,
+        *,
+        gone: Position = LAST,
+    ) -> None:
+        """Record the failure of a message whose handler took its whole transaction with it, in a transaction without it.
+
+        Raises:
+            UnlinkedError: see `outboxkit.inbox.Floor.require_linked`.
+        """
         async with self.store.transaction() as transaction:
             mine = (
                 await transaction.take(subscription, [begun]) if begun else await transaction.receive(subscription, [delivery])
@@ -121,7 +141,7 @@ class Handling:
             works = await self.read(transaction, subscription, [delivery], outcomes, begun)
             for work in works:  # one at most; an earlier one of its key may have come back meanwhile
                 outcomes.park(work) if outcomes.blocks(work) else outcomes.ended(work, error)
-            await transaction.settle(subscription, outcomes.recorded)
+            (await transaction.settle(subscription, outcomes.recorded)).require_linked(delivery, gone)
             await uninterrupted(transaction.commit())
         outcomes.report(subscription.stream.topic)
 

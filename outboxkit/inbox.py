@@ -39,6 +39,25 @@ class Floor(NamedTuple):
     hole: Position | None = None
     digest: int | None = None
 
+    def require_linked(self, first: Delivery, gone: Position) -> None:
+        """See that this, which came of settling a run, did not stop in front of it.
+
+        The chain says so before, by what this process remembers; the transaction knows better, and it costs nothing to look.
+
+        Args:
+            first: of the run.
+            gone: up to where entries may be missing, as they are gone for good.
+
+        Raises:
+            UnlinkedError: nothing is known of entries before it.
+        """
+        if self.hole is not None and self.hole > gone and self.position < first.position:
+            raise UnlinkedError(f"{first.stream}: nothing is known of the entries in ({self.position}, {self.hole}]")
+
+
+class UnlinkedError(Exception):
+    """What comes before a run is not settled, although it was: the database went back in time, a failover that lost commits."""
+
 
 class Outcome(NamedTuple):
     """What became of one delivery: its inbox row from now on.

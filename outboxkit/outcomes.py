@@ -7,7 +7,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Collection
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple, NoReturn
 
 from outboxkit.errors import AttemptLostError, ConflictError
 from outboxkit.handler import Handler
@@ -49,19 +49,35 @@ class Work:
         return self.message.headers.get("traceparent")
 
 
-class Outcomes:
-    """What becomes of the deliveries of one transaction, if it is committed."""
+class Failure(NamedTuple):
+    """What the handler of one message raised."""
 
-    def __init__(self, group: str, observer: Observer, blocked: Collection[str] = ()) -> None:
+    position: Position
+    error: Exception
+
+
+class Outcomes:
+    """What becomes of the deliveries of one transaction, if it is committed.
+
+    Args:
+        group: whose.
+        observer: told of it after that.
+        known: what a handler raised in a transaction that was undone for it, and which this one is in place of.
+    """
+
+    def __init__(self, group: str, observer: Observer, known: Failure | None = None) -> None:
         self._group = group
         self._observer = observer
-        self._blocked = set(blocked)
+        self._blocked = set[str]()
         self._reports: list[_Report] = []
         self._skipped = 0
         self.tried = 0
         """How many handlers have come to an end, one way or the other."""
         self.deferred = 0
         """For how many there was no time."""
+        self.shared_failure: Failure | None = None
+        """What a handler raised that shared the transaction: it cannot be undone alone."""
+        self._known = known
         self.recorded: list[Outcome] = []
         self.afterwards: list[Work] = []
         """Settled messages whose handler has something to do once that is durable."""
@@ -73,6 +89,11 @@ class Outcomes:
     def block(self, keys: Collection[str]) -> None:
         """Note that messages of these keys wait."""
         self._blocked.update(keys)
+
+    @property
+    def failed(self) -> bool:
+        """Whether any handler did."""
+        return any(outcome.error is not None for outcome in self.recorded)
 
     def deferred_from(self) -> Position | None:
         """The first position that was not tried."""
@@ -103,6 +124,18 @@ class Outcomes:
         else:
             waited = work.retry.waited_seconds if work.retry else 0.0
             self._fail(work, error, work.policy.patience(waited), counted=False)
+
+    def fail_together(self, work: Work, error: Exception) -> NoReturn:
+        """Note what a handler raised that is not undone alone, and raise it: nothing of the transaction may be kept."""
+        self.shared_failure = Failure(work.delivery.position, error)
+        if isinstance(error, StopIteration):
+            raise RuntimeError("the handler raised StopIteration") from error  # no coroutine may raise that
+        raise error
+
+    def known_failure(self, work: Work) -> Exception | None:
+        """What its handler raised before, if nothing before it can have been the reason; it need not run again, then."""
+        known = self._known
+        return known.error if known and known.position == work.delivery.position and not self.failed else None
 
     def park(self, work: Work) -> None:
         """It is not tried, as an earlier message of its key waits."""

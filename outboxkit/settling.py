@@ -3,6 +3,9 @@
 Inbox rows first, then the handlers of the new ones in order, then their outbox rows, then the commit; acking comes after
 that and is the consumer's.
 
+Handlers share the transaction as long as none fails, which saves a savepoint for each message. When one does, nothing of it is
+kept, and the others run again, each in a savepoint of its own; for a while the stream's next ones do so at once.
+
 A message may also end the process, and then nothing of it is written. So what somebody had before is tried with care: a run of
 such deliveries is noted first, and what is noted already is set aside, to be tried alone (see `outboxkit.retrying`).
 """
@@ -16,14 +19,15 @@ from outboxkit.cancellation import uninterrupted
 from outboxkit.conflicts import again_on_conflict
 from outboxkit.errors import ConflictError, TransactionLostError
 from outboxkit.handling import Handling
-from outboxkit.inbox import Floor, Subscription
+from outboxkit.inbox import Subscription
 from outboxkit.message import LAST, ORIGIN, Delivery, Position, Stream
+from outboxkit.outcomes import Failure
 
 _Begun = dict[Stream, tuple[Subscription, Position]]
+_Counts = dict[Stream, int]
 
-
-class UnlinkedError(Exception):
-    """What comes before a run is not settled, although it was: the database went back in time, a failover that lost commits."""
+WARY_RUNS = 20
+"""How many runs of a stream have to go well, after a failure, until messages share their transaction again."""
 
 
 class Settler:
@@ -40,6 +44,8 @@ class Settler:
         self._slots = slots
         self._begun: _Begun = {}
         """Up to where this process has begun with deliveries that somebody had before: it knows how that ended."""
+        self._wary: _Counts = {}
+        """For how many runs of a stream each message has a savepoint."""
 
     async def settle(self, subscription: Subscription, run: Sequence[Delivery], seconds: float, gone: Position = LAST) -> int:
         """Settle deliveries of one stream in one transaction.
@@ -89,7 +95,7 @@ class Settler:
             works = await self._handling.read(transaction, subscription, fresh, outcomes)
             for work in works:
                 outcomes.set_aside(work)
-            _require_linked(run, await transaction.settle(subscription, outcomes.recorded), gone)
+            (await transaction.settle(subscription, outcomes.recorded)).require_linked(run[0], gone)
             await uninterrupted(transaction.commit())
         outcomes.report(subscription.stream.topic, duplicates=len(run) - len(fresh))
         return len(run)
@@ -103,35 +109,44 @@ class Settler:
             if len(run) > 1:  # whoever it meets, it meets less of them alone
                 return await self._settle_or_defer(subscription, run[:1], seconds, gone)
             # Always another was first, if there is another: it waits, and others go on.
-            await again_on_conflict(partial(self._handling.blame, subscription, run[0], error))
+            await again_on_conflict(partial(self._handling.blame, subscription, run[0], error, gone=gone))
             return 1
 
-    async def _settle(self, subscription: Subscription, run: Sequence[Delivery], seconds: float, gone: Position) -> int:
+    async def _settle(
+        self,
+        subscription: Subscription,
+        run: Sequence[Delivery],
+        seconds: float,
+        gone: Position,
+        known: Failure | None = None,
+    ) -> int:
+        outcomes = self._handling.outcomes(known)
+        wary = self._wary.get(subscription.stream, 0)
         try:
             async with self._store.transaction() as transaction:
                 began = anyio.current_time()
                 fresh = await transaction.receive(subscription, run)
-                outcomes = self._handling.outcomes()
                 works = await self._handling.read(transaction, subscription, fresh, outcomes)
                 # Where a transaction costs more by itself, it is shared by more messages.
-                seconds += anyio.current_time() - began
-                rows = await self._handling.handle(transaction, works, seconds, outcomes)
-                _require_linked(run, await transaction.settle(subscription, outcomes.recorded), gone)
+                extended = seconds + anyio.current_time() - began
+                rows = await self._handling.handle(transaction, works, extended, outcomes, alone=wary > 0)
+                (await transaction.settle(subscription, outcomes.recorded)).require_linked(run[0], gone)
                 await uninterrupted(transaction.commit(rows))
         except TransactionLostError as error:
             if len(run) > 1:  # whose fault it was shows when each is tried alone
                 return await self._settle(subscription, run[:1], seconds, gone)
-            await self._handling.blame(subscription, run[0], error)
+            await self._handling.blame(subscription, run[0], error, gone=gone)
             return 1
+        except Exception as error:
+            failure = outcomes.shared_failure
+            if failure is None:
+                raise
+            self._wary[subscription.stream] = WARY_RUNS
+            if error is not failure.error:  # it is more than a handler's: a savepoint shows what it means
+                failure = None
+            return await self._settle(subscription, run, seconds, gone, failure)
+        if wary:
+            self._wary[subscription.stream] = WARY_RUNS if outcomes.failed else wary - 1
         self._handling.committed(subscription, outcomes, duplicates=len(run) - len(fresh))
         deferred = outcomes.deferred_from()
         return sum(deferred is None or delivery.position < deferred for delivery in run)
-
-
-def _require_linked(run: Sequence[Delivery], floor: Floor, gone: Position) -> None:
-    """See that the floor did not stop in front of a run, but for what is gone for good.
-
-    The chain says so before, by what this process remembers; the transaction knows better, and it costs nothing to look.
-    """
-    if floor.hole is not None and floor.hole > gone and floor.position < run[0].position:
-        raise UnlinkedError(f"{run[0].stream}: nothing is known of the entries in ({floor.position}, {floor.hole}]")

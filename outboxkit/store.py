@@ -88,6 +88,10 @@ class Transaction(LaterTransaction, Protocol):
         """
         ...
 
+    async def flush(self) -> None:
+        """Send what the session of an ORM holds back, so that its errors are raised here; nothing where there is none."""
+        ...
+
     async def run(self, function: Callable[[ThreadTransaction], T]) -> T:
         """Run a blocking function on the database's thread, within this transaction.
 

@@ -5,7 +5,7 @@ joined call is a unit of its own inside a savepoint: if it raises, its rows and 
 """
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from contextvars import ContextVar
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
@@ -161,20 +161,30 @@ class UnitOfWork:
         self._open = False
 
     @asynccontextmanager
-    async def joined(self, declared: Declared | None, cause: str | None = None) -> AsyncGenerator["UnitOfWork", None]:
-        """Open a unit of work inside this one: a savepoint, and events that go with it if the block raises."""
+    async def joined(
+        self, declared: Declared | None, cause: str | None = None, *, alone: bool = True
+    ) -> AsyncGenerator["UnitOfWork", None]:
+        """Open a unit of work inside this one: a savepoint, and events that go with it if the block raises.
+
+        Args:
+            declared: the events that may be published in it.
+            cause: the trace that these go on with.
+            alone: whether what the block did is undone alone; else the whole transaction has to go when it raises.
+        """
         if not self._open:
             raise NoUnitOfWorkError("this unit of work has ended: nothing can join it")
         # Savepoints nest; two calls that ran at the same time inside one unit of work would undo each other's.
         rows: list[OutboxRow] = []
         cancelled: set[str] = set()
         try:
-            async with self._joining, self._transaction.savepoint():
+            async with self._joining, self._transaction.savepoint() if alone else nullcontext():
                 inner = self._inside(self.connection, declared, cause)
                 self._inner += 1
                 try:
                     with inner.current():
                         yield inner
+                    if not alone:
+                        await self._transaction.flush()
                     rows, cancelled = inner.end(), inner._cancelled  # noqa: SLF001 - its own class
                 finally:
                     self._inner -= 1
@@ -188,10 +198,10 @@ class UnitOfWork:
 
     @contextmanager
     def joined_on_thread(
-        self, scope: ThreadTransaction, declared: Declared | None, cause: str | None = None
+        self, scope: ThreadTransaction, declared: Declared | None, cause: str | None = None, *, alone: bool = True
     ) -> Generator["UnitOfWork", None, None]:
         """The same for a plain function that runs on the database's thread."""
-        with scope.savepoint():
+        with scope.savepoint() if alone else nullcontext():
             inner = self._inside(scope.connection, declared, cause)
             inner._on_thread = True  # noqa: SLF001 - its own class
             try:

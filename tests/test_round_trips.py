@@ -206,10 +206,10 @@ async def test_relaying_costs_less_than_a_round_trip_for_five_messages_on_postgr
 # consuming
 
 
-async def test_consuming_costs_four_statements_a_message_and_a_few_hops_to_the_thread_a_batch_on_sqlite(
+async def test_consuming_costs_two_statements_a_message_and_a_few_hops_to_the_thread_a_batch_on_sqlite(
     tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The inbox row, the savepoint, the effect and the savepoint's release."""
+    """The inbox row and the effect."""
     hops = counted_hops(monkeypatch)
     async with redis_at(redis_url) as redis:
         await stock(redis, redis_url, tmp_path)
@@ -224,17 +224,17 @@ async def test_consuming_costs_four_statements_a_message_and_a_few_hops_to_the_t
             await until(lambda: len(seen) == MESSAGES)
             assert len(hops) <= 0.2 * MESSAGES
             called = await commands(redis)
-    assert len(statements.all) <= 4.5 * MESSAGES
+    assert len(statements.all) <= 2.5 * MESSAGES
     # A transaction takes 1, 2, 4 and so on up to a batch.
     assert called["xack"] <= BATCHES + 10
     assert called["xreadgroup"] <= BATCHES + 10
 
 
-@pytest.mark.parametrize(("kind", "most"), [("async", 3.5), ("list", 0.5)])
-async def test_consuming_costs_three_round_trips_a_message_and_none_with_lists_on_postgres(
+@pytest.mark.parametrize(("kind", "most"), [("async", 1.5), ("list", 0.5)])
+async def test_consuming_costs_one_round_trip_a_message_and_none_with_lists_on_postgres(
     postgres_url: str, tmp_path: Path, redis_url: str, kind: str, most: float
 ) -> None:
-    """The savepoint, the effect and the savepoint's release."""
+    """The effect."""
     await ask(postgres_url, "CREATE TABLE effect (number bigint)")
     async with PostgresCycles(postgres_url).running() as cycles, redis_at(redis_url) as redis:
         await stock(redis, redis_url, tmp_path)

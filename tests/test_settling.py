@@ -1,18 +1,23 @@
 """What one transaction settles, when there is time for little of it."""
 
+import contextlib
+import sqlite3
 from pathlib import Path
 
 import anyio
 import msgspec
+import pytest
 
 from outboxkit import App, Message, RetryPolicy, UnitOfWork
 from outboxkit.encoding import Encoder
 from outboxkit.handling import Handling
+from outboxkit.inbox import Floor, UnlinkedError
 from outboxkit.message import ORIGIN, Delivery, Position, Stream
 from outboxkit.observe import Observer
 from outboxkit.retrying import Retrier
-from outboxkit.settling import Settler
+from outboxkit.settling import WARY_RUNS, Settler
 from outboxkit.testing import MemoryBroker
+from outboxkit_sqlite import SQLiteStore
 from tests.services import QUICK, Drawn
 
 STREAM = Stream("numbers", 0, "elsewhere")
@@ -60,6 +65,62 @@ async def test_what_is_set_aside_never_counts_for_what_comes_before_it(tmp_path:
         ]
         await retrier.retry(due, 1.0)
     assert handled == [1, 4, 2, 3]
+
+
+async def test_messages_share_their_transaction_until_one_fails_and_then_only_that_one_does(tmp_path: Path) -> None:
+    store = SQLiteStore(f"sqlite:///{tmp_path}/settling.db")
+    app = App("settling", store=store, broker=MemoryBroker(), settings=QUICK)
+    handled: list[int] = []
+    failing = {3: ValueError("three"), 6: StopIteration(), 7: sqlite3.IntegrityError("seven")}
+
+    @app.consumes(Drawn)
+    def note(drawn: Drawn, uow: UnitOfWork) -> None:
+        uow.connection.execute("INSERT INTO noted (number) VALUES (?)", (drawn.number,))
+        handled.append(drawn.number)
+        if drawn.number in failing:
+            raise failing[drawn.number]
+
+    run = [delivered(at, "number.drawn", f'{{"number": {at}}}') for at in range(1, 9)]
+    await app.migrate()
+    with contextlib.closing(sqlite3.connect(store.path)) as outside:
+        outside.execute("CREATE TABLE noted (number INTEGER NOT NULL)")
+        async with app.running(relay=False, consume=False):
+            subscription, _ = await store.subscribe("settling", STREAM)
+            settler, _ = of(app)
+            assert await settler.settle(subscription, run[:2], 1.0) == 2
+            assert await settler.settle(subscription, run[2:5], 1.0) == 3
+            assert handled == [1, 2, 3, 4, 5], "it need not run again to show whose fault it was"
+            for _ in range(WARY_RUNS):
+                assert await settler.settle(subscription, run[4:5], 1.0) == 1, "a duplicate, and all is well again"
+            handled.clear()
+            assert await settler.settle(subscription, run[5:6], 1.0) == 1
+            assert handled == [6, 6], "which is no error to be raised just anywhere"
+            for _ in range(WARY_RUNS):
+                assert await settler.settle(subscription, run[5:6], 1.0) == 1
+            assert await settler.settle(subscription, run[6:], 1.0) == 2
+            assert handled == [6, 6, 7, 8]
+        assert [number for (number,) in outside.execute("SELECT number FROM noted ORDER BY number")] == [1, 2, 4, 5, 8]
+
+
+async def test_neither_an_effect_nor_a_failure_is_recorded_before_what_comes_first(tmp_path: Path) -> None:
+    """As after a failover that lost the commits before, of which only the consumer's memory tells."""
+    app = App("settling", store=f"sqlite:///{tmp_path}/settling.db", broker=MemoryBroker(), settings=QUICK)
+
+    @app.consumes(Drawn)
+    async def note(drawn: Drawn) -> None:
+        if drawn.number == 2:
+            raise ValueError("two")
+
+    await app.migrate()
+    async with app.running(relay=False, consume=False):
+        subscription, _ = await app.store.subscribe("settling", STREAM)
+        settler, _ = of(app)
+        for number in (2, 3):
+            with pytest.raises(UnlinkedError):
+                await settler.settle(subscription, [delivered(number, "number.drawn", f'{{"number": {number}}}')], 1.0, ORIGIN)
+        assert await app.store.floor_of("settling", STREAM) == Floor(ORIGIN)
+        assert await app.store.retries("settling", 10) == ([], None)
+        assert await settler.settle(subscription, [delivered(2, "number.drawn", '{"number": 2}')], 1.0, Position(1, 0)) == 1
 
 
 async def test_what_was_begun_before_others_had_the_stream_may_be_what_killed_them(tmp_path: Path) -> None:

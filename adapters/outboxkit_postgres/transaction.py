@@ -99,6 +99,11 @@ class PostgresTransaction:
                 raise
             # Else the cancellation goes on, which whoever asked for it waits for.
 
+    async def flush(self) -> None:
+        """See `outboxkit.store.Transaction.flush`."""
+        self._require_open()
+        await self._flush()
+
     async def run(self, function: Callable[[ThreadTransaction], T]) -> T:  # noqa: ARG002 - there is no thread to run it on
         """See `outboxkit.store.Transaction.run`."""
         raise ConfigurationError("Postgres is not driven from a thread: write `async def` instead of a plain `def`")

@@ -101,6 +101,11 @@ class EngineSQLiteTransaction:
                     raise  # of a cancellation the caller has to hear, whatever came of the connection
             raise
 
+    async def flush(self) -> None:
+        """See `outboxkit.store.Transaction.flush`."""
+        self._require_open()
+        await self._flush()
+
     async def run(self, function: Callable[[ThreadTransaction], T]) -> T:  # noqa: ARG002 - a session is not for threads
         """See `outboxkit.store.Transaction.run`."""
         raise ConfigurationError("a session is not for plain functions: write `async def` instead of a plain `def`")

@@ -118,6 +118,9 @@ class SQLiteTransaction:
             raise
         await uninterrupted(self._library(lambda connection: _release(connection, name)))
 
+    async def flush(self) -> None:
+        """See `outboxkit.store.Transaction.flush`."""
+
     async def run(self, function: Callable[[ThreadScope], T]) -> T:
         """See `outboxkit.store.Transaction.run`."""
         self._require_open()

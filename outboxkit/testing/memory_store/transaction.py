@@ -129,6 +129,9 @@ class MemoryTransaction:
             raise
         self.require_open()
 
+    async def flush(self) -> None:
+        """See `outboxkit.store.Transaction.flush`."""
+
     async def run(self, function: Callable[[ThreadScope], T]) -> T:
         """See `outboxkit.store.Transaction.run`: there is no thread but the caller's."""
         return await self._in("run", lambda _: function(ThreadScope(self.connection)))
