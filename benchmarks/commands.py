@@ -13,6 +13,7 @@ from benchmarks.report import Report, table
 from benchmarks.servers import NoServerError
 from benchmarks.suite import BENCHMARKS, Benchmark
 from outboxkit.errors import OutboxkitError
+from outboxkit.testing.quiet import quiet
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -55,8 +56,7 @@ def command(name: str, benchmark: Benchmark) -> click.Command:
 
 def measured(benchmark: Benchmark, store: str, messages: int, rounds: int) -> Report:
     """Run a benchmark, with a progress bar."""
-    logging.getLogger("outboxkit").setLevel(logging.ERROR)  # what the benchmarks do to the library is worth no line each
-    with click.progressbar(length=rounds, label="rounds", file=sys.stderr) as bar:
+    with quiet(logging.ERROR, "outboxkit"), click.progressbar(length=rounds, label="rounds", file=sys.stderr) as bar:
         try:
             return asyncio.run(benchmark.measure(store, messages, rounds, lambda: bar.update(1)))
         except (OutboxkitError, NoServerError) as error:

@@ -17,6 +17,7 @@ from collections import Counter
 
 import click
 
+from outboxkit.testing.quiet import quiet
 from outboxkit.testing.simulation import Plan, Result, plan_of, shrink, simulate
 
 _TELL_SECONDS = 1.0
@@ -29,8 +30,11 @@ _TELL_SECONDS = 1.0
 @click.option("--trace", is_flag=True, help="Print what happens, a line each.")
 def main(seeds: int, start: int, seed: int | None, *, trace: bool) -> None:
     """Simulate seeds one after the other; exit code 1 at the first that breaks a promise."""
-    logging.disable()
-    numbers = range(start, start + seeds) if seed is None else range(seed, seed + 1)
+    with quiet(logging.CRITICAL + 1, "outboxkit", "asyncio"):
+        _run(range(start, start + seeds) if seed is None else range(seed, seed + 1), alone=seed is not None, trace=trace)
+
+
+def _run(numbers: range, *, alone: bool, trace: bool) -> None:
     began = told = time.perf_counter()
     faults: Counter[str] = Counter()
     for count, number in enumerate(numbers):
@@ -39,14 +43,14 @@ def main(seeds: int, start: int, seed: int | None, *, trace: bool) -> None:
         if result.error is not None:
             _tell_failure(result)
             sys.exit(1)
-        if seed is not None:
+        if alone:
             click.echo(
                 f"seed {number}: {result.events} events in {result.seconds:.2f} s, trace {result.hash}: no promise broken"
             )
         elif time.perf_counter() - told > _TELL_SECONDS:
             told = time.perf_counter()
             click.echo(f"\r{_rate(count + 1, told - began)}", nl=False, err=True)
-    if seed is None:
+    if not alone:
         told_faults = f"{faults.total()} faults of {len(faults)} kinds"
         click.echo(f"\r{_rate(len(numbers), time.perf_counter() - began)}, {told_faults}: no promise broken")
 
