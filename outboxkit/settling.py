@@ -17,7 +17,7 @@ import anyio
 
 from outboxkit.cancellation import uninterrupted
 from outboxkit.conflicts import again_on_conflict
-from outboxkit.errors import ConflictError, TransactionLostError
+from outboxkit.errors import ConflictError, TransactionError, TransactionLostError
 from outboxkit.handling import Handling
 from outboxkit.inbox import Subscription
 from outboxkit.message import LAST, ORIGIN, Delivery, Position, Stream
@@ -139,10 +139,13 @@ class Settler:
             return 1
         except Exception as error:
             failure = outcomes.shared_failure
-            if failure is None:
+            # Without one a handler may have swallowed what ended the transaction for all.
+            if wary or (failure is None and not isinstance(error, TransactionError)):
                 raise
             self._wary[subscription.stream] = WARY_RUNS
-            if error is not failure.error:  # it is more than a handler's: a savepoint shows what it means
+            if (
+                failure is not None and error is not failure.error
+            ):  # it is more than a handler's: a savepoint shows what it means
                 failure = None
             return await self._settle(subscription, run, seconds, gone, failure)
         if wary:

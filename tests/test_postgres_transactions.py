@@ -227,6 +227,25 @@ async def test_an_error_swallowed_without_a_savepoint_fails_its_own_message_alon
     assert "its error was swallowed" in error
 
 
+async def test_an_error_swallowed_by_the_only_message_or_by_the_last_one_is_its_own_too(postgres_url: str) -> None:
+    broker = MemoryBroker()
+    async with shop(postgres_url, broker=broker) as app:
+
+        @app.consumes(Drawn)
+        async def note(drawn: Drawn, uow: UnitOfWork) -> None:
+            await uow.connection.execute("UPDATE account SET total = total + 1 WHERE name = 'a'")
+            if drawn.number >= 3:
+                with pytest.raises(asyncpg.UniqueViolationError):
+                    await uow.connection.execute("INSERT INTO account VALUES ('a', 0)")
+
+        await fill(broker, {3: 0})
+        async with app:
+            await until(lambda: seen(app).count["dead"] == 1)
+            await fill(broker, {1: 1, 2: 1, 4: 1})
+            await until(lambda: seen(app).count["dead"] == 2 and seen(app).count["settled"] == 2)
+            assert not seen(app).troubles
+
+
 async def test_an_error_inside_a_nested_transaction_of_the_drivers_may_be_swallowed(postgres_url: str) -> None:
     async with shop(postgres_url) as app, app.running(relay=False, consume=False), app.unit_of_work(Raised) as uow:
         with pytest.raises(asyncpg.UniqueViolationError):
