@@ -17,14 +17,16 @@ import anyio
 
 from outboxkit.cancellation import uninterrupted
 from outboxkit.conflicts import again_on_conflict
-from outboxkit.errors import ConflictError, TransactionError, TransactionLostError
+from outboxkit.errors import ConflictError, LeaseLostError, StoreUnavailableError, TransactionLostError
 from outboxkit.handling import Handling
-from outboxkit.inbox import Subscription
+from outboxkit.inbox import Subscription, UnlinkedError
 from outboxkit.message import LAST, ORIGIN, Delivery, Position, Stream
 from outboxkit.outcomes import Failure
 
 _Begun = dict[Stream, tuple[Subscription, Position]]
 _Counts = dict[Stream, int]
+
+_NO_HANDLERS_FAULT = (ConflictError, LeaseLostError, StoreUnavailableError, UnlinkedError)
 
 WARY_RUNS = 20
 """How many runs of a stream have to go well, after a failure, until messages share their transaction again."""
@@ -140,14 +142,12 @@ class Settler:
         except Exception as error:
             failure = outcomes.shared_failure
             # Without one a handler may have swallowed what ended the transaction for all.
-            if wary or (failure is None and not isinstance(error, TransactionError)):
+            if wary or (failure is None and (not outcomes.tried or isinstance(error, _NO_HANDLERS_FAULT))):
                 raise
             self._wary[subscription.stream] = WARY_RUNS
-            if (
-                failure is not None and error is not failure.error
-            ):  # it is more than a handler's: a savepoint shows what it means
-                failure = None
-            return await self._settle(subscription, run, seconds, gone, failure)
+            # What is more than a handler's error shows its meaning at a savepoint.
+            known = failure if failure is not None and error is failure.error else None
+            return await self._settle(subscription, run, seconds, gone, known)
         if wary:
             self._wary[subscription.stream] = WARY_RUNS if outcomes.failed else wary - 1
         self._handling.committed(subscription, outcomes, duplicates=len(run) - len(fresh))
