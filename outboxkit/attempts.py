@@ -21,7 +21,7 @@ from outboxkit.store import ThreadTransaction, Transaction
 from outboxkit.unit_of_work import UnitOfWork
 
 _Attempts = Generator[Sequence[Work], Exception | None, None]
-_Supply = dict[str, Callable[[], Any]]
+_Supply = dict[str, Callable[[Sequence[Work], UnitOfWork], Any]]
 
 
 class HandlerCancelledError(Exception):
@@ -145,12 +145,14 @@ def _attempt_on_thread(unit: UnitOfWork, scope: ThreadTransaction, works: Sequen
     return None
 
 
+_SUPPLY: _Supply = {
+    "event": lambda works, _: works[0].event,
+    "events": lambda works, _: [work.event for work in works],
+    "unit": lambda _, unit: unit,
+    "message": lambda works, _: works[0].message,
+    "messages": lambda works, _: [work.message for work in works],
+}
+
+
 def _arguments(works: Sequence[Work], unit: UnitOfWork) -> dict[str, Any]:
-    supply: _Supply = {
-        "event": lambda: works[0].event,
-        "events": lambda: [work.event for work in works],
-        "unit": lambda: unit,
-        "message": lambda: works[0].message,
-        "messages": lambda: [work.message for work in works],
-    }
-    return {name: supply[kind]() for name, kind in works[0].handler.arguments.items()}
+    return {name: _SUPPLY[kind](works, unit) for name, kind in works[0].handler.arguments.items()}

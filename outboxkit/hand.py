@@ -8,6 +8,12 @@ import anyio
 
 from outboxkit.message import Delivery, Position, Stream
 
+_WORTH_A_READ = 2
+"""So many times the room there is may be in hand when it is worth a read of its own."""
+
+_MORE_SECONDS = 0.02
+"""How long more room than there is is waited for: a slow stream's messages must not keep others out."""
+
 
 class Hand:
     """Deliveries in hand; tasks add, and others take.
@@ -87,10 +93,16 @@ class Hand:
         self._notify()
 
     async def room(self) -> int:
-        """Return how many more deliveries may be added, by number and by the size they have had; waits for one."""
-        while (room := self.room_now) < 1:
+        """Return how many more deliveries may be added, by number and by the size they have had.
+
+        Waits for one, and then a little for more: many small reads would cost more than a large one.
+        """
+        while self.room_now < 1:
             await self._changed.wait()
-        return room
+        with anyio.move_on_after(_MORE_SECONDS):
+            while self.room_now * _WORTH_A_READ < self._count:
+                await self._changed.wait()
+        return max(1, self.room_now)
 
     @property
     def room_now(self) -> int:

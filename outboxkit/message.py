@@ -128,11 +128,36 @@ class Envelope(msgspec.Struct, frozen=True):
         """
         try:
             raw.decode()  # the decoder passes over what it does not need without looking
-            return _envelope_decoder.decode(raw)
+            try:
+                return _plain_decoder.decode(raw)
+            except msgspec.ValidationError:
+                return _envelope_decoder.decode(raw)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise EnvelopeError(f"not a CloudEvents 1.0 JSON envelope: {error}") from error
 
+    def headers(self, raw: bytes) -> Mapping[str, str]:
+        """Return the extension attributes, given the bytes this was read from.
 
+        Raises:
+            EnvelopeError: they cannot be read.
+        """
+        return _headers(raw)
+
+
+class PlainEnvelope(Envelope, frozen=True, forbid_unknown_fields=True):
+    """One without any extension attribute but the trace, as most are: read once and not twice."""
+
+    datacontenttype: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    dataschema: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    data_base64: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    traceparent: str | msgspec.UnsetType = msgspec.UNSET
+
+    def headers(self, raw: bytes) -> Mapping[str, str]:  # noqa: ARG002 - all of them are known
+        """Return the extension attributes."""
+        return {} if self.traceparent is msgspec.UNSET else {"traceparent": self.traceparent}
+
+
+_plain_decoder = msgspec.json.Decoder(PlainEnvelope)
 _envelope_decoder = msgspec.json.Decoder(Envelope)
 _attributes_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
@@ -178,7 +203,7 @@ class Message(msgspec.Struct, frozen=True):
             position=delivery.position,
             attempt=attempt,
             time=envelope.time,
-            headers=_headers(delivery.envelope),
+            headers=envelope.headers(delivery.envelope),
         )
 
 

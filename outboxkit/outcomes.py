@@ -114,7 +114,7 @@ class Outcomes:
         """Its handler came to an end."""
         self.tried += 1
         if error is None:
-            self._record(work, Outcome(work.delivery, "settled", work.message.attempt))
+            self.recorded.append(Outcome(work.delivery, "settled", work.message.attempt, waited=work.retry is not None))
             if work.handler.after_commit is not None:
                 self.afterwards.append(work)
         elif isinstance(error, ConflictError):  # nobody's failure

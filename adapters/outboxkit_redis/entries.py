@@ -30,6 +30,7 @@ def position(raw: bytes) -> Position:
 def page(stream: Stream, raw_entries: Sequence[Any]) -> Page:
     """Read entries: ``[id, [field, value, ...]]``, the fields None or empty where the entry was deleted."""
     result = Page([], [], [])
+    last_raw, last = None, ORIGIN
     for raw_position, fields in raw_entries:
         if not fields:
             result.gone.append(raw_position)
@@ -38,10 +39,11 @@ def page(stream: Stream, raw_entries: Sequence[Any]) -> Page:
         if at.major > LAST.major or at.minor > LAST.minor:
             continue  # something else wrote it, where no log of ours can ever come: nothing could remember having seen it
         envelope, prev = _content(fields)
-        before = _chained(prev, at)
+        before = last if prev == last_raw else _chained(prev, at)  # mostly it is the one that was just read
         if before is None:
             result.unchained.append(len(result.deliveries))
         result.deliveries.append(Delivery(stream, at, before or ORIGIN, envelope))
+        last_raw, last = raw_position, at
     return result
 
 

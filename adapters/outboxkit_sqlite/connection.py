@@ -31,6 +31,9 @@ SQLite keeps no queue for its lock: whoever looks while it is free has it. Left 
 """
 
 
+_MANY_CURSORS = 1000
+
+
 async def next_look() -> None:
     """Wait until a writer that was refused asks again: a step that can be cancelled, and not in step with other writers."""
     await anyio.sleep(random.uniform(0.001, 0.005))  # noqa: S311 - spreading load is no secret
@@ -51,7 +54,9 @@ class GuardedConnection(sqlite3.Connection):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._cursors: weakref.WeakSet[sqlite3.Cursor] = weakref.WeakSet()
+        self._cursors: list[weakref.ref[sqlite3.Cursor]] = []
+        """Those that somebody may still have, and some that are gone."""
+        self._many_cursors = _MANY_CURSORS
 
     def guard(self) -> None:
         """From now on, refuse transaction control by anyone but `control`."""
@@ -84,8 +89,10 @@ class GuardedConnection(sqlite3.Connection):
         A cursor that was kept before its last row would hold on to the snapshot it reads, and no transaction can write from an
         old snapshot: the connection could not write any more once another process had.
         """
-        for cursor in list(self._cursors):
-            cursor.close()
+        for made in self._cursors:
+            if (cursor := made()) is not None:
+                cursor.close()
+        self._cursors, self._many_cursors = [], _MANY_CURSORS
         self.row_factory, self.text_factory = None, str
 
     def execute(self, *arguments: Any) -> sqlite3.Cursor:
@@ -126,7 +133,10 @@ class GuardedConnection(sqlite3.Connection):
 
     def _remembered(self, cursor: sqlite3.Cursor) -> sqlite3.Cursor:
         if self._guarded:
-            self._cursors.add(cursor)
+            self._cursors.append(weakref.ref(cursor))
+            if len(self._cursors) > self._many_cursors:  # a WeakSet would forget each at once, at three times the price
+                self._cursors = [made for made in self._cursors if made() is not None]
+                self._many_cursors = _MANY_CURSORS + 2 * len(self._cursors)
         return cursor
 
     def _explain(self, error: sqlite3.DatabaseError) -> None:

@@ -91,15 +91,16 @@ class FloorTables:
 
     def walk(self, connection: sqlite3.Connection, floor_id: int, start: Floor) -> Floor:
         """Return where the floor could be, and the hole above it if there is one; changes nothing."""
-        floor = start
-        rows = connection.execute(self._sql(_ABOVE), (floor_id, *start.position, _WALK_LIMIT))
-        for major, minor, prev_major, prev_minor, known_by in rows:
-            if (prev_major, prev_minor) > floor.position:
-                floor = floor._replace(hole=Position(prev_major, prev_minor))
+        at: tuple[int, int] = start.position
+        known_by, hole = start.digest, None
+        rows = connection.execute(self._sql(_ABOVE), (floor_id, *at, _WALK_LIMIT))
+        for major, minor, prev_major, prev_minor, row_known_by in rows:
+            if (prev_major, prev_minor) > at:
+                hole = Position(prev_major, prev_minor)
                 break
-            floor = Floor(Position(major, minor), digest=known_by)
+            at, known_by = (major, minor), row_known_by
         rows.close()
-        return floor
+        return Floor(Position(*at), hole, known_by)
 
     def floors(self, connection: sqlite3.Connection, group: str) -> Iterator[tuple[int, Stream, Floor]]:
         """Yield the id, the stream and the floor of each subscription of a group, as saved."""

@@ -3,6 +3,7 @@
 import sqlite3
 import time
 from collections.abc import Sequence
+from itertools import chain
 
 from outboxkit.inbox import Floor, Outcome, Subscription
 from outboxkit.message import Delivery, Position, digest
@@ -11,10 +12,12 @@ from outboxkit_sqlite.names import filled
 from outboxkit_sqlite.waiting import WaitingTables
 
 # The insert decides: a row that is there was seen.
-_INSERT = """
-    INSERT INTO {inbox} (floor_id, major, minor, prev_major, prev_minor, digest, attempt) VALUES (?, ?, ?, ?, ?, ?, 1)
-    ON CONFLICT DO NOTHING
-"""
+_INSERT = "INSERT INTO {inbox} (floor_id, major, minor, prev_major, prev_minor, digest) VALUES "
+
+_ROW = "(?, ?, ?, ?, ?, ?)"
+
+_MOST_ROWS = 128
+"""In one statement. As all that are smaller a power of two, so that there are few different ones to prepare."""
 
 _KEY = "SELECT key FROM {inbox} WHERE floor_id = ? AND major = ? AND minor = ?"
 
@@ -47,13 +50,26 @@ class InboxTables:
         """See `outboxkit.store.Transaction.receive`. The floor cannot move meanwhile: this transaction holds the write lock."""
         self.floors.require_term(connection, subscription)
         floor = self.floors.floor_at(connection, subscription.id).position
-        insert = self._sql(_INSERT)
+        above = [delivery for delivery in deliveries if delivery.position > floor]
+        # All at once, which takes a third of the time; when some were known, which ones shows one by one. (A RETURNING would
+        # tell, and takes more time by itself than inserting thirty rows.)
+        connection.execute("SAVEPOINT outboxkit_receive")
+        if self._insert(connection, subscription, above) < len(above):
+            connection.execute("ROLLBACK TO outboxkit_receive")
+            above = [delivery for delivery in above if self._insert(connection, subscription, [delivery])]
+        connection.execute("RELEASE outboxkit_receive")
+        return above
 
-        def inserted(delivery: Delivery) -> bool:
-            row = (subscription.id, *delivery.position, *delivery.prev, digest(delivery.envelope))
-            return connection.execute(insert, row).rowcount == 1
-
-        return [delivery for delivery in deliveries if delivery.position > floor and inserted(delivery)]
+    def _insert(self, connection: sqlite3.Connection, subscription: Subscription, deliveries: Sequence[Delivery]) -> int:
+        """Insert the rows that are not there, and return how many that were."""
+        inserted = 0
+        while deliveries:
+            rows = min(_MOST_ROWS, 1 << (len(deliveries).bit_length() - 1))
+            values = [(subscription.id, *each.position, *each.prev, digest(each.envelope)) for each in deliveries[:rows]]
+            statement = self._sql(_INSERT + ", ".join([_ROW] * rows) + " ON CONFLICT DO NOTHING")
+            inserted += connection.execute(statement, tuple(chain.from_iterable(values))).rowcount
+            deliveries = deliveries[rows:]
+        return inserted
 
     def settle(self, connection: sqlite3.Connection, subscription: Subscription, outcomes: Sequence[Outcome]) -> Floor:
         """See `outboxkit.store.Transaction.settle`."""
@@ -62,7 +78,8 @@ class InboxTables:
         waited = [(subscription.id, *outcome.delivery.position) for outcome in outcomes if outcome.waited]
         keys = dict.fromkeys(key for row in waited for (key,) in connection.execute(self._sql(_KEY), row).fetchall())
         for outcome in outcomes:
-            self._record(connection, subscription, outcome, floor.position)
+            if outcome.waited or outcome.state != "settled":  # of the others, the inserted row says it already
+                self._record(connection, subscription, outcome, floor.position)
         for key in keys:
             if key is not None:
                 self.waiting.promote(connection, subscription.id, key)
@@ -71,8 +88,6 @@ class InboxTables:
     def _record(self, connection: sqlite3.Connection, subscription: Subscription, outcome: Outcome, floor: Position) -> None:
         row = (subscription.id, *outcome.delivery.position)
         match outcome.state:
-            case "settled" if not outcome.waited:
-                pass  # what the inserted row says already
             case "settled" if outcome.delivery.position > floor:
                 connection.execute(self._sql(_DONE), (outcome.attempt, *row))
             case "settled" | "deferred":

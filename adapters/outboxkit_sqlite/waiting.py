@@ -13,6 +13,8 @@ from outboxkit_sqlite.floors import FloorTables
 from outboxkit_sqlite.names import filled
 
 # By name: without statistics SQLite takes the primary key for as good, and walks over all that is above the floor.
+_ANY = "SELECT 1 FROM {inbox} INDEXED BY {inbox}_key WHERE floor_id = ? AND state IN ('retry', 'parked', 'held') LIMIT 1"
+
 _BLOCKED = """
     SELECT 1 FROM {inbox} INDEXED BY {inbox}_key WHERE floor_id = ? AND key = ? AND state IN ('retry', 'parked', 'held') LIMIT 1
 """
@@ -67,6 +69,8 @@ class WaitingTables:
 
     def blocked(self, connection: sqlite3.Connection, subscription: Subscription, keys: Collection[str]) -> Collection[str]:
         """See `outboxkit.store.Transaction.blocked`."""
+        if not connection.execute(self._sql(_ANY), (subscription.id,)).fetchone():
+            return ()
         return {key for key in keys if connection.execute(self._sql(_BLOCKED), (subscription.id, key)).fetchone()}
 
     def take(self, connection: sqlite3.Connection, subscription: Subscription, retries: Sequence[Retry]) -> Sequence[Retry]:
