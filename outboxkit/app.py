@@ -1,6 +1,6 @@
 """`App`: a router with a database and a broker, and the loops that run between them."""
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from datetime import datetime, timedelta
 from types import TracebackType
@@ -233,14 +233,16 @@ class App(Router):
         unit = current_unit(self._encoder)
         return await (self.store.cancel(id) if unit is None else unit.cancel(id))
 
-    async def in_unit_of_work(self, declared: Declared, function: Callable[[UnitOfWork], Awaitable[T]]) -> T:
+    async def in_unit_of_work(
+        self, declared: Declared, function: Callable[[UnitOfWork], Coroutine[Any, Any, T]], *, plain: bool = False
+    ) -> T:
         """Run a function in a unit of work, again when the database undid it in favour of another; for decorated functions.
 
         Raises:
             NoUnitOfWorkError: the app is not open. What `unit_of_work` raises, and the function.
         """
         self._require_open()
-        return await in_unit_of_work(self.store, self._encoder, declared, function)
+        return await in_unit_of_work(self.store, self._encoder, declared, function, plain=plain)
 
     @property
     def runs_plain_functions(self) -> bool:

@@ -35,6 +35,9 @@ _Streams = dict[str, Collection[Stream]]
 
 _RETRIES = 100
 
+_GROUPED_AT_ONCE = 8
+"""How many streams' transactions may wait for one commit that they share."""
+
 
 class Consumer:
     """Consumes the topics of one group, for as long as `run` runs."""
@@ -53,7 +56,8 @@ class Consumer:
         self.group = handling.group
         self._store = handling.store
         self._handling = handling
-        self._settler = Settler(handling, slots)
+        self._at_once = _GROUPED_AT_ONCE if handling.grouped else handling.store.concurrency
+        self._settler = Settler(handling, anyio.Semaphore(self._at_once) if handling.grouped else slots)
         self._retrier = Retrier(handling, slots)
         self._membership = membership
         self._topics = topics
@@ -95,8 +99,9 @@ class Consumer:
 
     async def _run(self) -> None:
         async with anyio.create_task_group() as settling:
-            for _ in range(self._store.concurrency):
+            for _ in range(self._at_once):
                 settling.start_soon(self._supervised, "settling", self._settle)
+            for _ in range(self._store.concurrency):
                 settling.start_soon(self._supervised, "retrying", self._retry)
             async with anyio.create_task_group() as reading:
                 reading.start_soon(self._circuits.watch)

@@ -5,7 +5,8 @@ that raises undoes only its own message: its work goes back to the savepoint and
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, TypeVar
 
 from outboxkit.afterwards import run_afterwards
 from outboxkit.attempts import run_segment, segments
@@ -21,6 +22,7 @@ from outboxkit.retry import RetryPolicy
 from outboxkit.store import Store, Transaction
 from outboxkit.unit_of_work import UnitOfWork
 
+T = TypeVar("T")
 _Works = list[Work]
 
 
@@ -48,6 +50,8 @@ class Handling:
         self.group = group
         self.store = store
         self._handlers = handlers
+        self.grouped = store.runs_plain_functions and not any(handler.is_async for handler in handlers.values())
+        """Whether messages are settled on the database's thread, in transactions that share their commit with others."""
         self._encoder = encoder
         self._retry = retry
         self._observer = observer
@@ -56,6 +60,19 @@ class Handling:
     def outcomes(self, known: Failure | None = None) -> Outcomes:
         """Return where to record what becomes of messages in one transaction; see `outboxkit.outcomes.Outcomes`."""
         return Outcomes(self.group, self._observer, known)
+
+    async def in_transaction(self, work: Callable[[Transaction], Coroutine[Any, Any, tuple[T, Sequence[OutboxRow]]]]) -> T:
+        """Run what settles messages in a transaction.
+
+        Args:
+            work: given the transaction; it returns what this returns, and the outbox rows to write.
+        """
+        if self.grouped:
+            return await self.store.grouped(work)
+        async with self.store.transaction() as transaction:
+            result, rows = await work(transaction)
+            await uninterrupted(transaction.commit(rows))
+        return result
 
     async def handle(
         self, transaction: Transaction, works: Sequence[Work], seconds: float, outcomes: Outcomes, *, alone: bool = True

@@ -39,8 +39,13 @@ class Runner(Protocol):
         """Whether its database is driven from a thread, where plain functions can run."""
         ...
 
-    async def in_unit_of_work(self, declared: Declared, function: Callable[[UnitOfWork], Awaitable[R]]) -> R:
-        """Run a function in a unit of work that may publish these events."""
+    async def in_unit_of_work(
+        self, declared: Declared, function: Callable[[UnitOfWork], Coroutine[Any, Any, R]], *, plain: bool
+    ) -> R:
+        """Run a function in a unit of work that may publish these events.
+
+        `plain`: it awaits nothing but `UnitOfWork.run`.
+        """
         ...
 
 
@@ -223,7 +228,7 @@ class Router:
                     publish_returned(unit, returned, qualified_name(plain))
                     return returned
 
-                return await self._required_runner(plain).in_unit_of_work(declared, work)
+                return await self._required_runner(plain).in_unit_of_work(declared, work, plain=not is_async)
 
             call.__signature__ = visible  # type: ignore[attr-defined]
             self._declare(plain, declared, [periodic(plain, call, schedule, visible, names)] if schedule else [])

@@ -10,6 +10,7 @@ A message may also end the process, and then nothing of it is written. So what s
 such deliveries is noted first, and what is noted already is set aside, to be tried alone (see `outboxkit.retrying`).
 """
 
+import time
 from collections.abc import Sequence
 from functools import partial
 
@@ -20,8 +21,9 @@ from outboxkit.conflicts import again_on_conflict
 from outboxkit.errors import ConflictError, LeaseLostError, StoreUnavailableError, TransactionLostError
 from outboxkit.handling import Handling
 from outboxkit.inbox import Subscription, UnlinkedError
-from outboxkit.message import LAST, ORIGIN, Delivery, Position, Stream
+from outboxkit.message import LAST, ORIGIN, Delivery, OutboxRow, Position, Stream
 from outboxkit.outcomes import Failure
+from outboxkit.store import Transaction
 
 _Begun = dict[Stream, tuple[Subscription, Position]]
 _Counts = dict[Stream, int]
@@ -124,16 +126,19 @@ class Settler:
     ) -> int:
         outcomes = self._handling.outcomes(known)
         wary = self._wary.get(subscription.stream, 0)
+
+        async def within(transaction: Transaction) -> tuple[int, Sequence[OutboxRow]]:
+            began = time.monotonic()
+            fresh = await transaction.receive(subscription, run)
+            works = await self._handling.read(transaction, subscription, fresh, outcomes)
+            # Where a transaction costs more by itself, it is shared by more messages.
+            extended = seconds + time.monotonic() - began
+            rows = await self._handling.handle(transaction, works, extended, outcomes, alone=wary > 0)
+            (await transaction.settle(subscription, outcomes.recorded)).require_linked(run[0], gone)
+            return len(run) - len(fresh), rows
+
         try:
-            async with self._store.transaction() as transaction:
-                began = anyio.current_time()
-                fresh = await transaction.receive(subscription, run)
-                works = await self._handling.read(transaction, subscription, fresh, outcomes)
-                # Where a transaction costs more by itself, it is shared by more messages.
-                extended = seconds + anyio.current_time() - began
-                rows = await self._handling.handle(transaction, works, extended, outcomes, alone=wary > 0)
-                (await transaction.settle(subscription, outcomes.recorded)).require_linked(run[0], gone)
-                await uninterrupted(transaction.commit(rows))
+            duplicates = await self._handling.in_transaction(within)
         except TransactionLostError as error:
             if len(run) > 1:  # whose fault it was shows when each is tried alone
                 return await self._settle(subscription, run[:1], seconds, gone)
@@ -150,6 +155,6 @@ class Settler:
             return await self._settle(subscription, run, seconds, gone, known)
         if wary:
             self._wary[subscription.stream] = WARY_RUNS if outcomes.failed else wary - 1
-        self._handling.committed(subscription, outcomes, duplicates=len(run) - len(fresh))
+        self._handling.committed(subscription, outcomes, duplicates)
         deferred = outcomes.deferred_from()
         return sum(deferred is None or delivery.position < deferred for delivery in run)

@@ -16,7 +16,7 @@ A store raises `StoreUnavailableError` for whatever may pass by itself, `Conflic
 favour of another, and leaves no transaction open whatever happens to its caller, cancellation included.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -216,6 +216,20 @@ class Store(InboxStore, RosterStore, LetterStore, LaterStore, Protocol):
 
     def transaction(self) -> AbstractAsyncContextManager[Transaction]:
         """Open a transaction; leaving the block without a commit rolls it back."""
+        ...
+
+    async def grouped(self, work: Callable[[Transaction], Coroutine[Any, Any, tuple[T, Sequence[OutboxRow]]]]) -> T:
+        """Run a transaction in one visit to the database's thread, and commit it, perhaps in one with others that wait.
+
+        Args:
+            work: given the transaction, which it leaves to be committed; it awaits nothing but that. What it returns is
+                what this returns, and outbox rows to write.
+
+        Raises:
+            ConfigurationError: this database is not driven from a thread.
+            ConflictError: one that shared the commit took this one with it; nothing was committed.
+            Exception: what `work` raises, and `Transaction.commit`; nothing was committed, and the others do not notice.
+        """
         ...
 
     async def write(self, transaction: Any, rows: Sequence[OutboxRow]) -> None:

@@ -4,10 +4,11 @@ The current one is kept in a context variable, so that a decorated function call
 joined call is a unit of its own inside a savepoint: if it raises, its rows and its events go together.
 """
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, nullcontext
 from contextvars import ContextVar
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 import anyio
@@ -61,7 +62,8 @@ class UnitOfWork:
         self._open = True
         self._inner = 0
         """Joined calls that are running."""
-        self._joining = anyio.Lock()
+        self._joining: anyio.Lock | None = None
+        """Held by the joined call that is running; made for the first one, as most units have none."""
 
     @property
     def session(self) -> Any:
@@ -177,6 +179,7 @@ class UnitOfWork:
         rows: list[OutboxRow] = []
         cancelled: set[str] = set()
         try:
+            self._joining = self._joining or anyio.Lock()
             async with self._joining, self._transaction.savepoint() if alone else nullcontext():
                 inner = self._inside(self.connection, declared, cause)
                 self._inner += 1
@@ -290,15 +293,31 @@ async def unit_of_work(store: Store, encoder: Encoder, declared: Declared | None
 
 
 async def in_unit_of_work(
-    store: Store, encoder: Encoder, declared: Declared, function: Callable[[UnitOfWork], Awaitable[T]]
+    store: Store, encoder: Encoder, declared: Declared, function: Callable[[UnitOfWork], Coroutine[Any, Any, T]], *, plain: bool
 ) -> T:
     """Run a function in a unit of work, and once more when the database undid it in favour of another transaction.
 
     Inside an open one it joins that, and cannot be repeated without it: its conflict is the outer one's then.
+
+    Args:
+        store: where.
+        encoder: for what it publishes.
+        declared: the events it may publish.
+        function: what to run.
+        plain: whether it awaits nothing but `UnitOfWork.run`, so that it may run on the database's thread as it is.
     """
 
     async def once() -> T:
         async with unit_of_work(store, encoder, declared) as unit:
             return await function(unit)
 
-    return await (once() if current_unit(encoder) else again_on_conflict(once))
+    async def within(transaction: Transaction) -> tuple[T, Sequence[OutboxRow]]:
+        unit = UnitOfWork(transaction, encoder, declared=declared, parent=_current.get())
+        try:
+            return await function(unit), unit.end()
+        finally:
+            unit.close()
+
+    if current_unit(encoder):
+        return await once()
+    return await again_on_conflict(partial(store.grouped, within) if plain else once)

@@ -3,9 +3,10 @@
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
+from typing import Any, NoReturn
 
 from outboxkit.cancellation import uninterrupted
-from outboxkit.errors import OutboxkitError, StoreError, TransactionLostError
+from outboxkit.errors import ConfigurationError, OutboxkitError, StoreError, TransactionLostError
 from outboxkit.later import Period
 from outboxkit.message import ORIGIN, LogEntry, Position, Stream
 from outboxkit.store import Progress
@@ -161,6 +162,10 @@ class PostgresTables(ConsumingTables):
             finally:
                 if not transaction.finished:
                     await uninterrupted(transaction.rollback())
+
+    async def grouped(self, work: Any) -> NoReturn:  # noqa: ARG002 - there is no thread to run it on
+        """See `outboxkit.store.Store.grouped`."""
+        raise ConfigurationError("Postgres is not driven from a thread: use `transaction`")
 
     def commit_seen(self) -> None:
         """Wake whoever waits for the log, here and in other processes."""

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_scoped_session, async_sessionmaker
 from sqlalchemy.orm import Session, scoped_session
@@ -113,6 +113,10 @@ class SQLAlchemyStore:
     def transaction(self) -> AbstractAsyncContextManager[Transaction]:
         """See `outboxkit.store.Store.transaction`."""
         return self._units.transaction()
+
+    async def grouped(self, work: Any) -> NoReturn:  # noqa: ARG002 - a session is not for threads
+        """See `outboxkit.store.Store.grouped`."""
+        raise ConfigurationError("an engine is not driven from a thread: use `transaction`")
 
     async def write(self, transaction: Any, rows: Sequence[OutboxRow]) -> None:
         """See `outboxkit.store.Store.write`; takes sessions and connections of SQLAlchemy's.

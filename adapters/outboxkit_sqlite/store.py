@@ -34,6 +34,7 @@ from outboxkit_sqlite.connection import (
 )
 from outboxkit_sqlite.consuming import ConsumingStore
 from outboxkit_sqlite.failures import meaning, primary_code
+from outboxkit_sqlite.group import CommitGroup
 from outboxkit_sqlite.leases import LeaseTable
 from outboxkit_sqlite.log import OutboxTables
 from outboxkit_sqlite.retained import SQLiteRetainedLog
@@ -101,6 +102,7 @@ class SQLiteStore(ConsumingStore):
                 await writer.run(lambda connection: connection.execute(SHORT_BUSY_TIMEOUT).close())
                 opened.pop_all()
         self._reader, self._writer, self._source = reader, writer, source
+        self._group = CommitGroup(writer, self.turn, self.begun, self.outbox, self.inbox, self.commit_seen, self.failed)
 
     async def aclose(self) -> None:
         """See `outboxkit.store.Store.aclose`."""
@@ -159,6 +161,11 @@ class SQLiteStore(ConsumingStore):
             finally:
                 if not transaction.finished:
                     await uninterrupted(transaction.rollback())
+
+    async def grouped(self, work: Callable[[SQLiteTransaction], Coroutine[Any, Any, tuple[T, Sequence[OutboxRow]]]]) -> T:
+        """See `outboxkit.store.Store.grouped`."""
+        self.require_open()
+        return await self._group.run(work)
 
     async def begun(self, begin: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Begin a transaction as soon as no other process writes; `begin` tries once, and waits for a step at most."""

@@ -5,13 +5,13 @@ from collections.abc import AsyncGenerator, Callable, Collection, Generator, Seq
 from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
 from itertools import count
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 from outboxkit.cancellation import uninterrupted
 from outboxkit.errors import ConfigurationError, NoUnitOfWorkError, TransactionError, TransactionLostError
 from outboxkit.inbox import Floor, Outcome, Retry, Subscription
 from outboxkit.message import Delivery, OutboxRow
-from outboxkit_sqlite.connection import GuardedConnection, ThreadConnection
+from outboxkit_sqlite.connection import GuardedConnection
 from outboxkit_sqlite.inbox import InboxTables
 from outboxkit_sqlite.log import OutboxTables
 
@@ -27,6 +27,19 @@ LOST = (
 )
 
 
+class Writer(Protocol):
+    """The writing connection, from wherever it is used."""
+
+    async def run(self, function: Callable[[GuardedConnection], T]) -> T:
+        """Run a function with it on its thread."""
+        ...
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is neither closed nor being closed."""
+        ...
+
+
 class UnitConnection:
     """The aiosqlite connection for as long as its unit of work is open.
 
@@ -34,8 +47,8 @@ class UnitConnection:
     somebody else's.
     """
 
-    def __init__(self, connection: ThreadConnection) -> None:
-        self._connection: ThreadConnection | None = connection
+    def __init__(self, connection: Writer) -> None:
+        self._connection: Writer | None = connection
 
     def __getattr__(self, name: str) -> Any:
         if name in ("close", "stop"):
@@ -52,7 +65,7 @@ class UnitConnection:
         """Refuse any further use."""
         self._connection = None
 
-    def _open_connection(self) -> ThreadConnection:
+    def _open_connection(self) -> Writer:
         if self._connection is None:
             raise NoUnitOfWorkError("this unit of work has ended: its connection cannot be used any more")
         return self._connection
@@ -84,7 +97,7 @@ class SQLiteTransaction:
 
     def __init__(
         self,
-        writer: ThreadConnection,
+        writer: Writer,
         outbox: OutboxTables,
         inbox: InboxTables,
         committed: Callable[[], None],
@@ -170,19 +183,20 @@ class SQLiteTransaction:
             except sqlite3.IntegrityError as error:
                 raise commit_refused(error) from error
 
-        self._end()
+        self.end()
         await self._on_thread(commit)
         self.finished = True
         self._committed()
 
     async def rollback(self) -> None:
         """End the transaction if it is open; after whatever is still queued on the connection."""
-        self._end()
+        self.end()
         self.finished = True
         if self._writer.is_open:
             await self._on_thread(roll_back)
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        """Refuse any further use."""
         self._ending = True
         self.connection.end()
 

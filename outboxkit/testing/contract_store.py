@@ -2,6 +2,7 @@
 
 from outboxkit.errors import SchemaError
 from outboxkit.store import Store
+from outboxkit.testing.contract_store_grouped import StoreGroupedContract
 from outboxkit.testing.contract_store_inbox import StoreInboxContract
 from outboxkit.testing.contract_store_later import StoreLaterContract
 from outboxkit.testing.contract_store_lease import StoreLeaseContract
@@ -22,6 +23,7 @@ class StoreContract(
     StoreLogContract,
     StoreWritersContract,
     StoreTransactionsContract,
+    StoreGroupedContract,
     StoreRebaseContract,
     StoreLaterContract,
     StoreLeaseContract,

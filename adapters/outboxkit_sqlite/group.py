@@ -1,0 +1,186 @@
+"""Group commit: transactions that wait at the same time share one, each in a savepoint, and with it the wait for the disk.
+
+Whoever finds the writer free runs all that wait by then, in one visit to the connection's thread, and commits once; each hears
+of its own only after that. One that raises goes back to its savepoint, and the others do not notice.
+"""
+
+import contextvars
+import sqlite3
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Generic, NoReturn, TypeVar
+
+import anyio
+
+from outboxkit.cancellation import uninterrupted
+from outboxkit.errors import ConflictError, TransactionLostError
+from outboxkit.message import OutboxRow
+from outboxkit_sqlite.connection import GuardedConnection, ThreadConnection
+from outboxkit_sqlite.inbox import InboxTables
+from outboxkit_sqlite.log import OutboxTables
+from outboxkit_sqlite.transaction import LOST, SQLiteTransaction, commit_refused, roll_back
+
+T = TypeVar("T")
+Work = Callable[[SQLiteTransaction], Coroutine[Any, Any, tuple[T, Sequence[OutboxRow]]]]
+
+_SECONDS = 0.05
+"""After this time a group takes no other transaction in: those that are done wait for the commit."""
+
+_UNDONE = "another transaction ended the one they shared (a conflict clause with ROLLBACK does that): nothing of it is kept"
+
+
+class Job(Generic[T]):
+    """One transaction that waits for its turn, runs, or is over."""
+
+    def __init__(self, work: Work[T]) -> None:
+        self.work = work
+        self.context = contextvars.copy_context()
+        """Of its caller: context variables are there on the thread, too."""
+        self.ended = anyio.Event()
+        self.results: list[T] = []
+        """What came of it, once it has run well."""
+        self.error: BaseException | None = None
+
+    def result(self) -> T:
+        """Return what came of it, or raise."""
+        if self.error is not None:
+            raise self.error
+        return self.results[0]
+
+
+class _Here:
+    """The connection for whoever is on its thread already: nothing is waited for."""
+
+    def __init__(self, connection: GuardedConnection) -> None:
+        self._connection = connection
+
+    is_open = True
+
+    async def run(self, function: Callable[[GuardedConnection], T]) -> T:
+        """Run it."""
+        return function(self._connection)
+
+
+class CommitGroup:
+    """Runs transactions on a connection's thread, and commits those together that wait together.
+
+    Args:
+        writer: the connection.
+        turn: held by whoever uses it.
+        begun: begins a transaction as soon as no other process writes; see `outboxkit_sqlite.store.SQLiteStore.begun`.
+        committed: called after each commit.
+        failed: raises what an SQLite error means.
+    """
+
+    def __init__(
+        self,
+        writer: ThreadConnection,
+        turn: anyio.Lock,
+        begun: Callable[[Callable[[], Coroutine[Any, Any, Any]]], Coroutine[Any, Any, Any]],
+        outbox: OutboxTables,
+        inbox: InboxTables,
+        committed: Callable[[], None],
+        failed: Callable[[sqlite3.Error], NoReturn],
+    ) -> None:
+        self._writer = writer
+        self._turn = turn
+        self._begun = begun
+        self._outbox = outbox
+        self._inbox = inbox
+        self._committed = committed
+        self._failed = failed
+        # Added to and taken away from by tasks, and taken from on the thread, one at a time.
+        self._waiting: deque[Job[Any]] = deque()
+
+    async def run(self, work: Work[T]) -> T:
+        """Run a transaction; see `outboxkit.store.Store.grouped`."""
+        job = Job(work)
+        self._waiting.append(job)
+        try:
+            async with self._turn:
+                if not job.ended.is_set():
+                    await self._commit_what_waits()
+        except BaseException:
+            if self._withdrawn(job):
+                raise
+            await uninterrupted(_seen(job))  # somebody runs it: its caller has to wait until the outcome is known
+            raise
+        return job.result()
+
+    def _withdrawn(self, job: Job[Any]) -> bool:
+        try:
+            self._waiting.remove(job)
+        except ValueError:
+            return False
+        return True
+
+    async def _commit_what_waits(self) -> None:
+        taken: list[Job[Any]] = []
+        try:
+            await self._begun(lambda: self._writer.run(lambda connection: self._together(connection, taken)))
+        finally:
+            for job in taken:
+                job.ended.set()
+            if taken:
+                self._committed()
+
+    # on the thread
+
+    def _together(self, connection: GuardedConnection, taken: list[Job[Any]]) -> None:
+        """Run what waits, and commit; whatever goes wrong is in the jobs, except when nothing has begun."""
+        connection.control("BEGIN IMMEDIATE")
+        until = time.monotonic() + _SECONDS
+        # A deferred constraint fails at the commit, for all: where there can be one, each has a transaction of its own.
+        alone = connection.execute("PRAGMA foreign_keys").fetchone()[0]
+        try:
+            while self._waiting and not (taken and (alone or time.monotonic() > until)):
+                taken.append(self._waiting.popleft())
+                self._run(connection, taken[-1])
+            self._commit(connection)
+        except BaseException as error:  # whoever waits for one of them has to hear of it
+            for job in taken:
+                job.error = job.error or error
+            roll_back(connection)
+
+    def _run(self, connection: GuardedConnection, job: Job[Any]) -> None:
+        connection.execute("SAVEPOINT outboxkit_job")
+        try:
+            transaction = SQLiteTransaction(_Here(connection), self._outbox, self._inbox, self._committed, self._failed)
+            result, rows = job.context.run(_driven, job.work(transaction))
+            transaction.end()
+            connection.leave_clean()
+            self._outbox.insert(connection, rows)
+            job.results.append(result)
+        except BaseException as error:  # its caller's to hear, and nobody else's
+            job.error = error
+            connection.leave_clean()
+            if connection.in_transaction:
+                connection.execute("ROLLBACK TO outboxkit_job")
+        if not connection.in_transaction:
+            job.error = job.error or TransactionLostError(LOST)
+            raise ConflictError(_UNDONE)
+        connection.execute("RELEASE outboxkit_job")
+
+    def _commit(self, connection: GuardedConnection) -> None:
+        try:
+            connection.control("COMMIT")
+        except sqlite3.IntegrityError as error:
+            raise commit_refused(error) from error
+        except sqlite3.Error as error:
+            self._failed(error)
+
+
+async def _seen(job: Job[Any]) -> None:
+    await job.ended.wait()
+
+
+def _driven(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine that waits for nothing to its end, here and now."""
+    try:
+        work.send(None)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    work.close()
+    raise RuntimeError("a transaction on the database's thread awaited something else than itself")
