@@ -10,7 +10,7 @@ slot, eight partitions spread over three equal nodes as 2 to 4 each. By the whol
 sixth topic: how far CRC16 moves with a changed digit depends on what stands behind it.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,21 @@ _FLOOR = ":floor"
 _CLIENTS: Mapping[str, Callable[[Address], Client]] = {"server": SingleClient, "cluster": Cluster, "sentinel": Watched}
 _LONGEST_BLOCK_SECONDS = 5.0
 _START = b"0-0"
+
+
+class _Appending:
+    """The words of a compare-and-append: not made before they are packed, so that the server has those before them by then."""
+
+    def __init__(self, key: str, batch: Append) -> None:
+        self._key = key
+        self._batch = batch
+
+    def __iter__(self) -> Iterator[str | bytes | int]:
+        yield from ("EVAL", _APPEND, 1, self._key, str(self._batch.expected))
+        yield "" if self._batch.prev is None else str(self._batch.prev)
+        for _, (major, minor), envelope in self._batch.entries:
+            yield b"%d-%d" % (major, minor)
+            yield envelope
 
 
 class RedisBroker:
@@ -80,20 +95,13 @@ class RedisBroker:
 
     async def last(self, streams: Collection[Stream]) -> Mapping[Stream, Position]:
         """Return each stream's last position; only positions travel, not the entries that XINFO would bring along."""
-        replies = await self._send(_append(self._key(stream), "", "", ()) for stream in streams)
+        replies = await self._send(_run(_APPEND, self._key(stream), "", "") for stream in streams)
         return {stream: entries.position(reply) for stream, reply in zip(streams, replies, strict=True)}
 
     async def append(self, batches: Sequence[Append]) -> Sequence[Position]:
         """Compare-and-append: one script call for each batch."""
-        replies = await self._send(
-            _append(
-                self._key(batch.stream),
-                str(batch.expected),
-                "" if batch.prev is None else str(batch.prev),
-                (word for _, (major, minor), envelope in batch.entries for word in (b"%d-%d" % (major, minor), envelope)),
-            )
-            for batch in batches
-        )
+        keys = [self._key(batch.stream) for batch in batches]
+        replies = await self._send(Command(key, _Appending(key, batch)) for key, batch in zip(keys, batches, strict=True))
         return [entries.position(reply) for reply in replies]
 
     async def groups(self, streams: Collection[Stream]) -> Mapping[Stream, Mapping[str, Standing]]:
@@ -262,10 +270,6 @@ class RedisBroker:
     def _before(self, delivery: Delivery) -> Command:
         key = self._key(delivery.stream)
         return Command(key, ("XREVRANGE", key, f"({delivery.position}", "-", "COUNT", 1))
-
-
-def _append(key: str, expected: str, prev: str, words: Iterable[str | bytes]) -> Command:
-    return _run(_APPEND, key, expected, prev, *words)
 
 
 def _run(script: str, key: str, *words: str | bytes | int) -> Command:

@@ -7,7 +7,7 @@ is not used: it would have to be longer than the longest wait for entries, and u
 by a cancellation, closes its connection, so that no late reply is taken for another command's.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import anyio
@@ -24,6 +24,7 @@ from outboxkit_redis.refusal import CutOffError, Refusal, Server
 CONNECT_SECONDS = 5.0
 REPLY_SECONDS = 10.0
 CLOSE_SECONDS = 0.8
+_FRAME_BYTES = 16 * 1024
 
 _hiredis: Any = hiredis  # its stubs know commands of one word only
 _pack: Callable[[tuple[str | bytes | int, ...]], bytes] = _hiredis.pack_command
@@ -33,7 +34,8 @@ class Command(NamedTuple):
     """A command, and the key (or keys) it is about, for messages."""
 
     key: str
-    words: tuple[str | bytes | int, ...]
+    words: Iterable[str | bytes | int]
+    """Gone through once each time the command is sent."""
 
 
 class Node:
@@ -106,7 +108,8 @@ class Node:
         pool: Any = self._redis.connection_pool
         connection: Any = await pool.get_connection()
         try:
-            await connection.send_packed_command(b"".join(_pack(command.words) for command in commands))
+            for frame in _frames(commands):
+                await connection.send_packed_command(frame)
             replies: list[Any] = []
             for _ in commands:
                 replies.append(await self._reply(connection))
@@ -123,6 +126,20 @@ class Node:
             return await connection.read_response()
         except ResponseError as refusal:
             return Refusal(refusal, self.server)
+
+
+def _frames(commands: Sequence[Command]) -> Iterator[bytes]:
+    """Pack commands, small ones together, and large ones when those before them are sent: the server works meanwhile."""
+    packed: list[bytes] = []
+    size = 0
+    for command in commands:
+        packed.append(_pack(tuple(command.words)))
+        size += len(packed[-1])
+        if size >= _FRAME_BYTES:
+            yield b"".join(packed)
+            packed, size = [], 0
+    if packed:
+        yield b"".join(packed)
 
 
 async def _dropped(pool: Any, connection: Any) -> None:
