@@ -57,7 +57,7 @@ class Consumer:
         self._store = handling.store
         self._handling = handling
         self._at_once = _GROUPED_AT_ONCE if handling.grouped else handling.store.concurrency
-        self._settler = Settler(handling, anyio.Semaphore(self._at_once) if handling.grouped else slots)
+        self._settler = Settler(handling, anyio.Semaphore(self._at_once, fast_acquire=True) if handling.grouped else slots)
         self._retrier = Retrier(handling, slots)
         self._membership = membership
         self._topics = topics

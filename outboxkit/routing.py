@@ -186,10 +186,12 @@ class Router:
         The function returns an event, a list or tuple of them, or None; with `UnitOfWork.publish` it can publish any number
         on the way. Only the events named here may be published. A parameter annotated `UnitOfWork` is supplied; put it
         first and type checkers know the rest. Calling it inside an open unit of work of the same app joins that, in a
-        savepoint. A plain ``def``, on SQLite, runs on the database's thread; its caller awaits it all the same.
+        savepoint. A plain ``def``, on SQLite, runs on the database's thread; its caller awaits it all the same, and calls that
+        wait at the same time share one commit, which makes them many times faster together.
 
-        When Postgres undoes the transaction in favour of another (a serialization failure, a deadlock), the function runs
-        again, from the start: what it does outside the database has to bear that.
+        When the database undoes the transaction in favour of another, the function runs again, from the start: what it does
+        outside the database has to bear that. Postgres does so after a serialization failure or a deadlock; SQLite when a plain
+        function that shared the commit ended the transaction (by a conflict clause with ROLLBACK).
 
         With `every` or `cron` it is a **periodic function** too, and the app calls it by itself: once for each moment, however
         many processes run, in one transaction with a note of that moment. A parameter annotated `datetime` is given it. When it

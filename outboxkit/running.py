@@ -99,7 +99,7 @@ class Loops:
         return Caller(periodic, self._store, self._encoder, self._settings.relay, limit_seconds, self._observer)
 
     def _consumers(self, groups: Mapping[str, Mapping[str, Handler]]) -> Sequence[Consumer]:
-        slots = anyio.Semaphore(self._store.concurrency)
+        slots = anyio.Semaphore(self._store.concurrency, fast_acquire=True)
         return [self._consumer(group, handlers, slots) for group, handlers in groups.items()]
 
     def _consumer(self, group: str, handlers: Mapping[str, Handler], slots: anyio.Semaphore) -> Consumer:

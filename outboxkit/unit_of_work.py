@@ -179,7 +179,7 @@ class UnitOfWork:
         rows: list[OutboxRow] = []
         cancelled: set[str] = set()
         try:
-            self._joining = self._joining or anyio.Lock()
+            self._joining = self._joining or anyio.Lock(fast_acquire=True)
             async with self._joining, self._transaction.savepoint() if alone else nullcontext():
                 inner = self._inside(self.connection, declared, cause)
                 self._inner += 1

@@ -87,7 +87,7 @@ class SQLiteStore(ConsumingStore):
 
     async def open(self, source: str, partitions: Mapping[str, int] | None = None) -> None:  # noqa: ARG002 - nobody publishes in SQL here
         """See `outboxkit.store.Store.open`."""
-        self.turn, self._committed = anyio.Lock(), anyio.Event()  # these belong to the running event loop
+        self.turn, self._committed = anyio.Lock(fast_acquire=True), anyio.Event()  # these belong to the running event loop
         self._read_at = self._due_at = self._committed, -1
         if not self.path.exists():  # or a mistyped name would become an empty database
             raise SchemaError(
