@@ -96,7 +96,7 @@ class Broker(Protocol):
     # for consumers
 
     async def streams(self, topic: str) -> Collection[Stream]:
-        """Return the registered streams of a topic."""
+        """Return the registered streams of a topic, without what can be none (`Stream.is_possible`)."""
         ...
 
     async def subscribe(self, group: str, stream: Stream, after: Position) -> None:

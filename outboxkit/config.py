@@ -6,9 +6,9 @@ from collections.abc import Mapping
 import msgspec
 
 from outboxkit.errors import ConfigurationError
+from outboxkit.message import MAX_PARTITIONS, NAME
 from outboxkit.retry import Backoff, RetryPolicy
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _PREFIX = re.compile(r"[a-z][a-z0-9_]{0,30}_")
 
 
@@ -18,7 +18,7 @@ def checked_name(kind: str, name: object) -> str:
     Raises:
         ConfigurationError: it is not 1 to 64 of letters, digits, ``.``, ``_`` and ``-``, starting with a letter or digit.
     """
-    if isinstance(name, str) and _NAME.fullmatch(name):
+    if isinstance(name, str) and NAME.fullmatch(name):
         return name
     raise ConfigurationError(f"{kind} {name!r}: use 1 to 64 letters, digits, '.', '_' or '-', starting with a letter or digit")
 
@@ -140,8 +140,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         for topic, count in self.partitions.items():
             checked_name("topic", topic)
-            if not isinstance(count, int) or count < 1:  # pyright: ignore[reportUnnecessaryIsInstance] - callers without a checker
-                raise ConfigurationError(f"topic {topic!r} has {count!r} partitions: a whole number from 1 is needed")
+            if not isinstance(count, int) or not 0 < count <= MAX_PARTITIONS:  # pyright: ignore[reportUnnecessaryIsInstance] - callers without a checker
+                raise ConfigurationError(
+                    f"topic {topic!r} has {count!r} partitions: a whole number from 1 to {MAX_PARTITIONS} is needed"
+                )
         positive = {
             "limits.max_bytes": self.limits.max_bytes,
             "limits.max_depth": self.limits.max_depth,

@@ -19,11 +19,11 @@ class DeadLetters:
 
     async def find(self, which: Letters = EVERY_LETTER, *, limit: int = 100) -> Sequence[DeadLetter]:
         """Return letters without their envelopes, `limit` at most."""
-        return await self._store.letters(which, None, limit, envelopes=False)
+        return await self._letters(which, None, limit, envelopes=False)
 
     async def show(self, name: str) -> Sequence[DeadLetter]:
         """Return the letter of a ref, or those of a message's id (one for each group it failed in), with their envelopes."""
-        return await self._store.letters(Letters(names=[name]), None, _PAGE, envelopes=True)
+        return await self._letters(Letters(names=[name]), None, _PAGE, envelopes=True)
 
     async def retry(self, which: Letters, *, everything: bool = False) -> int:
         """Run letters again, from their first attempt; with the message's id and position, so that the effect happens once.
@@ -95,6 +95,10 @@ class DeadLetters:
     async def _pages(self, which: Letters, *, envelopes: bool) -> AsyncIterator[Sequence[DeadLetter]]:
         # On from the last one, whatever becomes of those before: a letter that dies again at once is not met again.
         after: str | None = None
-        while page := await self._store.letters(which, after, _PAGE, envelopes=envelopes):
+        while page := await self._letters(which, after, _PAGE, envelopes=envelopes):
             yield page
             after = page[-1].ref
+
+    async def _letters(self, which: Letters, after: str | None, limit: int, *, envelopes: bool) -> Sequence[DeadLetter]:
+        asked = which.storable()
+        return await self._store.letters(asked, after, limit, envelopes=envelopes) if asked else []

@@ -64,6 +64,8 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
             letter = msgspec.json.decode(line, type=cls)
             if max(*(place := Place.of(letter.ref)).position, place.floor_id) > LAST.minor or letter.died_at.tzinfo is None:
                 raise ValueError("a ref or a time that no database has given out")
+            if not 0 <= letter.attempts < 2**31 or not _storable(letter.error):
+                raise ValueError("a number of attempts or an error that no database has given out")
             return letter
         except (ValueError, RecursionError) as error:  # msgspec's errors are of this kind, too
             raise EnvelopeError(
@@ -94,6 +96,18 @@ class Letters(msgspec.Struct, frozen=True, kw_only=True):
     def are_all(self) -> bool:
         """Whether nothing is asked for that some do not fit."""
         return all(getattr(self, name) is None for name in self.__struct_fields__)
+
+    def storable(self) -> "Letters | None":
+        """Return the same without names that no letter can have; None when none can fit, as with a NUL in a text."""
+        names = self.names and [name for name in self.names if _storable(name)]
+        texts = (self.group, self.type, self.error)
+        if not all(text is None or _storable(text) for text in texts) or (self.names and not names):
+            return None
+        return msgspec.structs.replace(self, names=names)
+
+
+def _storable(text: str) -> bool:
+    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 EVERY_LETTER = Letters()

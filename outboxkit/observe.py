@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import cast
 
 from outboxkit.message import Message, Position, Stream
+from outboxkit.shown import failure, line
 
 logger = logging.getLogger("outboxkit")
 
@@ -79,26 +80,31 @@ class Observer:
         """A handler raised; the message runs again in `delay_seconds`, or is dead when None."""
         if delay_seconds is None:
             logger.error(
-                "group %s: %s %s is dead after attempt %d: %r", group, message.type, message.id, message.attempt, error
+                "group %s: %s %s is dead after attempt %d: %s",
+                group,
+                message.type,
+                line(message.id),
+                message.attempt,
+                failure(error),
             )
         else:
             logger.warning(
-                "group %s: attempt %d of %s %s failed and is repeated in %.1f s: %r",
+                "group %s: attempt %d of %s %s failed and is repeated in %.1f s: %s",
                 group,
                 message.attempt,
                 message.type,
-                message.id,
+                line(message.id),
                 delay_seconds,
-                error,
+                failure(error),
             )
 
     def after_commit_failed(self, group: str, message: Message, error: Exception) -> None:
         """What was to run after a message's commit raised; the message is settled all the same."""
-        logger.warning("group %s: after the commit of %s %s: %r", group, message.type, message.id, error)
+        logger.warning("group %s: after the commit of %s %s: %s", group, message.type, line(message.id), failure(error))
 
     def undecodable(self, group: str, stream: Stream, position: Position, error: Exception) -> None:
         """An entry could not be read as an event; it is dead, with its bytes."""
-        logger.error("group %s: entry %s of %s is dead: %s", group, position, stream, error)
+        logger.error("group %s: entry %s of %s is dead: %s", group, position, stream, line(str(error)))
 
     def hole_read(self, group: str, stream: Stream, after: Position, upto: Position, count: int) -> None:
         """Entries that were never delivered were read again."""
@@ -144,7 +150,7 @@ class Observer:
 
     def call_failed(self, name: str, moment: datetime, error: Exception, delay_seconds: float) -> None:
         """A periodic function raised; it is called again for that moment, or a later one, in `delay_seconds`."""
-        logger.error("%s failed for %s, and is called again in %.1f s: %r", name, moment, delay_seconds, error)
+        logger.error("%s failed for %s, and is called again in %.1f s: %s", name, moment, delay_seconds, failure(error))
 
     def troubled(self, doing: str, error: Exception, failures: int, seconds: float) -> None:
         """A loop failed `failures` times in a row and tries again in `seconds`; logged at 1, 2, 4, 8, ..."""

@@ -68,9 +68,11 @@ def test_a_setting_that_cannot_work_is_named(path: str, settings: tuple[str, str
         Settings(**given)
 
 
-@pytest.mark.parametrize("count", [0, -1])
-def test_a_topic_has_at_least_one_partition(count: int) -> None:
-    with pytest.raises(ConfigurationError, match=f"topic 'orders' has {count} partitions: a whole number from 1 is needed"):
+@pytest.mark.parametrize("count", [0, -1, 65_537])
+def test_a_topic_has_as_many_partitions_as_can_be(count: int) -> None:
+    with pytest.raises(
+        ConfigurationError, match=f"topic 'orders' has {count} partitions: a whole number from 1 to 65536 is needed"
+    ):
         Settings(partitions={"orders": count})
 
 

@@ -18,7 +18,7 @@ import anyio
 
 from outboxkit.broker import Append, Standing
 from outboxkit.errors import BrokerError
-from outboxkit.message import LAST, Delivery, Position, Stream
+from outboxkit.message import LAST, NAME, Delivery, Position, Stream
 from outboxkit_redis import entries
 from outboxkit_redis.address import Address, parse_url
 from outboxkit_redis.client import Client, GroupRead, SingleClient
@@ -35,6 +35,7 @@ _APPEND, _GROUPS, _TRIM, _SETTLED, _DISMISS = map(_script, ("append", "groups", 
 _TRIM_ENTRIES = 10_000
 """How many entries one script removes at most: nobody else is served meanwhile."""
 _FLOOR = ":floor"
+_SHOWN_CHARACTERS = 64
 _CLIENTS: Mapping[str, Callable[[Address], Client]] = {"server": SingleClient, "cluster": Cluster, "sentinel": Watched}
 _LONGEST_BLOCK_SECONDS = 5.0
 _START = b"0-0"
@@ -125,12 +126,7 @@ class RedisBroker:
         """Return the registered streams of a topic."""
         key = self._registry(topic)
         (members,) = await self._send([Command(key, ("SMEMBERS", key))])
-        found: list[Stream] = []
-        for member in members:
-            partition, _, source = member.decode(errors="replace").partition(":")
-            if partition.isdecimal() and source:  # nothing else was announced by us
-                found.append(Stream(topic, int(partition), source))
-        return sorted(found)
+        return sorted(stream for member in members if (stream := entries.announced(topic, member)))
 
     async def subscribe(self, group: str, stream: Stream, after: Position) -> None:
         """Make the group, and with it an empty stream where there is none yet."""
@@ -260,16 +256,18 @@ class RedisBroker:
         for page in pages:
             unchained += (len(found) + index for index in page.unchained)
             found += page.deliveries
-        if unchained:
-            replies = await self._send(self._before(found[index]) for index in unchained)
-            for index, reply in zip(unchained, replies, strict=True):
-                if reply:
-                    found[index] = found[index]._replace(prev=entries.position(reply[0][0]))
+        before = {index: found[index].position for index in unchained}
+        while before:
+            replies = await self._send(self._before(found[index].stream, at) for index, at in before.items())
+            ends = {index: entries.position(reply[0][0]) for index, reply in zip(before, replies, strict=True) if reply}
+            before = {index: at for index, at in ends.items() if not entries.storable(at)}  # it was passed over, too
+            for index in ends.keys() - before.keys():
+                found[index] = found[index]._replace(prev=ends[index])
         return found
 
-    def _before(self, delivery: Delivery) -> Command:
-        key = self._key(delivery.stream)
-        return Command(key, ("XREVRANGE", key, f"({delivery.position}", "-", "COUNT", 1))
+    def _before(self, stream: Stream, at: Position) -> Command:
+        key = self._key(stream)
+        return Command(key, ("XREVRANGE", key, f"({at}", "-", "COUNT", 1))
 
 
 def _run(script: str, key: str, *words: str | bytes | int) -> Command:
@@ -280,10 +278,16 @@ def _standings(groups: Iterable[Any]) -> dict[str, Standing]:
     """Put groups and what they have settled together; what has settled something is a group, even if it lost its place here."""
     found: dict[str, Standing] = {}
     for raw_name, delivered, oldest, idle_milliseconds in groups:
-        name: str = raw_name.decode(errors="replace")
+        name = _group(raw_name)
         settled = min(entries.position(oldest).before() if oldest else entries.position(delivered), LAST)
         settled = Position(settled.major, min(settled.minor, LAST.minor))
-        known = found.get(name.removesuffix(_FLOOR), Standing(LAST))
+        known = found.get(name, Standing(LAST))
         idle_seconds = known.idle_seconds if idle_milliseconds < 0 else idle_milliseconds / 1000
-        found[name.removesuffix(_FLOOR)] = Standing(min(settled, known.settled), idle_seconds)
+        found[name] = Standing(min(settled, known.settled), idle_seconds)
     return found
+
+
+def _group(raw_name: bytes) -> str:
+    """Return a group's name; of one that is not ours, and could be anything, something that can be shown and stored."""
+    name = raw_name.decode(errors="backslashreplace").removesuffix(_FLOOR)
+    return name if NAME.fullmatch(name) else ascii(name)[:_SHOWN_CHARACTERS]

@@ -1,10 +1,13 @@
 """Reading stream entries as Redis returns them."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from outboxkit.message import LAST, ORIGIN, Delivery, Position, Stream
+
+_ANNOUNCED = re.compile(r"(0|[1-9][0-9]{0,4}):(.+)")
 
 
 class Page(NamedTuple):
@@ -27,6 +30,18 @@ def position(raw: bytes) -> Position:
     return Position(int(major), int(minor))
 
 
+def storable(at: Position) -> bool:
+    """Whether databases can keep a position: Redis has a bit more for each number."""
+    return at.major <= LAST.major and at.minor <= LAST.minor
+
+
+def announced(topic: str, raw: bytes) -> Stream | None:
+    """Read ``<partition>:<source>``; None for what we cannot have announced."""
+    match = _ANNOUNCED.fullmatch(raw.decode(errors="replace"))
+    stream = match and Stream(topic, int(match[1]), match[2])
+    return stream if stream and stream.is_possible else None
+
+
 def page(stream: Stream, raw_entries: Sequence[Any]) -> Page:
     """Read entries: ``[id, [field, value, ...]]``, the fields None or empty where the entry was deleted."""
     result = Page([], [], [])
@@ -36,7 +51,7 @@ def page(stream: Stream, raw_entries: Sequence[Any]) -> Page:
             result.gone.append(raw_position)
             continue
         at = position(raw_position)
-        if at.major > LAST.major or at.minor > LAST.minor:
+        if not storable(at):
             continue  # something else wrote it, where no log of ours can ever come: nothing could remember having seen it
         envelope, prev = _content(fields)
         before = last if prev == last_raw else _chained(prev, at)  # mostly it is the one that was just read
@@ -57,10 +72,10 @@ def _content(fields: Sequence[bytes]) -> tuple[bytes, bytes]:
 
 def _chained(prev: bytes, at: Position) -> Position | None:
     try:
-        before = position(prev)
+        before = Position.parse(prev.decode("ascii"))
     except ValueError:
         return None
-    return before if ORIGIN <= before < at else None
+    return before if storable(before) and before < at else None
 
 
 def _readable(named: Mapping[bytes, bytes]) -> bytes:

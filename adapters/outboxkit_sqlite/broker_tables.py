@@ -102,7 +102,7 @@ def announce(connection: sqlite3.Connection, streams: Collection[Stream]) -> Non
 
 def announced(connection: sqlite3.Connection, topic: str) -> list[Stream]:
     """Return the registered streams of a topic."""
-    return [Stream(*row) for row in connection.execute(_ANNOUNCED, (topic,))]
+    return [stream for row in connection.execute(_ANNOUNCED, (topic,)) if (stream := Stream(*row)).is_possible]
 
 
 def last(connection: sqlite3.Connection, streams: Collection[Stream]) -> dict[Stream, Position]:

@@ -14,6 +14,7 @@ from typing import Any, TextIO, cast
 import click
 import msgspec
 
+from outboxkit import shown
 from outboxkit.app import App
 from outboxkit.cli.failures import Commands, Failure, Misuse
 from outboxkit.cli.loading import with_app
@@ -22,6 +23,8 @@ from outboxkit.letter import DeadLetter, Letters
 from outboxkit.message import Delivery, Envelope, Message
 
 _SUMMARY_CHARACTERS = 60
+_KEY_CHARACTERS = 100
+_VALUE_CHARACTERS = 5000
 _PAGE = 200
 
 
@@ -86,7 +89,7 @@ def show(app: App, *, name: str, payload: bool, as_json: bool) -> None:
 
     letters = asyncio.run(find())
     if not letters:
-        raise Failure(f"no dead letter is called {name}: `outboxkit dead list` shows those that there are")
+        raise Failure(f"no dead letter is called {shown.line(name)}: `outboxkit dead list` shows those that there are")
     described = [{**_fields(letter), "error": letter.error, **_content(letter, payload=payload)} for letter in letters]
     if as_json:
         click.echo(json.dumps({"app": app.name, "dead": described}))
@@ -235,22 +238,30 @@ def _content(letter: DeadLetter, *, payload: bool) -> dict[str, object]:
     except EnvelopeError:
         return {"headers": None, **({"envelope": raw.decode("utf-8", "backslashreplace")} if payload else {})}
     time = None if message.time is None else message.time.isoformat()
-    event = {"payload": msgspec.json.decode(bytes(envelope.data))} if payload else {}
+    event = {"payload": _event(bytes(envelope.data))} if payload else {}
     return {"headers": {"time": time, **message.headers}, **event}
+
+
+def _event(data: bytes) -> object:
+    """Return what an event holds; its text where that is too much for Python: 1e400, thousands of digits, of levels."""
+    try:
+        event = msgspec.json.decode(data)
+        json.dumps(event, indent=2)
+    except (ValueError, RecursionError):
+        return data.decode("utf-8", "backslashreplace")
+    return event
 
 
 def _table(letters: Sequence[DeadLetter]) -> str:
     now = datetime.now(UTC)
-    lines = [("REF", "TYPE", "KEY", "GROUP", "ATTEMPTS", "DIED", "ERROR")]
+    rows = [("REF", "TYPE", "KEY", "GROUP", "ATTEMPTS", "DIED", "ERROR")]
     for letter in letters:
-        summary = letter.summary
-        if len(summary) > _SUMMARY_CHARACTERS:
-            summary = f"{summary[: _SUMMARY_CHARACTERS - 3]}..."
         died = _ago((now - letter.died_at).total_seconds())
-        kept = (letter.type or "?", letter.key or "-", letter.group, str(letter.attempts), died, summary)
-        lines.append((letter.ref, *kept))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+        summary = shown.line(letter.summary, _SUMMARY_CHARACTERS - 3)
+        key = "-" if letter.key is None else shown.line(letter.key, _KEY_CHARACTERS)
+        rows.append((letter.ref, letter.type or "?", key, letter.group, str(letter.attempts), died, summary))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
 def _ago(seconds: float) -> str:
@@ -262,12 +273,16 @@ def _ago(seconds: float) -> str:
 
 def _page(described: Mapping[str, object]) -> str:
     long = ("error", "payload", "envelope", "headers", "summary")
-    lines = [f"{name:14} {'-' if value is None else value}" for name, value in described.items() if name not in long]
+    page = [_named(name, "-" if value is None else value) for name, value in described.items() if name not in long]
     headers = cast("Mapping[str, object]", described["headers"] or {})
-    lines += [f"{name:14} {value}" for name, value in headers.items()]
-    lines += ["", str(described["error"]).rstrip()]
+    page += [_named(name, value) for name, value in headers.items()]
+    page += ["", shown.lines(str(described["error"]).rstrip())]
     for name in ("payload", "envelope"):
         if name in described:
             value = described[name]
-            lines += ["", value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False)]
-    return "\n".join(lines)
+            page += ["", shown.lines(value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False))]
+    return "\n".join(page)
+
+
+def _named(name: str, value: object) -> str:
+    return f"{shown.line(name):14} {shown.line(str(value), _VALUE_CHARACTERS)}"
