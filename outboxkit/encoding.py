@@ -12,7 +12,7 @@ import msgspec
 from outboxkit.config import Settings
 from outboxkit.errors import PayloadError, PayloadTooLargeError, UndeclaredEventError
 from outboxkit.events import EventType, event_type, qualified
-from outboxkit.message import CORE_ATTRIBUTES, Due, OutboxRow, new_id
+from outboxkit.message import CORE_ATTRIBUTES, TEXT_BYTES, Due, OutboxRow, new_id
 from outboxkit.payload import check_plain
 
 _HEADER_NAME = re.compile(r"[a-z0-9]{1,20}")  # CloudEvents 1.0.2, "Naming conventions"
@@ -130,9 +130,13 @@ def _require_declared(event: object, declared: Mapping[type[Any], EventType] | N
 def _checked_key(value: object, where: str) -> str | None:
     if value is None:
         return None
-    key = str(value)
-    if not key or len(key) > 1024:
-        raise PayloadError(f"{where}: its key has {len(key)} characters: 1 to 1024 are needed; nothing was published")
+    try:
+        key = str(value)
+    except Exception as error:  # a number of too many digits, or whatever a class of the user's raises
+        raise PayloadError(f"{where}: its key cannot be written as text: {error!r}; nothing was published") from error
+    size = len(key.encode(errors="surrogatepass"))
+    if not 0 < size <= TEXT_BYTES:
+        raise PayloadError(f"{where}: its key has {size} bytes: 1 to {TEXT_BYTES} are needed; nothing was published")
     return key
 
 

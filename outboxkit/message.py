@@ -13,6 +13,12 @@ import msgspec
 
 from outboxkit.errors import EnvelopeError
 
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+"""What apps, topics, groups, readers and event types may be called: everything on the way can have it as it is."""
+
+MAX_PARTITIONS = 65_536
+"""Of a topic."""
+
 _POSITION = re.compile(r"([0-9]{1,20})-([0-9]{1,20})")
 
 
@@ -54,6 +60,11 @@ class Stream(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.topic}:{self.partition}:{self.source}"
+
+    @property
+    def is_possible(self) -> bool:
+        """Whether an app can have such a stream. What else is found among a topic's streams, somebody else put there."""
+        return 0 <= self.partition < MAX_PARTITIONS and NAME.fullmatch(self.source) is not None
 
 
 class LogEntry(NamedTuple):
@@ -105,6 +116,10 @@ def digest(envelope: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(envelope, digest_size=8).digest(), "big", signed=True)
 
 
+TEXT_BYTES = 1024
+"""How long a key or an id may be, in UTF-8: Postgres has no index over texts of more than some 2,700 bytes."""
+
+
 class Envelope(msgspec.Struct, frozen=True):
     """A CloudEvents 1.0 event in JSON (https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/formats/json-format.md).
 
@@ -129,11 +144,15 @@ class Envelope(msgspec.Struct, frozen=True):
         try:
             raw.decode()  # the decoder passes over what it does not need without looking
             try:
-                return _plain_decoder.decode(raw)
+                envelope: Envelope = _plain_decoder.decode(raw)
             except msgspec.ValidationError:
-                return _envelope_decoder.decode(raw)
+                envelope = _envelope_decoder.decode(raw)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise EnvelopeError(f"not a CloudEvents 1.0 JSON envelope: {error}") from error
+        _require_storable("id", envelope.id)
+        if envelope.subject is not None:
+            _require_storable("subject", envelope.subject)
+        return envelope
 
     def headers(self, raw: bytes) -> Mapping[str, str]:
         """Return the extension attributes, given the bytes this was read from.
@@ -155,6 +174,14 @@ class PlainEnvelope(Envelope, frozen=True, forbid_unknown_fields=True):
     def headers(self, raw: bytes) -> Mapping[str, str]:  # noqa: ARG002 - all of them are known
         """Return the extension attributes."""
         return {} if self.traceparent is msgspec.UNSET else {"traceparent": self.traceparent}
+
+
+def _require_storable(name: str, value: str) -> None:
+    """Refuse what an inbox could not keep: nobody who publishes with this library can have written it."""
+    if len(value) > TEXT_BYTES // 4 and len(value.encode()) > TEXT_BYTES:
+        raise EnvelopeError(f"its {name} is longer than {TEXT_BYTES} bytes")
+    if "\0" in value:
+        raise EnvelopeError(f"its {name} holds a NUL character")
 
 
 _plain_decoder = msgspec.json.Decoder(PlainEnvelope)

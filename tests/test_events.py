@@ -301,9 +301,9 @@ def test_a_key_is_an_attribute_a_function_or_what_the_publisher_says() -> None:
     assert encoder().row(Payload(key=None)).key is None
 
 
-@pytest.mark.parametrize("key", ["", "k" * 1025])
-def test_a_key_of_no_or_too_many_characters_is_refused(key: str) -> None:
-    reason = r"event 'payload': its key has \d+ characters: 1 to 1024 are needed"
+@pytest.mark.parametrize("key", ["", "k" * 1025, "ü" * 513])
+def test_a_key_of_no_or_too_many_bytes_is_refused(key: str) -> None:
+    reason = r"event 'payload': its key has \d+ bytes: 1 to 1024 are needed"
     with pytest.raises(PayloadError, match=reason):
         encoder().row(Payload(key=key))
     with pytest.raises(PayloadError, match=reason):
@@ -311,7 +311,13 @@ def test_a_key_of_no_or_too_many_characters_is_refused(key: str) -> None:
 
 
 def test_a_key_of_the_longest_length_is_fine() -> None:
-    assert row_of(key="k" * 1024).key == "k" * 1024
+    for key in ("k" * 1024, "ü" * 512):
+        assert row_of(key=key).key == key
+
+
+def test_a_key_that_cannot_be_written_as_text_is_refused() -> None:
+    with pytest.raises(PayloadError, match="its key cannot be written as text: ValueError"):
+        encoder().row(Payload(key=10**5_000))
 
 
 # headers
@@ -470,7 +476,7 @@ def test_whatever_json_can_carry_reads_back_equal_or_is_refused(value: dict[str,
 @quickly
 @given(st.text(st.characters(), min_size=1), st.text(st.characters()))
 def test_any_key_and_header_reads_back_equal_or_is_refused(key: str, header: str) -> None:
-    assume(len(key) <= 1024)
+    assume(len(key.encode()) <= 1024)
     try:
         row = row_of(key=key, headers={"header": header})
     except PayloadError:

@@ -123,6 +123,27 @@ def test_bytes_that_are_no_envelope_are_refused_as_such(raw: bytes) -> None:
         Envelope.decode(raw)
 
 
+KEPT_NOWHERE = {
+    "NUL in the id": envelope(id="a\0"),
+    "NUL in the key": envelope(subject="\0"),
+    "an id of 1,025 bytes": envelope(id="ü" * 512 + "x"),
+    "a key of 1,025 characters": envelope(subject="k" * 1025),
+    "a key of 1,026 bytes": envelope(subject="無" * 342),
+}
+
+
+@pytest.mark.parametrize("raw", KEPT_NOWHERE.values(), ids=KEPT_NOWHERE.keys())
+def test_an_id_or_key_that_some_inbox_could_not_keep_is_refused(raw: bytes) -> None:
+    with pytest.raises(EnvelopeError, match=r"its (id|subject) (is longer than 1024 bytes|holds a NUL character)"):
+        Envelope.decode(raw)
+
+
+def test_the_longest_id_and_key_are_read() -> None:
+    for text in ("k" * 1024, "ü" * 512, "無" * 341):
+        decoded = Envelope.decode(envelope(id=text, subject=text))
+        assert decoded.id == decoded.subject == text
+
+
 ODD = {
     "a 5,000-digit integer in data": envelope_with(b"9" * 5_000, b"data"),
     "a 5,000-digit integer as a header": envelope_with(b"9" * 5_000),

@@ -182,7 +182,7 @@ async def test_what_sql_publishes_is_an_envelope_like_any_other(postgres_url: st
 
 
 async def test_sql_chooses_the_same_partition_as_python(postgres_url: str) -> None:
-    keys = [*(f"key-{number}" for number in range(60)), "ü", "無", "\U0001f4a5", "a b", "'", "k" * 1024, "ü" * 1024]
+    keys = [*(f"key-{number}" for number in range(60)), "ü", "無", "\U0001f4a5", "a b", "'", "k" * 1024, "ü" * 512]
     topics = {"plain": 8, "wide": 64, "odd": 7, "one": 1, "huge": 65_536}
     async with opened(postgres_url) as store:
         await store.aclose()

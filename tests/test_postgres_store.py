@@ -18,9 +18,9 @@ from outboxkit.errors import (
     StoreUnavailableError,
 )
 from outboxkit.inbox import Outcome
-from outboxkit.message import ORIGIN, Delivery, Position, Stream
+from outboxkit.message import ORIGIN, Stream
 from outboxkit.testing.postgres_server import PostgresServer
-from outboxkit.testing.rows import EVERYTHING, envelopes, log_of, new_rows, publish
+from outboxkit.testing.rows import EVERYTHING, deliveries, envelopes, log_of, new_rows, publish
 from outboxkit.testing.server_process import free_port
 from outboxkit_postgres import PostgresStore
 from tests.postgres import SOURCE, ask, connected, opened
@@ -262,7 +262,7 @@ async def test_a_search_path_without_a_schema_says_what_to_write(postgres_url: s
 # encodings
 
 
-async def test_a_database_that_lacks_characters_still_keeps_the_error_of_a_message(postgres_url: str) -> None:
+async def test_a_database_that_lacks_characters_still_keeps_messages_that_have_them(postgres_url: str) -> None:
     name = f"{urlsplit(postgres_url).path[1:]}_latin"
     await ask(postgres_url, f"CREATE DATABASE {name} ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0")
     latin = urlsplit(postgres_url)._replace(path=f"/{name}").geturl()
@@ -270,12 +270,16 @@ async def test_a_database_that_lacks_characters_still_keeps_the_error_of_a_messa
         async with opened(latin) as store:
             stream = Stream("topic", 0, "elsewhere")
             subscription, _ = await store.subscribe("group", stream)
-            delivery = Delivery(stream, Position(1, 0), ORIGIN, b"envelope")
+            dead, late = deliveries(stream, [1, 2])
             async with store.transaction() as transaction:
-                await transaction.receive(subscription, [delivery])
-                await transaction.settle(subscription, [Outcome(delivery, "dead", 1, 0.0, "無 ü")])
+                await transaction.receive(subscription, [dead, late])
+                outcomes = [Outcome(dead, "dead", 1, 0.0, "無 ü"), Outcome(late, "retry", 1, id="無", type="tüp", key="無")]
+                await transaction.settle(subscription, outcomes)
                 await transaction.commit()
-            assert await ask(latin, "SELECT error FROM outboxkit_inbox") == [(r"\u7121 \xfc",)]
+            async with store.transaction() as transaction:
+                assert set(await transaction.blocked(subscription, ["無", "ü", "key"])) == {"無"}
+            rows = await ask(latin, "SELECT error, id, type, key FROM outboxkit_inbox ORDER BY major")
+            assert rows == [(r"\u7121 \xfc", None, None, None), (None, r"\u7121", r"t\xfcp", r"\u7121")]
     finally:
         await ask(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
 

@@ -52,12 +52,11 @@ _FAIL = at_positions("""
 class InboxTables:
     """The statements that settle messages; each method takes the connection it runs on."""
 
-    def __init__(self, names: Names, *, plain_errors: bool = False) -> None:
+    def __init__(self, names: Names, *, plain_texts: bool = False) -> None:
         self._sql = names.sql
-        self._plain_errors = plain_errors
-        """Whether the database's encoding has not every character, so that an error may hold some it could not keep."""
         self.floors = FloorTables(names)
-        self.waiting = WaitingTables(names, self.floors)
+        self.waiting = WaitingTables(names, self.floors, plain_texts=plain_texts)
+        self.storable = self.waiting.storable
 
     async def receive(self, link: Link, subscription: Subscription, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
         """See `outboxkit.store.Transaction.receive`."""
@@ -90,12 +89,8 @@ class InboxTables:
         _, floor = await self.floors.move(link, subscription.id)
         return floor
 
-    def storable(self, error: str) -> str:
-        """Return an error's text with what this database's encoding has."""
-        return error.encode("ascii", "backslashreplace").decode() if self._plain_errors else error
-
     def _failed(self, outcome: Outcome) -> tuple[Any, ...]:
-        error = None if outcome.error is None else self.storable(outcome.error)
-        about = (outcome.id, outcome.type, outcome.key)
+        texts = (outcome.error, outcome.id, outcome.type, outcome.key)
+        error, *about = (None if text is None else self.storable(text) for text in texts)
         failure = (outcome.state, outcome.attempt, error, outcome.delivery.envelope)
         return (*outcome.delivery.position, *failure, *about, outcome.delay_seconds, outcome.alone)

@@ -14,8 +14,8 @@ BEGIN
         RAISE EXCEPTION '{prefix}publish: topic % and type % have to be 1 to 64 letters, digits, ".", "_" or "-", starting with a letter or digit',
             quote_nullable(topic), quote_nullable(type) USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    IF data IS NULL OR key = '' OR length(key) > 1024 THEN
-        RAISE EXCEPTION '{prefix}publish: data is needed, and a key of 1 to 1024 characters or NULL'
+    IF data IS NULL OR key = '' OR octet_length(convert_to(key, 'UTF8')) > 1024 THEN
+        RAISE EXCEPTION '{prefix}publish: data is needed, and a key of 1 to 1024 bytes in UTF-8 or NULL'
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
     envelope := convert_to(json_strip_nulls(json_build_object(

@@ -75,7 +75,7 @@ class PostgresTables(ConsumingTables):
         except BaseException:
             await self._database.aclose()
             raise
-        inbox = InboxTables(names, plain_errors=encoding != "UTF8")
+        inbox = InboxTables(names, plain_texts=encoding != "UTF8")
         self._tables = Tables(
             outbox=OutboxTable(names),
             ticks=TickLog(names, source),

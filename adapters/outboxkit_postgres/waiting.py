@@ -85,13 +85,21 @@ _RETRIES = """
 class WaitingTables:
     """The statements on what waits; each method takes the connection it runs on."""
 
-    def __init__(self, names: Names, floors: FloorTables) -> None:
+    def __init__(self, names: Names, floors: FloorTables, *, plain_texts: bool) -> None:
         self._sql = names.sql
         self._floors = floors
+        self._plain_texts = plain_texts
+        """Whether the database's encoding has not every character, so that a text may hold some it could not keep."""
+
+    def storable(self, text: str) -> str:
+        """Return a text with what this database's encoding has; of keys two may become one, which then wait for each other."""
+        return text.encode("ascii", "backslashreplace").decode() if self._plain_texts else text
 
     async def blocked(self, link: Link, subscription: Subscription, keys: Collection[str]) -> Collection[str]:
         """See `outboxkit.store.Transaction.blocked`. A statement after the lock, so that it sees what that waited for."""
-        return {key for (key,) in await link.fetch(self._sql(_BLOCKED), subscription.id, list(keys))}
+        stored = {key: self.storable(key) for key in keys}
+        found = {key for (key,) in await link.fetch(self._sql(_BLOCKED), subscription.id, list({*stored.values()}))}
+        return {key for key, text in stored.items() if text in found}
 
     async def take(self, link: Link, subscription: Subscription, retries: Sequence[Retry]) -> Sequence[Retry]:
         """See `outboxkit.store.Transaction.take`."""
