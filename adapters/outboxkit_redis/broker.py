@@ -18,8 +18,8 @@ import anyio
 
 from outboxkit.broker import Append, Standing
 from outboxkit.errors import BrokerError
-from outboxkit.message import LAST, NAME, Delivery, Position, Stream
-from outboxkit_redis import entries
+from outboxkit.message import Delivery, Position, Stream
+from outboxkit_redis import entries, replies
 from outboxkit_redis.address import Address, parse_url
 from outboxkit_redis.client import Client, GroupRead, SingleClient
 from outboxkit_redis.cluster import Cluster
@@ -34,8 +34,6 @@ def _script(name: str) -> str:
 _APPEND, _GROUPS, _TRIM, _SETTLED, _DISMISS = map(_script, ("append", "groups", "trim", "settled", "dismiss"))
 _TRIM_ENTRIES = 10_000
 """How many entries one script removes at most: nobody else is served meanwhile."""
-_FLOOR = ":floor"
-_SHOWN_CHARACTERS = 64
 _CLIENTS: Mapping[str, Callable[[Address], Client]] = {"server": SingleClient, "cluster": Cluster, "sentinel": Watched}
 _LONGEST_BLOCK_SECONDS = 5.0
 _START = b"0-0"
@@ -96,47 +94,50 @@ class RedisBroker:
 
     async def last(self, streams: Collection[Stream]) -> Mapping[Stream, Position]:
         """Return each stream's last position; only positions travel, not the entries that XINFO would bring along."""
-        replies = await self._send(_run(_APPEND, self._key(stream), "", "") for stream in streams)
-        return {stream: entries.position(reply) for stream, reply in zip(streams, replies, strict=True)}
+        answers = await self._send(_run(_APPEND, self._key(stream), "", "") for stream in streams)
+        return {stream: replies.position(reply) for stream, reply in zip(streams, answers, strict=True)}
 
     async def append(self, batches: Sequence[Append]) -> Sequence[Position]:
         """Compare-and-append: one script call for each batch."""
         keys = [self._key(batch.stream) for batch in batches]
-        replies = await self._send(Command(key, _Appending(key, batch)) for key, batch in zip(keys, batches, strict=True))
-        return [entries.position(reply) for reply in replies]
+        answers = await self._send(Command(key, _Appending(key, batch)) for key, batch in zip(keys, batches, strict=True))
+        return [replies.position(reply) for reply in answers]
 
     async def groups(self, streams: Collection[Stream]) -> Mapping[Stream, Mapping[str, Standing]]:
         """Return how far each group is."""
-        replies = await self._send(_run(_GROUPS, self._key(stream)) for stream in streams)
-        return {stream: _standings(reply) for stream, reply in zip(streams, replies, strict=True)}
+        answers = await self._send(_run(_GROUPS, self._key(stream)) for stream in streams)
+        return {stream: replies.standings(reply) for stream, reply in zip(streams, answers, strict=True)}
 
     async def trim(self, stream: Stream, upto: Position) -> int:
         """Remove entries, some in each round trip."""
         total, more = 0, 1
         while more:
-            ((removed, more),) = await self._send([_run(_TRIM, self._key(stream), str(upto), _TRIM_ENTRIES)])
+            (reply,) = await self._send([_run(_TRIM, self._key(stream), str(upto), _TRIM_ENTRIES)])
+            removed, more = replies.removed(reply)
             total += removed
         return total
 
     async def dismiss(self, group: str, streams: Collection[Stream]) -> None:
         """Destroy the group."""
-        await self._send(_run(_DISMISS, self._key(stream), group, group + _FLOOR) for stream in streams)
+        await self._send(_run(_DISMISS, self._key(stream), group, group + replies.FLOOR) for stream in streams)
 
     async def streams(self, topic: str) -> Collection[Stream]:
         """Return the registered streams of a topic."""
         key = self._registry(topic)
         (members,) = await self._send([Command(key, ("SMEMBERS", key))])
-        return sorted(stream for member in members if (stream := entries.announced(topic, member)))
+        return replies.announced(topic, members)
 
     async def subscribe(self, group: str, stream: Stream, after: Position) -> None:
         """Make the group, and with it an empty stream where there is none yet."""
         key = self._key(stream)
         make = Command(key, ("XGROUP", "CREATE", key, group, str(after), "MKSTREAM"))
-        await self._send([make, _run(_SETTLED, key, group + _FLOOR, str(after))], accept="BUSYGROUP")
+        await self._send([make, _run(_SETTLED, key, group + replies.FLOOR, str(after))], accept="BUSYGROUP")
 
     async def settled(self, group: str, floors: Mapping[Stream, Position]) -> None:
         """Note what the group has settled."""
-        await self._send(_run(_SETTLED, self._key(stream), group + _FLOOR, str(floor)) for stream, floor in floors.items())
+        await self._send(
+            _run(_SETTLED, self._key(stream), group + replies.FLOOR, str(floor)) for stream, floor in floors.items()
+        )
 
     async def read(
         self, group: str, reader: str, streams: Collection[Stream], *, limit: int, wait_seconds: float
@@ -152,7 +153,7 @@ class RedisBroker:
         while True:
             block_seconds = min(deadline - anyio.current_time(), _LONGEST_BLOCK_SECONDS)
             if found := await self._client.read(read, keys, block_seconds=block_seconds):
-                return await self._deliveries([entries.page(by_key[key], page) for key, page in found])
+                return await self._deliveries(replies.read(by_key, found))
             if block_seconds <= 0:
                 return []
 
@@ -164,10 +165,10 @@ class RedisBroker:
         while len(found) < limit:
             words = ("XREADGROUP", "GROUP", group, reader, "COUNT", limit - len(found), "STREAMS", key, start)
             (reply,) = await self._send([Command(key, words)])
-            held: list[Any] = reply[0][1] if reply else []
+            held = replies.held(reply)
             if not held:
                 break
-            page = entries.page(stream, held)
+            page = replies.page(stream, held)
             await self._forget(group, {key: page.gone})
             found += await self._deliveries([page])
             start = held[-1][0]
@@ -182,19 +183,20 @@ class RedisBroker:
         cursors = dict.fromkeys(streams, _START)
         while cursors and len(found) < limit:
             share = max(1, (limit - len(found)) // len(cursors))
-            replies = await self._send(
+            answers = await self._send(
                 Command(key, ("XAUTOCLAIM", key, group, reader, idle, cursor, "COUNT", share))
                 for key, cursor in ((self._key(stream), cursor) for stream, cursor in cursors.items())
             )
             pages: list[entries.Page] = []
-            for stream, reply in zip(tuple(cursors), replies, strict=True):
-                pages.append(entries.page(stream, [entry for entry in reply[1] if entry is not None]))
-                if None in reply[1]:
+            for stream, reply in zip(tuple(cursors), answers, strict=True):
+                cursor, claimed = replies.claimed(reply)
+                pages.append(replies.page(stream, [entry for entry in claimed if entry is not None]))
+                if None in claimed:
                     await self._forget_deleted(group, reader, stream)
-                if reply[0] == _START:
+                if cursor == _START:
                     del cursors[stream]
                 else:
-                    cursors[stream] = reply[0]
+                    cursors[stream] = cursor
             found += await self._deliveries(pages)
         return found
 
@@ -214,7 +216,7 @@ class RedisBroker:
         key = self._key(stream)
         end = "+" if upto is None else str(upto)
         (reply,) = await self._send([Command(key, ("XRANGE", key, f"({after}", end, "COUNT", max(0, limit)))])
-        return await self._deliveries([entries.page(stream, reply or [])])
+        return await self._deliveries([replies.page(stream, reply or [])])
 
     def _key(self, stream: Stream) -> str:
         if self._tagged:
@@ -258,8 +260,8 @@ class RedisBroker:
             found += page.deliveries
         before = {index: found[index].position for index in unchained}
         while before:
-            replies = await self._send(self._before(found[index].stream, at) for index, at in before.items())
-            ends = {index: entries.position(reply[0][0]) for index, reply in zip(before, replies, strict=True) if reply}
+            answers = await self._send(self._before(found[index].stream, at) for index, at in before.items())
+            ends = {index: end for index, reply in zip(before, answers, strict=True) if (end := replies.first(reply))}
             before = {index: at for index, at in ends.items() if not entries.storable(at)}  # it was passed over, too
             for index in ends.keys() - before.keys():
                 found[index] = found[index]._replace(prev=ends[index])
@@ -272,22 +274,3 @@ class RedisBroker:
 
 def _run(script: str, key: str, *words: str | bytes | int) -> Command:
     return Command(key, ("EVAL", script, 1, key, *words))
-
-
-def _standings(groups: Iterable[Any]) -> dict[str, Standing]:
-    """Put groups and what they have settled together; what has settled something is a group, even if it lost its place here."""
-    found: dict[str, Standing] = {}
-    for raw_name, delivered, oldest, idle_milliseconds in groups:
-        name = _group(raw_name)
-        settled = min(entries.position(oldest).before() if oldest else entries.position(delivered), LAST)
-        settled = Position(settled.major, min(settled.minor, LAST.minor))
-        known = found.get(name, Standing(LAST))
-        idle_seconds = known.idle_seconds if idle_milliseconds < 0 else idle_milliseconds / 1000
-        found[name] = Standing(min(settled, known.settled), idle_seconds)
-    return found
-
-
-def _group(raw_name: bytes) -> str:
-    """Return a group's name; of one that is not ours, and could be anything, something that can be shown and stored."""
-    name = raw_name.decode(errors="backslashreplace").removesuffix(_FLOOR)
-    return name if NAME.fullmatch(name) else ascii(name)[:_SHOWN_CHARACTERS]

@@ -26,8 +26,7 @@ class Page(NamedTuple):
 
 def position(raw: bytes) -> Position:
     """Read an entry id; raises `ValueError` for anything else."""
-    major, minor = raw.split(b"-")
-    return Position(int(major), int(minor))
+    return Position.parse(raw.decode("ascii"))
 
 
 def storable(at: Position) -> bool:
@@ -54,6 +53,8 @@ def page(stream: Stream, raw_entries: Sequence[Any]) -> Page:
         if not storable(at):
             continue  # something else wrote it, where no log of ours can ever come: nothing could remember having seen it
         envelope, prev = _content(fields)
+        if type(envelope) is not bytes:
+            raise TypeError(f"{type(envelope).__name__} as an envelope")
         before = last if prev == last_raw else _chained(prev, at)  # mostly it is the one that was just read
         if before is None:
             result.unchained.append(len(result.deliveries))
@@ -72,7 +73,7 @@ def _content(fields: Sequence[bytes]) -> tuple[bytes, bytes]:
 
 def _chained(prev: bytes, at: Position) -> Position | None:
     try:
-        before = Position.parse(prev.decode("ascii"))
+        before = position(prev)
     except ValueError:
         return None
     return before if storable(before) and before < at else None
