@@ -2,6 +2,8 @@
 
 import pytest
 
+pytest_plugins = ["outboxkit.testing.certificates"]
+
 # The suites are a part of the package, so pytest would leave their assertions as terse as Python has them.
 pytest.register_assert_rewrite("outboxkit.testing")
 

@@ -41,7 +41,8 @@ class Report:
         lines = f"{self.lines} of {self.lines_there_are} lines"
         return (
             f"{self.executions:,} executions in {self.seconds:.1f} s ({pace:,.0f} a second), {lines}, "
-            f"{self.steps} steps between lines, {self.answers} answers, {self.inputs} inputs kept, {len(self.found)} uncaught errors"
+            f"{self.steps} steps between lines, {self.answers} answers, "
+            f"{self.inputs} inputs kept, {len(self.found)} uncaught errors"
         )
 
 
