@@ -240,12 +240,17 @@ def parse_url(url: str) -> tuple[Path, dict[str, str]]:
     Raises:
         ConfigurationError: no path, a database in memory (which several connections cannot share), or a host.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        parts = urlsplit("sqlite://host")
     path = unquote(parts.path[1:])
     is_file = parts.path.startswith("/") and path not in ("", ":memory:") and "\0" not in path
     if parts.netloc or parts.fragment or not is_file:
+        # Behind the two slashes of another database's URL a password may stand.
+        shown = "the URL of a SQLite file" if parts.netloc else repr(url)
         raise ConfigurationError(
-            f"{url!r} names no file: write sqlite:///name.db for a relative path, sqlite:////folder/name.db for an absolute "
+            f"{shown} names no file: write sqlite:///name.db for a relative path, sqlite:////folder/name.db for an absolute "
             "one, %23 for a # and %3F for a ? in it"
         )
     options = {name: values[-1] for name, values in parse_qs(parts.query, keep_blank_values=True).items()}
