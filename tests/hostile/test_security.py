@@ -144,9 +144,8 @@ async def test_no_password_is_ever_shown(
                 if command[0] == "dead"
                 else [command[0], "app_of_a_test:app", *command[1:]]
             )
-            result = await anyio.to_thread.run_sync(
-                lambda shell=shell: CliRunner().invoke(commands, [*shell, "--log-level", "debug"])
-            )
+            invoke = functools.partial(CliRunner().invoke, commands, [*shell, "--log-level", "debug"])
+            result = await anyio.to_thread.run_sync(invoke)
             told.texts.append(result.output)
             if result.exc_info:
                 told.texts += traceback.format_exception(*result.exc_info)
