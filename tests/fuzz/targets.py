@@ -91,7 +91,7 @@ class Envelopes:
 def _kind(error: BaseException) -> str:
     """Return what an error says, without what is quoted in it: else every input would lead to something new."""
     text = error.reason if isinstance(error, UnicodeDecodeError) else str(error)
-    path = re.search(r"\$\.[a-z]+", text)
+    path = re.search(r"\$\.(specversion|id|source|type|time|subject|data|number|text|more)\b", text)
     return " ".join((type(error).__name__, *re.findall(r"[A-Za-z]+", text)[:3], path[0] if path else ""))
 
 

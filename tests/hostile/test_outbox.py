@@ -4,6 +4,7 @@ from typing import Any
 
 import redis
 
+from outboxkit.encoding import partition
 from outboxkit.message import new_id
 from tests.databases import Place
 from tests.hostile.corpus import READABLE, UNREADABLE
@@ -39,9 +40,7 @@ async def test_an_entry_beyond_all_positions_in_our_own_stream_stops_that_stream
             (stream,) = await diary.app.broker.streams("notes")
             raw.xadd(f"outboxkit:{stream}", {"event": b"no event"}, id="18446744073709551615-0")
             await until(lambda: stream in diary.observer.halts)
-            other = next(
-                key for key in map(str, range(100)) if diary.app._encoder.row(Note(1, key)).partition != stream.partition
-            )
+            other = next(key for key in map(str, range(100)) if partition(key, 8) != stream.partition)
             async with diary.app.unit_of_work() as uow:
                 uow.publish(Note("two", key=other))
             await until(lambda: len(diary.noted), (2).__eq__)

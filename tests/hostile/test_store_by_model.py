@@ -117,11 +117,15 @@ class MemoryByModel(StoreByModel):
     make = staticmethod(memory)
 
 
+def sqlite(folder: Path) -> SQLiteStore:
+    return SQLiteStore(f"sqlite:///{folder / 'store.db'}")
+
+
 class SQLiteByModel(StoreByModel):
-    make = staticmethod(lambda folder: SQLiteStore(f"sqlite:///{folder / 'store.db'}"))
+    make = staticmethod(sqlite)
 
 
-some = settings(max_examples=15, stateful_step_count=15, deadline=None, suppress_health_check=list(HealthCheck))
+some = settings(max_examples=15, stateful_step_count=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 TestMemoryByModel = MemoryByModel.TestCase
 TestMemoryByModel.settings = some
