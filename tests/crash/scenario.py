@@ -1,0 +1,291 @@
+"""The scenario: what a victim does until it is struck, and what its heir does after it.
+
+Before both there was a prelude: a process that had much in hand was killed, and so was the one that took over from it.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager
+from itertools import count
+from typing import Any
+
+import anyio
+
+from outboxkit.errors import BrokerError, ConflictError, StoreError, StoreUnavailableError, TransactionLostError
+from tests.crash.checking import Found, Record
+from tests.crash.faults import CALLER
+from tests.crash.outside import Place
+from tests.crash.protocol import Act
+from tests.crash.services import Mail, Placed, Shop, Watch, execute, migrate
+from tests.waiting import until
+
+KEYS = ("a", "b")
+SETTLE_SECONDS = 20.0
+_LOOK_SECONDS = 0.04
+_VICTIM_WAITS_SECONDS = 3.0
+STALL_SECONDS = 2.0
+"""Four times as long as a lease lasts."""
+
+
+class Publisher:
+    """Users of a shop, and what they were told."""
+
+    def __init__(self, shop: Shop, record: Record, first: int) -> None:
+        self._shop = shop
+        self._record = record
+        self._numbers = count(first)
+
+    @contextmanager
+    def _told(self, *numbers: int) -> Generator[None, None, None]:
+        try:
+            yield
+        except (StoreUnavailableError, ConflictError, TransactionLostError):
+            for number in numbers:
+                self._record.note("failed", number)
+        except StoreError:
+            pass  # nobody can tell
+        else:
+            for number in numbers:
+                self._record.note("ok", number)
+
+    async def order(self, key: str, kind: str = "plain") -> None:
+        """Place one order."""
+        number = next(self._numbers)
+        with self._told(number):
+            await self._shop.order(number, key, kind)
+
+    async def order_together(self, key: str) -> None:
+        """Place several in one unit of work, of which one is taken back."""
+        first, second, third = (next(self._numbers) for _ in range(3))
+        with self._told(first, third):
+            async with self._shop.app.unit_of_work(Placed):
+                await self._shop.order(first, key)
+                try:
+                    async with self._shop.app.unit_of_work(Placed):
+                        await self._shop.order(second, key)
+                        raise ZeroDivisionError
+                except ZeroDivisionError:
+                    self._record.note("failed", second)
+                await self._shop.order(third, key)
+
+    async def change_ones_mind(self, key: str) -> None:
+        """Place an order and roll it back."""
+        number = next(self._numbers)
+        try:
+            async with self._shop.app.unit_of_work(Placed):
+                await self._shop.order(number, key)
+                raise ZeroDivisionError
+        except (StoreError, ZeroDivisionError):
+            self._record.note("failed", number)
+
+    async def order_by_oneself(self, key: str) -> None:
+        """Place an order in a transaction of one's own, on one's own connection."""
+        number = next(self._numbers)
+        with self._told(number):
+            await self._shop.order_on_own_connection(number, key)
+
+    async def order_for_later(self, delay_seconds: float) -> tuple[int, str] | None:
+        """Place an order that waits; returns its number and the message's id, if that was committed for certain."""
+        number = next(self._numbers)
+        key, id = f"later-{number}", ""
+        with self._told(number):
+            async with self._shop.app.unit_of_work(Placed) as unit:
+                await execute(unit.connection, "INSERT INTO placed (number, key, kind) VALUES (?, ?, '')", number, key)
+                id = unit.publish(Placed(number, key), delay=delay_seconds)
+            return number, id
+        return None
+
+    async def take_back(self, number: int, id: str) -> None:
+        """Take an order back that waits, if it still does."""
+        self._record.note("optional", number)
+        with self._told():
+            async with self._shop.app.unit_of_work(Placed) as unit:
+                if await unit.cancel(id):
+                    await execute(unit.connection, "DELETE FROM placed WHERE number = ?", number)
+
+    async def take_back_at_once(self) -> None:
+        """Place an order without a row of its own, and take it back."""
+        number = next(self._numbers)
+        self._record.note("optional", number)
+        with self._told():
+            async with self._shop.app.unit_of_work(Placed) as unit:
+                id = unit.publish(Placed(number, f"later-{number}"), delay=0.05)
+            await self._shop.app.cancel(id)
+
+
+async def as_user(work: Callable[[], Awaitable[object]]) -> None:
+    """Run something as a user's task, which a fault may cancel alone."""
+
+    async def run() -> None:
+        CALLER.set(asyncio.current_task())
+        await work()
+
+    task = asyncio.get_running_loop().create_task(run())
+    try:
+        await asyncio.wait([task])
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.wait([task])
+    if not task.cancelled():
+        task.result()
+
+
+async def settled(place: Place, seconds: float) -> list[str]:
+    """Wait until everything is; return what is left when it takes longer."""
+    with anyio.move_on_after(seconds):
+        while Found(place).left():
+            await anyio.sleep(_LOOK_SECONDS)
+    return list(Found(place).left())
+
+
+async def prelude(place: Place, record: Record, life: int) -> None:
+    """Make the tables and have all groups known, in the first life; have much in hand in the others, until killed."""
+    if life == 0:
+        await migrate(place)
+    watch = Watch()
+    shop, mail = Shop(place, watch, periodic=False), Mail(place, watch)
+    users = Publisher(shop, record, 1 + 100 * life)
+    async with shop.app, mail.app:
+        if life == 0:
+            for key in KEYS:
+                await users.order(key, "answer")
+            await until(lambda: Found(place).left(), lambda left: not left)
+            await until(shop.app.store.retained.known, lambda known: len(known) >= 4)
+            await until(mail.app.store.retained.known)
+            return
+        mail.hangs = True
+        await users.order_for_later(0.2)
+        for kind in ("fails", "hang", "answer"):
+            await users.order("a", kind)
+            await users.order("b")
+        await mail.hanging.wait()
+
+
+class Victim:
+    """The process that a fault strikes, in one of the acts of the scenario."""
+
+    def __init__(self, act: Act, place: Place, record: Record, watch: Watch) -> None:
+        self._act = act
+        self._place = place
+        self._watch = watch
+        self._shop = Shop(place, watch, periodic=act == "publish")
+        self._mail = Mail(place, watch)
+        self._users = Publisher(self._shop, record, 1001)
+
+    async def live(self) -> None:
+        """Live through an act, and end in good order."""
+        try:
+            if self._act == "publish":
+                async with self._shop.app:
+                    await self._publish()
+                return
+            async with self._shop.app, self._mail.app:
+                await {
+                    "consume": self._consume,
+                    "retry": self._retry,
+                    "take over": self._settle,
+                    "recover": self._recover,
+                    "share": self._share,
+                    "shut down": self._shut_down,
+                }[self._act]()
+        except (StoreError, BrokerError):
+            pass  # an app that could not be opened
+
+    async def _publish(self) -> None:
+        async with anyio.create_task_group() as users:
+            users.start_soon(as_user, self._order)
+            users.start_soon(as_user, self._order_later)
+        with anyio.move_on_after(_VICTIM_WAITS_SECONDS):
+            while Found(self._place).later:
+                await anyio.sleep(_LOOK_SECONDS)
+
+    async def _order(self) -> None:
+        users = self._users
+        await users.order("a")
+        await users.order_together("a")
+        await users.change_ones_mind("a")
+        await users.order_by_oneself("a")
+        await users.order("a", "answer")
+
+    async def _order_later(self) -> None:
+        users = self._users
+        await users.order_for_later(0.05)
+        waiting = await users.order_for_later(0.5)
+        if waiting is not None:
+            await users.take_back(*waiting)
+        await users.take_back_at_once()
+
+    async def _consume(self) -> None:
+        await self._order_some("plain", "slow", "answer")
+        await self._settle()
+
+    async def _retry(self) -> None:
+        await self._order_some("fails", "breaks", "plain")
+        await self._settle()
+        await self._order_some("dead")
+        with anyio.move_on_after(_VICTIM_WAITS_SECONDS):
+            while len(Found(self._place).dead) < len(KEYS):
+                await anyio.sleep(_LOOK_SECONDS)
+
+    async def _recover(self) -> None:
+        self._place.wipe_broker()
+        await self._order_some("plain")
+        await self._settle()
+        self._place.skip_unread()
+        await self._order_some("answer")
+        self._place.skip_unread()
+        self._place.forget_pending()
+        await self._settle()
+
+    async def _share(self) -> None:
+        other = Mail(self._place, self._watch, reader="other")
+        try:
+            async with other.app:
+                await self._order_some("slow", "fails")
+                await self._settle()
+            await self._order_some("plain")
+            await self._settle()
+        except (StoreError, BrokerError):
+            pass
+
+    async def _shut_down(self) -> None:
+        await self._order_some("slow", "fails", "slow")
+
+    async def _order_some(self, *kinds: str) -> None:
+        async def order() -> None:
+            for kind in kinds:
+                for key in KEYS:
+                    await self._users.order(key, kind)
+
+        await as_user(order)
+
+    async def _settle(self) -> None:
+        await settled(self._place, _VICTIM_WAITS_SECONDS)
+
+
+class Turns:
+    """How an heir and a stalled victim take turns; does nothing where the victim has ended."""
+
+    async def wake(self) -> None:
+        """Have the victim go on."""
+
+    async def wait_for_end(self) -> None:
+        """Wait until the victim has ended."""
+
+
+async def inherit(place: Place, record: Record, watch: Watch, turns: Turns, *, beside: bool) -> list[str]:
+    """Go on after a victim, or beside one that is stalled; return what is left undone in the end."""
+    shop, mail = Shop(place, watch, periodic=False), Mail(place, watch, reader="heir")
+    users = Publisher(shop, record, 5001)
+    # Two who place orders of a key at once have no order between them.
+    keys: Any = tuple(f"heir-{key}" for key in KEYS) if beside else KEYS
+    async with shop.app, mail.app:
+        for kind in ("plain", "answer"):
+            for key in keys:
+                await users.order(key, kind)
+        if beside:
+            await settled(place, STALL_SECONDS)
+            await turns.wake()
+            await turns.wait_for_end()
+        return await settled(place, SETTLE_SECONDS)
