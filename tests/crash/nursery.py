@@ -81,7 +81,7 @@ class Nursery:
         self._live_in_prelude(lambda: self._prelude(self._calm, 0))
         self._live_in_prelude(self._calm.keep)
         self._live_in_prelude(lambda: self._busy.copy(self._calm))
-        for life in range(1, 4):
+        for life in range(1, 3):
             self._live_in_prelude(lambda life=life: self._prelude(self._busy, life), killed=True)  # type: ignore[misc]
         self._live_in_prelude(self._busy.keep)
 
@@ -91,12 +91,7 @@ class Nursery:
             raise RuntimeError(f"a life in the prelude ended with {status}:\n{self._log.read_text(errors='replace')}")
 
     def _prelude(self, place: Place, life: int) -> None:
-        async def live() -> None:
-            await prelude(place, Record(place.folder / "told"), life)
-            if life:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        asyncio.run(live())
+        asyncio.run(prelude(place, Record(place.folder / "told"), life))
 
     @property
     def _log(self) -> Path:
@@ -129,7 +124,7 @@ class Nursery:
 
     def _victim(self, request: Request) -> None:
         place = Place(self._setting, self._run)
-        place.copy(self._busy if request.act == "take over" else self._calm)
+        place.copy(self._busy if request.act in ("take over", "shut down") else self._calm)
         record, watch = Record(place.folder / "told"), Watch()
         mutants.apply(request.mutant)
 

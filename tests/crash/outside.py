@@ -26,6 +26,12 @@ _BROKER_FILE = "broker.db"
 _BROKER_TABLES = ("entries", "groups", "pending", "streams")
 
 
+_END_SESSIONS = (
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+    "WHERE datname = %s AND pid <> pg_backend_pid() AND application_name <> 'outside'"
+)
+
+
 class Setting(NamedTuple):
     """Where runs happen.
 
@@ -107,7 +113,7 @@ class _Postgres(Database):
 
     def __init__(self, url: str, name: str) -> None:
         self.url = f"{url}?search_path={name}"
-        self._connection = psycopg.connect(url, options=f"-c search_path={name}", autocommit=True)
+        self._connection = psycopg.connect(url, options=f"-c search_path={name}", autocommit=True, application_name="outside")
         self._connection.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(name)))
 
     def ask(self, query: str) -> list[Any]:
@@ -212,13 +218,29 @@ class Place:
         self._redis_do(_forget_readers)
         self._broker_file_do(["DELETE FROM outboxkit_broker_pending"])
 
-    def _broker_file_do(self, statements: Sequence[str]) -> None:
+    def cut_connections(self) -> None:
+        """Have servers end the connections of everybody."""
+        self._redis_do(lambda client: client.client_kill_filter(_type="normal", skipme=True))
+        if self._setting.store == "postgres":
+            with _server(self._setting) as server:
+                server.execute(_END_SESSIONS, [self._postgres_name])
+
+    def entries(self) -> int:
+        """Return how many entries the broker holds."""
+        found: list[int] = []
+        self._redis_do(lambda client: found.extend(client.xlen(stream) for stream in _streams(client)))
+        self._broker_file_do(["SELECT count(*) FROM outboxkit_broker_entries"], found)
+        return sum(found)
+
+    def _broker_file_do(self, statements: Sequence[str], found: list[int] | None = None) -> None:
         if self._setting.broker == "embedded":
             connection = sqlite3.connect(self.folder / _BROKER_FILE, timeout=10, isolation_level="IMMEDIATE")
             try:
                 with connection:
                     for statement in statements:
-                        connection.execute(statement)
+                        rows = connection.execute(statement).fetchall()
+                        if found is not None:
+                            found += [count for (count,) in rows]
             finally:
                 connection.close()
 

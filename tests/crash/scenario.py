@@ -4,22 +4,28 @@ Before both there was a prelude: a process that had much in hand was killed, and
 """
 
 import asyncio
+import os
+import signal
+import sqlite3
 from collections.abc import Awaitable, Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
-from typing import Any
 
 import anyio
+import asyncpg
 
 from outboxkit.errors import BrokerError, ConflictError, StoreError, StoreUnavailableError, TransactionLostError
+from outboxkit.letter import EVERY_LETTER
 from tests.crash.checking import Found, Record
 from tests.crash.faults import CALLER
 from tests.crash.outside import Place
 from tests.crash.protocol import Act
-from tests.crash.services import Mail, Placed, Shop, Watch, execute, migrate
+from tests.crash.services import SETTINGS, Mail, Placed, Shop, Watch, execute, migrate, with_much_in_hand
 from tests.waiting import until
 
 KEYS = ("a", "b")
+NEW_KEY = "g"
+"""Of a partition that nothing was published to before."""
 SETTLE_SECONDS = 20.0
 _LOOK_SECONDS = 0.04
 _VICTIM_WAITS_SECONDS = 3.0
@@ -78,10 +84,16 @@ class Publisher:
         except (StoreError, ZeroDivisionError):
             self._record.note("failed", number)
 
-    async def order_by_oneself(self, key: str) -> None:
-        """Place an order in a transaction of one's own, on one's own connection."""
+    async def order_on_thread(self, key: str) -> None:
+        """Place an order in a plain function."""
         number = next(self._numbers)
         with self._told(number):
+            await self._shop.order_on_thread(number, key)
+
+    async def order_by_oneself(self, key: str) -> None:
+        """Place an order in a transaction of one's own, on one's own connection; what its driver raises tells nothing."""
+        number = next(self._numbers)
+        with suppress(sqlite3.Error, asyncpg.PostgresError, asyncpg.InterfaceError, OSError), self._told(number):
             await self._shop.order_on_own_connection(number, key)
 
     async def order_for_later(self, delay_seconds: float) -> tuple[int, str] | None:
@@ -141,25 +153,29 @@ async def settled(place: Place, seconds: float) -> list[str]:
 
 async def prelude(place: Place, record: Record, life: int) -> None:
     """Make the tables and have all groups known, in the first life; have much in hand in the others, until killed."""
+    watch = Watch()
+    settings = SETTINGS
     if life == 0:
         await migrate(place)
-    watch = Watch()
-    shop, mail = Shop(place, watch, periodic=False), Mail(place, watch)
+    else:
+        settings = with_much_in_hand(SETTINGS)
+    shop, mail = Shop(place, watch, settings=settings), Mail(place, watch, settings=settings)
     users = Publisher(shop, record, 1 + 100 * life)
     async with shop.app, mail.app:
         if life == 0:
             for key in KEYS:
                 await users.order(key, "answer")
             await until(lambda: Found(place).left(), lambda left: not left)
-            await until(shop.app.store.retained.known, lambda known: len(known) >= 4)
+            await until(shop.app.store.retained.known, lambda known: len(known) >= 2 * len(KEYS))
             await until(mail.app.store.retained.known)
             return
-        mail.hangs = True
+        mail.hanging_seconds = 3600.0
         await users.order_for_later(0.2)
-        for kind in ("fails", "hang", "answer"):
-            await users.order("a", kind)
-            await users.order("b")
+        for kind in ("hang", "fails", "answer"):
+            for key in KEYS:
+                await users.order(key, kind)
         await mail.hanging.wait()
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Victim:
@@ -175,20 +191,20 @@ class Victim:
 
     async def live(self) -> None:
         """Live through an act, and end in good order."""
+        alone: dict[Act, Callable[[], Awaitable[None]]] = {"publish": self._publish, "recover": self._recover}
+        together: dict[Act, Callable[[], Awaitable[None]]] = {
+            "consume": self._consume,
+            "retry": self._retry,
+            "take over": self._settle,
+            "share": self._share,
+            "shut down": self._shut_down,
+        }
         try:
-            if self._act == "publish":
-                async with self._shop.app:
-                    await self._publish()
-                return
-            async with self._shop.app, self._mail.app:
-                await {
-                    "consume": self._consume,
-                    "retry": self._retry,
-                    "take over": self._settle,
-                    "recover": self._recover,
-                    "share": self._share,
-                    "shut down": self._shut_down,
-                }[self._act]()
+            async with self._shop.app:
+                if self._act in alone:
+                    return await alone[self._act]()
+                async with self._mail.app:
+                    await together[self._act]()
         except (StoreError, BrokerError):
             pass  # an app that could not be opened
 
@@ -206,6 +222,8 @@ class Victim:
         await users.order_together("a")
         await users.change_ones_mind("a")
         await users.order_by_oneself("a")
+        if self._shop.app.runs_plain_functions:
+            await users.order_on_thread("a")
         await users.order("a", "answer")
 
     async def _order_later(self) -> None:
@@ -218,25 +236,43 @@ class Victim:
 
     async def _consume(self) -> None:
         await self._order_some("plain", "slow", "answer")
+        await as_user(lambda: self._users.order(NEW_KEY))
         await self._settle()
 
     async def _retry(self) -> None:
-        await self._order_some("fails", "breaks", "plain")
+        await self._order_some("breaks", "fails", "plain")
         await self._settle()
         await self._order_some("dead")
         with anyio.move_on_after(_VICTIM_WAITS_SECONDS):
             while len(Found(self._place).dead) < len(KEYS):
                 await anyio.sleep(_LOOK_SECONDS)
+        with suppress(StoreError):
+            await as_user(lambda: self._mail.app.dead_letters.retry(EVERY_LETTER, everything=True))
+        await self._settle()
 
     async def _recover(self) -> None:
-        self._place.wipe_broker()
-        await self._order_some("plain")
-        await self._settle()
+        """Have the broker pass entries over, forget readers and lose what it holds, under traffic; then end all connections."""
+        await self._order_some("plain", "plain", "plain")
+        await self._relayed(3 * len(KEYS))
         self._place.skip_unread()
-        await self._order_some("answer")
-        self._place.skip_unread()
-        self._place.forget_pending()
-        await self._settle()
+        async with self._mail.app:
+            await self._order_some("answer")
+            await self._settle()
+            self._place.forget_pending()
+            self._place.skip_unread()
+            for _ in range(3):
+                await self._order_some("plain")
+                self._place.wipe_broker()
+            await self._settle()
+            await self._order_some("slow")
+            self._place.cut_connections()
+            await self._order_some("plain")
+            await self._settle()
+
+    async def _relayed(self, count: int) -> None:
+        with anyio.move_on_after(_VICTIM_WAITS_SECONDS):
+            while self._place.entries() < count:
+                await anyio.sleep(_LOOK_SECONDS)
 
     async def _share(self) -> None:
         other = Mail(self._place, self._watch, reader="other")
@@ -250,7 +286,11 @@ class Victim:
             pass
 
     async def _shut_down(self) -> None:
-        await self._order_some("slow", "fails", "slow")
+        """Leave while something is tried for longer than others wait for it."""
+        self._mail.hanging_seconds = 3.0
+        await self._order_some("slow", "fails")
+        with anyio.move_on_after(_VICTIM_WAITS_SECONDS):
+            await self._mail.hanging.wait()
 
     async def _order_some(self, *kinds: str) -> None:
         async def order() -> None:
@@ -276,16 +316,22 @@ class Turns:
 
 async def inherit(place: Place, record: Record, watch: Watch, turns: Turns, *, beside: bool) -> list[str]:
     """Go on after a victim, or beside one that is stalled; return what is left undone in the end."""
-    shop, mail = Shop(place, watch, periodic=False), Mail(place, watch, reader="heir")
+    shop, mail = Shop(place, watch), Mail(place, watch, reader="heir")
     users = Publisher(shop, record, 5001)
     # Two who place orders of a key at once have no order between them.
-    keys: Any = tuple(f"heir-{key}" for key in KEYS) if beside else KEYS
-    async with shop.app, mail.app:
+    keys = tuple(f"heir-{key}" for key in KEYS) if beside else KEYS
+    async with anyio.create_task_group() as waking, shop.app, mail.app:
+        if beside:
+            waking.start_soon(_wake_in_time, turns)  # what the victim has locked is free only then
         for kind in ("plain", "answer"):
             for key in keys:
                 await users.order(key, kind)
         if beside:
             await settled(place, STALL_SECONDS)
-            await turns.wake()
             await turns.wait_for_end()
         return await settled(place, SETTLE_SECONDS)
+
+
+async def _wake_in_time(turns: Turns) -> None:
+    await anyio.sleep(STALL_SECONDS)
+    await turns.wake()

@@ -1,6 +1,8 @@
 """Two services that meet each other over a broker: a shop, which places orders, and a mail service, which answers some."""
 
 
+import contextlib
+import sqlite3
 from datetime import datetime
 from typing import Any
 
@@ -34,7 +36,7 @@ PERIODIC = 10_000_000
 LEASE_SECONDS = 0.6
 _BACKOFF = Backoff(first_seconds=0.01, cap_seconds=0.1)
 SETTINGS = Settings(
-    partitions={"orders": 2, "answers": 1},
+    partitions={"orders": 3, "answers": 1},
     relay=RelaySettings(
         batch_messages=3,
         poll_seconds=0.1,
@@ -60,6 +62,16 @@ SETTINGS = Settings(
     grace_seconds=0.5,
 )
 """Under these much happens within a second."""
+
+
+def with_much_in_hand(settings: Settings) -> Settings:
+    """Return settings of a process that, once it is killed, has left claims that do not run out and progress that it did not save."""
+    return msgspec.structs.replace(
+        settings,
+        relay=msgspec.structs.replace(settings.relay, save_seconds=3600.0, lease_seconds=3600.0),
+        consumer=msgspec.structs.replace(settings.consumer, lease_seconds=3600.0),
+        retention=msgspec.structs.replace(settings.retention, lease_seconds=3600.0),
+    )
 
 
 def hasten() -> None:
@@ -127,9 +139,9 @@ async def execute(connection: Any, statement: str, *values: object) -> None:
 class Shop:
     """Places orders."""
 
-    def __init__(self, place: Place, watch: Watch, *, periodic: bool) -> None:
+    def __init__(self, place: Place, watch: Watch, *, periodic: bool = False, settings: Settings = SETTINGS) -> None:
         self._database = place.database("shop")
-        self.app = App("shop", store=self._database.url, broker=place.broker_url, settings=SETTINGS, observer=watch)
+        self.app = App("shop", store=self._database.url, broker=place.broker_url, settings=settings, observer=watch)
 
         @self.app.publishes(Placed)
         async def order(uow: UnitOfWork, number: int, key: str, kind: str = "plain") -> Placed:
@@ -137,6 +149,8 @@ class Shop:
             return Placed(number, key, kind)
 
         self.order = order
+        if self.app.runs_plain_functions:
+            self._order_on_thread()
 
         @self.app.consumes(Answered)
         async def hear(answer: Answered, uow: UnitOfWork) -> None:
@@ -145,6 +159,15 @@ class Shop:
         self.hear = hear
         if periodic:
             self._order_now_and_then()
+
+    def _order_on_thread(self) -> None:
+        @self.app.publishes(Placed)
+        def order(uow: UnitOfWork, number: int, key: str, kind: str = "plain") -> Placed:
+            statement = "INSERT INTO placed (number, key, kind) VALUES (?, ?, ?)"
+            uow.connection.execute(statement, (number, key, kind))
+            return Placed(number, key, kind)
+
+        self.order_on_thread = order
 
     async def order_on_own_connection(self, number: int, key: str) -> None:
         """Place an order in the user's own transaction, which the app only publishes in."""
@@ -167,14 +190,15 @@ class Shop:
 class Mail:
     """Notes orders, answers some, and keeps a ledger as another group."""
 
-    def __init__(self, place: Place, watch: Watch, *, reader: str = "mail") -> None:
+    def __init__(self, place: Place, watch: Watch, *, reader: str = "mail", settings: Settings = SETTINGS) -> None:
         database = place.database("mail")
         self.app = App(
-            "mail", store=database.url, broker=place.broker_url, settings=SETTINGS, observer=watch, reader=reader
+            "mail", store=database.url, broker=place.broker_url, settings=settings, observer=watch, reader=reader
         )
         self.hanging = anyio.Event()
         """Set when an order hangs."""
-        self.hangs = False
+        self.hanging_seconds = 0.0
+        """How long it does."""
         self.done: list[int] = []
 
         @self.app.consumes(Placed, after_commit=self._note_done)
@@ -193,6 +217,9 @@ class Mail:
     async def _note_done(self, placed: Placed) -> None:
         self.done.append(placed.number)
 
+    def _note_kept(self, placed: Placed) -> None:
+        self.done.append(placed.number)
+
     async def _act(self, placed: Placed, uow: UnitOfWork, message: Message) -> None:
         match placed.kind:
             case "fails" if message.attempt <= FAILURES:
@@ -203,17 +230,19 @@ class Mail:
                 await self._break(uow)
             case "slow":
                 await anyio.sleep(0.06)
-            case "hang" if self.hangs:
+            case "hang" if self.hanging_seconds:
                 self.hanging.set()
-                await anyio.sleep_forever()
+                await anyio.sleep(self.hanging_seconds)
             case _:
                 pass
 
     async def _break(self, uow: UnitOfWork) -> None:
-        """Have the transaction come to an end that nobody wanted."""
+        """Have the transaction come to an end that nobody wanted, which shows when it is to be committed."""
         if self.app.runs_plain_functions:
-            await execute(uow.connection, "INSERT OR ROLLBACK INTO broken (number) VALUES (?)", None)
-        await execute(uow.connection, "INSERT INTO broken (number) VALUES (?)", -1)
+            with contextlib.suppress(sqlite3.IntegrityError):
+                await execute(uow.connection, "INSERT OR ROLLBACK INTO broken (number) VALUES (?)", None)
+        else:
+            await execute(uow.connection, "INSERT INTO broken (number) VALUES (?)", -1)
 
     def _keep_ledger(self) -> None:
         @self.app.consumes(Placed, group="ledger")
@@ -224,7 +253,7 @@ class Mail:
         self.keep = keep
 
     def _keep_ledger_on_thread(self) -> None:
-        @self.app.consumes(Placed, group="ledger")
+        @self.app.consumes(Placed, group="ledger", after_commit=self._note_kept)
         def keep(placed: Placed, uow: UnitOfWork) -> None:
             uow.connection.execute("INSERT INTO ledger (number) VALUES (?)", (placed.number,))
 
@@ -234,7 +263,7 @@ class Mail:
 async def migrate(place: Place) -> None:
     """Make the tables of both."""
     watch = Watch()
-    await Shop(place, watch, periodic=False).app.migrate()
+    await Shop(place, watch).app.migrate()
     await Mail(place, watch).app.migrate()
     shop, mail = place.database("shop"), place.database("mail")
     shop.ask(f"CREATE TABLE placed (id {shop.serial}, number INTEGER NOT NULL UNIQUE, key TEXT, kind TEXT)")
