@@ -10,6 +10,7 @@ import anyio
 
 from outboxkit.adapters import broker_of, store_of
 from outboxkit.broker import Broker
+from outboxkit.cancellation import uninterrupted
 from outboxkit.config import Settings, checked_name
 from outboxkit.dead_letters import DeadLetters
 from outboxkit.encoding import Encoder
@@ -146,9 +147,9 @@ class App(Router):
         async with self._door, AsyncExitStack() as opened:
             if not self._is_connected:
                 await self.store.open(self.name)
-                opened.push_async_callback(self.store.aclose)
+                opened.push_async_callback(lambda: uninterrupted(self.store.aclose()))
                 await self.broker.open()
-                opened.push_async_callback(self.broker.aclose)
+                opened.push_async_callback(lambda: uninterrupted(self.broker.aclose()))
             yield
 
     def unit_of_work(self, *events: type[Any]) -> AbstractAsyncContextManager[UnitOfWork]:
@@ -303,11 +304,9 @@ class App(Router):
                         yield self
                 finally:
                     self._is_open = False
-                    with anyio.CancelScope(shield=True):
-                        await self.broker.aclose()
+                    await uninterrupted(self.broker.aclose())
             finally:
-                with anyio.CancelScope(shield=True):
-                    await self.store.aclose()
+                await uninterrupted(self.store.aclose())
 
     @asynccontextmanager
     async def _connecting(self) -> AsyncGenerator[None, None]:

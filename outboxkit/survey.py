@@ -10,6 +10,7 @@ import anyio
 import msgspec
 
 from outboxkit.broker import Broker
+from outboxkit.cancellation import uninterrupted
 from outboxkit.census import Count, Reading
 from outboxkit.errors import BrokerError, EnvelopeError, OutboxkitError, StoreError
 from outboxkit.message import ORIGIN, Envelope, Position, Stream
@@ -89,11 +90,15 @@ class Survey:
             await self._ask_both()
         finally:
             if not is_open:
-                with anyio.CancelScope(shield=True):
-                    await self._broker.aclose()
-                    await self._store.aclose()
+                await uninterrupted(self._closed())
         found = self._found()
         return msgspec.structs.replace(found, troubles=troubles(found, late_seconds))
+
+    async def _closed(self) -> None:
+        try:
+            await self._broker.aclose()
+        finally:
+            await self._store.aclose()
 
     async def _ask_both(self) -> None:
         if "database" not in self._errors:

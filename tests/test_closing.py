@@ -1,0 +1,60 @@
+"""However often an app is cancelled, and wherever, it leaves no connection and no thread behind."""
+
+import asyncio
+import threading
+from pathlib import Path
+
+import pytest
+
+from outboxkit import App
+from outboxkit.testing.cutting import cut_everywhere
+from tests.services import QUICK, Reader
+
+
+def threads_left() -> list[str]:
+    """Which threads there are besides this one and those that asyncio keeps for work that blocks."""
+    others = [thread for thread in threading.enumerate() if "_connection_worker_thread" in thread.name]
+    for thread in others:
+        thread.join(5)  # it has been told to end
+    return [thread.name for thread in others if thread.is_alive()]
+
+
+@pytest.fixture
+async def app(tmp_path: Path) -> App:
+    reader = await Reader(tmp_path, f"sqlite:///{tmp_path}/broker.db", settings=QUICK).migrate()
+    return reader.app
+
+
+async def test_an_app_that_is_cancelled_at_any_wait_of_opening_and_closing_leaves_nothing_open(app: App) -> None:
+    async def open_and_close() -> None:
+        async with app:
+            pass
+
+    async for cut in cut_everywhere(open_and_close):
+        assert threads_left() == [], cut
+
+
+async def test_an_app_that_is_cancelled_while_it_closes_is_closed(app: App) -> None:
+    """By a task's own cancellation, which no shield of anyio's holds off: a server's shutdown, `asyncio.timeout`."""
+    closing, go_on = asyncio.Event(), asyncio.Event()
+    close = app.broker.aclose
+
+    async def wait_and_close() -> None:
+        closing.set()
+        await go_on.wait()
+        await close()
+
+    app.broker.aclose = wait_and_close  # type: ignore[method-assign]
+
+    async def open_and_close() -> None:
+        async with app:
+            pass
+
+    task = asyncio.ensure_future(open_and_close())
+    await closing.wait()
+    task.cancel()
+    await asyncio.sleep(0)
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert threads_left() == []
