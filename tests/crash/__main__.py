@@ -28,6 +28,7 @@ from tests.crash.ward import Ward
 @click.option("--seed", default=0, show_default=True, help="Draws the acts, and which of the times a site is come by.")
 @click.option("--part", type=click.Choice(["all", "core", "adapters"]), default="all", show_default=True, help="Whose awaits.")
 @click.option("--sample", type=int, help="So many cases only, drawn from the seed.")
+@click.option("--minutes", type=float, help="Begin with nothing more after so long.")
 @click.option("--side-by-side", default=6, show_default=True, help="Cases at once.")
 @click.option("--act", type=click.Choice(ACTS), help="With --point: where it is.")
 @click.option("--point", help="This point alone.")
@@ -40,6 +41,7 @@ def main(
     seed: int,
     part: str,
     sample: int | None,
+    minutes: float | None,
     side_by_side: int,
     act: Act | None,
     point: str | None,
@@ -60,10 +62,10 @@ def main(
             for case in found.cases(seed)
             if (part == "all" or (part == "core") == sites[case.point.partition("@")[0]].is_core) and fault in (None, case.fault)
         ]
-        if sample is not None:
-            cases = Random(seed).sample(cases, min(sample, len(cases)))
+        # In no order, so that those that were run when somebody interrupts are a sample.
+        cases = Random(seed).sample(cases, len(cases) if sample is None else min(sample, len(cases)))
         _tell_points(found, len(cases))
-        reports = _run(ward, found, cases, f"--store {store} --broker {broker}")
+        reports = _run(ward, found, cases, f"--store {store} --broker {broker}", minutes)
     sys.exit(_tell_table(reports))
 
 
@@ -74,7 +76,7 @@ def _tell_points(found: Found, cases: int) -> None:
     click.echo(f"points: {len(found.sites)} awaits are come by, {core} of the core's {in_core}; {cases} cases")
 
 
-def _run(ward: Ward, found: Found, cases: Sequence[Request], where: str) -> Sequence[Report]:
+def _run(ward: Ward, found: Found, cases: Sequence[Request], where: str, most_minutes: float | None) -> Sequence[Report]:
     reports: list[Report] = []
     began = time.monotonic()
     for report in run(ward, found, cases):
@@ -85,6 +87,8 @@ def _run(ward: Ward, found: Found, cases: Sequence[Request], where: str) -> Sequ
         broken = sum(bool(each.violations) for each in reports)
         rate = len(reports) / max(minutes, 1e-9)
         click.echo(f"\r{len(reports)} of {len(cases)}, {broken} broken, {rate:.0f} a minute ", nl=False, err=True)
+        if most_minutes is not None and minutes > most_minutes:
+            break
     click.echo(f"\n{len(reports)} cases in {(time.monotonic() - began) / 60:.1f} minutes")
     click.echo("not come by in the core:")
     for site in found.unmet():

@@ -4,7 +4,8 @@ Which sites each act of the scenario comes by is found out by living through it 
 it then make one case: in one of the acts that come by, at one of the times that they do, drawn from the seed.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
+from contextlib import closing
 from random import Random
 from typing import NamedTuple
 
@@ -81,12 +82,14 @@ def find(ward: Ward, *, networked: bool) -> Found:
     return Found(met, asking, networked)
 
 
-def run(ward: Ward, found: Found, requests: Sequence[Request]) -> Iterator[Report]:
+def run(ward: Ward, found: Found, requests: Sequence[Request]) -> Generator[Report, None, None]:
     """Run cases; those whose point did not come run again at one that is sure to."""
     missed: list[Request] = []
-    for report in ward.run(requests):
-        if report.struck or report.violations:
-            yield report
-        else:
-            missed.append(found.surer(report.request))
-    yield from ward.run(missed)
+    with closing(ward.run(requests)) as reports:
+        for report in reports:
+            if report.struck or report.violations:
+                yield report
+            else:
+                missed.append(found.surer(report.request))
+    with closing(ward.run(missed)) as reports:
+        yield from reports

@@ -33,7 +33,7 @@ from tests.crash.scenario import Turns, Victim, inherit, prelude
 from tests.crash.services import Watch, hasten
 from tests.crash.tracing import TRACER
 
-_LIFE_SECONDS = 40.0
+_LIFE_SECONDS = 100.0
 _LOOK_SECONDS = 0.003
 _END_SECONDS = 2.0
 _LOG_CHARACTERS = 8000

@@ -26,7 +26,7 @@ from tests.waiting import until
 KEYS = ("a", "b")
 NEW_KEY = "g"
 """Of a partition that nothing was published to before."""
-SETTLE_SECONDS = 20.0
+SETTLE_SECONDS = 60.0
 _LOOK_SECONDS = 0.04
 _VICTIM_WAITS_SECONDS = 3.0
 STALL_SECONDS = 2.0

@@ -56,7 +56,7 @@ SETTINGS = Settings(
         backoff=_BACKOFF,
     ),
     retention=RetentionSettings(
-        row_seconds=0.5, stream_seconds=0.3, look_seconds=0.2, batch_rows=5, lease_seconds=LEASE_SECONDS, backoff=_BACKOFF
+        row_seconds=5.0, stream_seconds=0.3, look_seconds=0.2, batch_rows=5, lease_seconds=LEASE_SECONDS, backoff=_BACKOFF
     ),
     retry=RetryPolicy(attempts=ATTEMPTS, first_seconds=0.01, factor=1.0),
     grace_seconds=0.5,

@@ -4,7 +4,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 from pathlib import Path
@@ -96,7 +96,7 @@ class Ward:
         url = f"{redis_url}/{number}" if redis_url else ""
         return Setting(self._store, self._broker, str(own), postgres_url, url)
 
-    def run(self, requests: Sequence[Request]) -> Iterator[Report]:
+    def run(self, requests: Sequence[Request]) -> Generator[Report, None, None]:
         """Answer requests, several at once, in the order in which they are done."""
         with ThreadPoolExecutor(self._side_by_side) as threads:
             futures = [threads.submit(self._answer, request) for request in requests]
