@@ -8,7 +8,14 @@ from itertools import count
 from typing import Any, NoReturn, Protocol, TypeVar
 
 from outboxkit.cancellation import uninterrupted
-from outboxkit.errors import ConfigurationError, NoUnitOfWorkError, TransactionError, TransactionLostError
+from outboxkit.errors import (
+    ConfigurationError,
+    NoUnitOfWorkError,
+    StoreError,
+    StoreUnavailableError,
+    TransactionError,
+    TransactionLostError,
+)
 from outboxkit.inbox import Floor, Outcome, Retry, Subscription
 from outboxkit.message import Delivery, OutboxRow
 from outboxkit_sqlite.connection import GuardedConnection
@@ -25,6 +32,8 @@ LOST = (
     "the transaction was ended inside the unit of work (a conflict clause with ROLLBACK does that): nothing of it is kept, "
     "its events neither"
 )
+
+NOT_UNDONE = "the disk failed while a part of the unit of work was being undone: nothing of it is kept; run it again"
 
 
 class Writer(Protocol):
@@ -84,16 +93,24 @@ class ThreadScope:
         try:
             yield
         except BaseException:
-            _undo(self.connection, name)
+            self._undo(name)
             raise
-        _release(self.connection, name)
+        try:
+            _release(self.connection, name)
+        except sqlite3.Error:
+            self._undo(name)  # what the block did must not stay
+            raise
+
+    def _undo(self, name: str) -> None:
+        try:
+            _undo(self.connection, name)
+        except sqlite3.Error:
+            roll_back(self.connection)  # nothing of it can be committed then
+            raise
 
 
 class SQLiteTransaction:
     """See `outboxkit.store.Transaction`."""
-
-    broken = False
-    """One writer at a time: nothing is undone in favour of another."""
 
     def __init__(
         self,
@@ -109,6 +126,7 @@ class SQLiteTransaction:
         self._committed = committed
         self._failed = failed
         self.connection = UnitConnection(writer)
+        self.broken = False
         self._ending = False
         """From here on nothing more may be asked of the transaction."""
         self.finished = False
@@ -125,11 +143,28 @@ class SQLiteTransaction:
         name = await self._library(_save)
         try:
             yield
-        except BaseException:
+        except BaseException as error:
             if not self._ending:
-                await uninterrupted(self._library(lambda connection: _undo(connection, name)))
+                await self._undo(name, error)
             raise
-        await uninterrupted(self._library(lambda connection: _release(connection, name)))
+        try:
+            await uninterrupted(self._library(lambda connection: _release(connection, name)))
+        except TransactionLostError:
+            raise
+        except Exception as error:  # whatever it was: what the block did must not stay
+            await self._undo(name, error)
+            raise
+
+    async def _undo(self, name: str, cause: BaseException) -> None:
+        try:
+            await uninterrupted(self._library(lambda connection: _undo(connection, name)))
+        except TransactionLostError:
+            raise
+        except StoreError:
+            self.broken = True  # what the block did is still in it
+            if isinstance(cause, Exception):
+                raise
+            # Else the cancellation goes on, which whoever asked for it waits for.
 
     async def flush(self) -> None:
         """See `outboxkit.store.Transaction.flush`."""
@@ -172,6 +207,8 @@ class SQLiteTransaction:
     async def commit(self, rows: Sequence[OutboxRow] = ()) -> None:
         """See `outboxkit.store.Transaction.commit`."""
         self._require_open()
+        if self.broken:
+            raise StoreUnavailableError(NOT_UNDONE)
 
         def commit(connection: GuardedConnection) -> None:
             connection.leave_clean()
