@@ -60,7 +60,8 @@ def main(
         cases = [
             Request(case.act, case.point, case.fault, mutant)
             for case in found.cases(seed)
-            if (part == "all" or (part == "core") == sites[case.point.partition("@")[0]].is_core) and fault in (None, case.fault)
+            if (part == "all" or (part == "core") == sites[case.point.partition("@")[0]].is_core)
+            and fault in (None, case.fault)
         ]
         # In no order, so that those that were run when somebody interrupts are a sample.
         cases = Random(seed).sample(cases, len(cases) if sample is None else min(sample, len(cases)))

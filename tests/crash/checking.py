@@ -54,7 +54,9 @@ class Found:
         shop, mail = (place.database(service) for service in SERVICES)
         # What has to have its effect first: more may come while we look.
         self.placed = [_Order(*row) for row in shop.ask("SELECT number, key, kind FROM placed ORDER BY id")]
-        self.waiting = [f"{state} in the inbox of {name}" for name in SERVICES for state in place.database(name).column(_WAITING)]
+        self.waiting = [
+            f"{state} in the inbox of {name}" for name in SERVICES for state in place.database(name).column(_WAITING)
+        ]
         self.later = shop.column("SELECT count(*) FROM outboxkit_later")[0]
         self.noted: list[int] = mail.column("SELECT number FROM noted ORDER BY id")
         self.ledger: list[int] = mail.column("SELECT number FROM ledger ORDER BY id")

@@ -1,5 +1,70 @@
-"""Mutants of the library, which crash points must find."""
+"""Mutants of the library, which crash points must find: changes for the worse that show in nothing as long as nothing goes wrong."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from outboxkit.cancellation import uninterrupted
+from outboxkit.consumer import Consumer
+from outboxkit.inbox import Subscription
+from outboxkit.message import Delivery, LogEntry
+from outboxkit.relay import Relay
+from outboxkit_postgres.transaction import PostgresTransaction
+from outboxkit_sqlite.transaction import SQLiteTransaction
 
 
 def apply(name: str) -> None:
     """Change the library in this process; does nothing without a name."""
+    if name:
+        MUTANTS[name]()
+
+
+def _forget_what_was_received() -> None:
+    for transaction in (SQLiteTransaction, PostgresTransaction):
+        _receive_always(transaction)
+
+
+def _receive_always(transaction: Any) -> None:
+    receive = transaction.receive
+
+    async def receive_always(self: Any, subscription: Subscription, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
+        await receive(self, subscription, deliveries)
+        return deliveries
+
+    transaction.receive = receive_always
+
+
+def _save_progress_first() -> None:
+    relay: Any = Relay
+    append = relay._append_and_read_on
+
+    async def save_and_append(self: Any, entries: Sequence[LogEntry]) -> Sequence[LogEntry]:
+        before, self._cursor = self._cursor, entries[-1].position
+        await self._save()
+        self._cursor = before
+        return await append(self, entries)
+
+    relay._append_and_read_on = save_and_append
+
+
+def _ack_first() -> None:
+    consumer: Any = Consumer
+    begin = consumer.__init__
+
+    def begin_and_ack(self: Any, *arguments: Any) -> None:
+        begin(self, *arguments)
+        settle = self._settler.settle
+
+        async def ack_and_settle(subscription: Subscription, run: Sequence[Delivery], *others: Any) -> int:
+            await uninterrupted(self._ack(run))
+            return await settle(subscription, run, *others)  # type: ignore[no-any-return]
+
+        self._settler.settle = ack_and_settle
+
+    consumer.__init__ = begin_and_ack
+
+
+MUTANTS: dict[str, Callable[[], None]] = {
+    "no inbox": _forget_what_was_received,
+    "progress before append": _save_progress_first,
+    "ack before commit": _ack_first,
+}

@@ -108,7 +108,7 @@ class Nursery:
         problems: list[str] = []
         if status is None:  # stopped
             pipes = _Pipes()
-            heir = _fork(lambda: self._heir(pipes), self._log)
+            heir = _fork(lambda: self._heir(request, pipes), self._log)
             if not _readable(pipes.waking[0]):
                 problems.append("the heir of a stalled victim did not get on")
             os.kill(victim, signal.SIGCONT)
@@ -117,7 +117,7 @@ class Nursery:
             heir_status = _wait(heir)
             pipes.close()
         else:
-            heir_status = _wait(_fork(lambda: self._heir(None), self._log))
+            heir_status = _wait(_fork(lambda: self._heir(request, None), self._log))
         return self._report(request, status, heir_status, problems, time.monotonic() - began)
 
     # lives
@@ -142,7 +142,8 @@ class Nursery:
         told = watch.told + [f"thread {name} is left" for name in _threads_left()]
         self._tell("victim", _Account(told, dict(TRACER.met), sorted(TRACER.asking)))
 
-    def _heir(self, pipes: _Pipes | None) -> None:
+    def _heir(self, request: Request, pipes: _Pipes | None) -> None:
+        mutants.apply(request.mutant)
         place, watch = Place(self._setting, self._run), Watch()
         record = Record(place.folder / "told")
         left = asyncio.run(inherit(place, record, watch, pipes or Turns(), beside=pipes is not None))
@@ -155,9 +156,7 @@ class Nursery:
 
     # what became of them
 
-    def _report(
-        self, request: Request, victim: int | None, heir: int | None, problems: list[str], seconds: float
-    ) -> Report:
+    def _report(self, request: Request, victim: int | None, heir: int | None, problems: list[str], seconds: float) -> Report:
         killed = victim == -signal.SIGKILL and (request.fault or "").startswith("killed")
         told, of_victim, of_heir = list(problems), _Account([]), _Account([])
         if victim == 0:

@@ -88,7 +88,6 @@ class _SQLite(Database):
         finally:
             connection.close()
 
-
     @asynccontextmanager
     async def connected(self) -> AsyncGenerator[tuple[Any, Any], None]:
         async with aiosqlite.connect(self._path, isolation_level="IMMEDIATE", timeout=10) as connection:

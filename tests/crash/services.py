@@ -1,6 +1,5 @@
 """Two services that meet each other over a broker: a shop, which places orders, and a mail service, which answers some."""
 
-
 import contextlib
 import sqlite3
 from datetime import datetime
@@ -192,9 +191,7 @@ class Mail:
 
     def __init__(self, place: Place, watch: Watch, *, reader: str = "mail", settings: Settings = SETTINGS) -> None:
         database = place.database("mail")
-        self.app = App(
-            "mail", store=database.url, broker=place.broker_url, settings=settings, observer=watch, reader=reader
-        )
+        self.app = App("mail", store=database.url, broker=place.broker_url, settings=settings, observer=watch, reader=reader)
         self.hanging = anyio.Event()
         """Set when an order hangs."""
         self.hanging_seconds = 0.0

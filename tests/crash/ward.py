@@ -77,9 +77,7 @@ class Ward:
             opened.callback(shutil.rmtree, folder, ignore_errors=True)
             postgres_url = opened.enter_context(_postgres()).url() if self._store == "postgres" else ""
             redis_url = opened.enter_context(_redis(self._side_by_side)).url if self._broker == "redis" else ""
-            children = [
-                _Child(self._setting(folder, postgres_url, redis_url, number)) for number in range(self._side_by_side)
-            ]
+            children = [_Child(self._setting(folder, postgres_url, redis_url, number)) for number in range(self._side_by_side)]
             for child in children:
                 opened.callback(child.close)
             for child in children:
