@@ -1,8 +1,9 @@
 """Every await of the library, times six faults: ``python -m tests.crash [--store postgres] [--broker redis]``.
 
-A fault is put at one await of a process that plays one act of a scenario (publish, consume, retry, take over, recover, share, shut
-down); then another process goes on, until all is quiet, and what both left behind is looked at from outside: nothing lost, nothing
-invented, nothing twice, each key in order, no loop met an error nobody expected. ``--point`` repeats a case alone.
+A fault is put at one await of a process that plays one act of a scenario (publish, consume, retry, take over, recover,
+share, shut down); then another process goes on, until all is quiet, and what both left behind is looked at from outside:
+nothing lost, nothing invented, nothing twice, each key in order, no loop met an error nobody expected. ``--point`` repeats
+a case alone.
 """
 
 import sys

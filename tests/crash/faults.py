@@ -1,9 +1,9 @@
 """Faults: what goes wrong at a point.
 
-Connections are real ones. Those to servers are cut at the socket, right before the work at the point or when the first answer to
-what it has sent arrives, which is then lost. Files have no connection: the first visit of the work to the database's thread meets a
-disk error, before it did anything or after it has done everything. A commit on that thread is left out of the second: SQLite
-answers by returning, and takes back what it could not write.
+Connections are real ones. Those to servers are cut at the socket, right before the work at the point or when the first
+answer to what it has sent arrives, which is then lost. Files have no connection: the first visit of the work to the
+database's thread meets a disk error, before it did anything or after it has done everything. A commit on that thread is
+left out of the second: SQLite answers by returning, and takes back what it could not write.
 
 A stall is the whole process, stopped by SIGSTOP while another one works, with leases of half a second in place of several.
 """
@@ -17,13 +17,12 @@ import weakref
 from asyncio import selector_events
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast, get_args
 
 import aiosqlite
 
-from tests.crash.tracing import TRACER, Held, Strike
-
 from tests.crash.protocol import Fault
+from tests.crash.tracing import TRACER, Held, Strike
 
 FAULTS: tuple[Fault, ...] = get_args(Fault)
 
@@ -33,7 +32,7 @@ HOLD_SECONDS = 0.3
 _PARSED = b"1"
 """What Postgres answers first when a statement is only being prepared."""
 
-CALLER: ContextVar["asyncio.Task[Any] | None"] = ContextVar("caller", default=None)
+CALLER: ContextVar[asyncio.Task[Any] | None] = ContextVar("caller", default=None)
 """The user's task on whose behalf code runs; none in the library's own."""
 _failing: ContextVar["_Failing | None"] = ContextVar("failing", default=None)
 _transports: "weakref.WeakSet[Any]" = weakref.WeakSet()
@@ -54,7 +53,7 @@ class _Failing:
         self._struck()
 
 
-def strike_of(fault: Fault, root: "asyncio.Task[Any]", struck: Callable[[], None]) -> Strike:
+def strike_of(fault: Fault, root: asyncio.Task[Any], struck: Callable[[], None]) -> Strike:
     """Return what has a fault happen at a point.
 
     Args:

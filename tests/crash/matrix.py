@@ -1,7 +1,7 @@
 """The matrix: all points, times all faults.
 
-Which sites each act of the scenario comes by is found out by living through it with no fault. Each site and fault that can befall
-it then make one case: in one of the acts that come by, at one of the times that they do, drawn from the seed.
+Which sites each act of the scenario comes by is found out by living through it with no fault. Each site and fault that can
+befall it then make one case: in one of the acts that come by, at one of the times that they do, drawn from the seed.
 """
 
 from collections.abc import Collection, Generator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Mutants of the library, which crash points must find: changes for the worse that show in nothing as long as nothing goes wrong."""
+"""Mutants of the library, which crash points must find: changes for the worse that may show only when something goes wrong."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,6 +7,7 @@ from outboxkit.cancellation import uninterrupted
 from outboxkit.consumer import Consumer
 from outboxkit.inbox import Subscription
 from outboxkit.message import Delivery, LogEntry
+from outboxkit.outcomes import Outcomes
 from outboxkit.relay import Relay
 from outboxkit_postgres.transaction import PostgresTransaction
 from outboxkit_sqlite.transaction import SQLiteTransaction
@@ -41,7 +42,8 @@ def _save_progress_first() -> None:
         before, self._cursor = self._cursor, entries[-1].position
         await self._save()
         self._cursor = before
-        return await append(self, entries)
+        following: Sequence[LogEntry] = await append(self, entries)
+        return following
 
     relay._append_and_read_on = save_and_append
 
@@ -63,8 +65,15 @@ def _ack_first() -> None:
     consumer.__init__ = begin_and_ack
 
 
+def _wait_for_nothing() -> None:
+    outcomes: Any = Outcomes
+    outcomes.blocks = lambda *_: False
+
+
 MUTANTS: dict[str, Callable[[], None]] = {
     "no inbox": _forget_what_was_received,
     "progress before append": _save_progress_first,
+    "no order": _wait_for_nothing,
+    # What was acked too early shows as a hole in the chain and is read again: no case has found this one.
     "ack before commit": _ack_first,
 }

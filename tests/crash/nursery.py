@@ -146,7 +146,7 @@ class Nursery:
         mutants.apply(request.mutant)
         place, watch = Place(self._setting, self._run), Watch()
         record = Record(place.folder / "told")
-        left = asyncio.run(inherit(place, record, watch, pipes or Turns(), beside=pipes is not None))
+        left = asyncio.run(inherit(place, record, watch, pipes or Turns(), request.settle_seconds, beside=pipes is not None))
         told = watch.told + [f"never settled: {each}" for each in left] + list(Found(place).violations(record.read()))
         self._tell("heir", _Account(told, struck="struck" in record.read()))
         place.remove()

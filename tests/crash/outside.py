@@ -251,7 +251,7 @@ def _server(setting: Setting) -> Iterator[psycopg.Connection[Any]]:
 
 
 def _keep(client: Any, path: Path) -> None:
-    path.write_bytes(pickle.dumps({key: client.dump(key) for key in client.keys()}))
+    path.write_bytes(pickle.dumps({key: client.dump(key) for key in client.scan_iter()}))
 
 
 def _restore(client: Any, path: Path) -> None:
@@ -261,7 +261,7 @@ def _restore(client: Any, path: Path) -> None:
 
 
 def _streams(client: Any) -> list[bytes]:
-    return [key for key in client.keys() if client.type(key) == b"stream"]
+    return [key for key in client.scan_iter() if client.type(key) == b"stream"]
 
 
 def _skip_unread(client: Any) -> None:

@@ -18,6 +18,7 @@ class Request(msgspec.Struct, frozen=True):
         act: which of the scenario's.
         point: `tests.crash.tracing.Point`, as text.
         fault: what happens there.
+        settle_seconds: how long the heir waits until all is quiet.
         mutant: a change for the worse to be made to the library first; see `tests.crash.mutants`.
     """
 
@@ -25,6 +26,7 @@ class Request(msgspec.Struct, frozen=True):
     point: str = ""
     fault: Fault | None = None
     mutant: str = ""
+    settle_seconds: float = 60.0
 
 
 class Report(msgspec.Struct):

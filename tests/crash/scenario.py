@@ -26,7 +26,6 @@ from tests.waiting import until
 KEYS = ("a", "b")
 NEW_KEY = "g"
 """Of a partition that nothing was published to before."""
-SETTLE_SECONDS = 60.0
 _LOOK_SECONDS = 0.04
 _VICTIM_WAITS_SECONDS = 3.0
 STALL_SECONDS = 2.0
@@ -314,7 +313,7 @@ class Turns:
         """Wait until the victim has ended."""
 
 
-async def inherit(place: Place, record: Record, watch: Watch, turns: Turns, *, beside: bool) -> list[str]:
+async def inherit(place: Place, record: Record, watch: Watch, turns: Turns, seconds: float, *, beside: bool) -> list[str]:
     """Go on after a victim, or beside one that is stalled; return what is left undone in the end."""
     shop, mail = Shop(place, watch), Mail(place, watch, reader="heir")
     users = Publisher(shop, record, 5001)
@@ -329,7 +328,8 @@ async def inherit(place: Place, record: Record, watch: Watch, turns: Turns, *, b
         if beside:
             await settled(place, STALL_SECONDS)
             await turns.wait_for_end()
-        return await settled(place, SETTLE_SECONDS)
+        left = await settled(place, seconds)
+    return left
 
 
 async def _wake_in_time(turns: Turns) -> None:

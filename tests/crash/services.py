@@ -19,8 +19,9 @@ from outboxkit import (
     Settings,
     UnitOfWork,
     event,
+    outcomes,
+    retrying,
 )
-from outboxkit import outcomes, retrying
 from outboxkit.message import Position, Stream
 from outboxkit.retry import Backoff
 from tests.crash.outside import Database, Place
@@ -64,7 +65,7 @@ SETTINGS = Settings(
 
 
 def with_much_in_hand(settings: Settings) -> Settings:
-    """Return settings of a process that, once it is killed, has left claims that do not run out and progress that it did not save."""
+    """Return settings of a process that leaves claims that do not run out, and progress that it did not save."""
     return msgspec.structs.replace(
         settings,
         relay=msgspec.structs.replace(settings.relay, save_seconds=3600.0, lease_seconds=3600.0),
@@ -170,11 +171,10 @@ class Shop:
 
     async def order_on_own_connection(self, number: int, key: str) -> None:
         """Place an order in the user's own transaction, which the app only publishes in."""
-        async with self._database.connected() as (connection, transaction):
-            async with transaction:
-                statement = "INSERT INTO placed (number, key, kind) VALUES (?, ?, 'plain')"
-                await execute(connection, statement, number, key)
-                await self.app.publish(Placed(number, key), connection=connection)
+        async with self._database.connected() as (connection, transaction), transaction:
+            statement = "INSERT INTO placed (number, key, kind) VALUES (?, ?, 'plain')"
+            await execute(connection, statement, number, key)
+            await self.app.publish(Placed(number, key), connection=connection)
 
     def _order_now_and_then(self) -> None:
         @self.app.publishes(Placed, every=PERIOD_SECONDS)

@@ -1,7 +1,7 @@
 """Sites: every place in the library's source where a coroutine waits, found by reading it, and made to tell when it is met.
 
-An ``await`` is one site, an ``async with`` two (entering and leaving) for each of its items, an ``async for`` one. A site's name is
-the function it stands in and its number there, so that it does not change with lines above.
+An ``await`` is one site, an ``async with`` two (entering and leaving) for each of its items, an ``async for`` one. A site's
+name is the function it stands in and its number there, so that it does not change with lines above.
 """
 
 import ast

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import ContextVar
 from functools import partial
 from typing import Any, NamedTuple
@@ -84,7 +84,7 @@ class With:
     async def __aenter__(self) -> Any:
         return await TRACER.awaiting(f"{self._site}+enter", self._manager.__aenter__())
 
-    async def __aexit__(self, *error: Any) -> Any:
+    async def __aexit__(self, *error: object) -> Any:
         return await TRACER.awaiting(f"{self._site}+exit", self._manager.__aexit__(*error))
 
 
@@ -93,7 +93,7 @@ class For:
 
     def __init__(self, site: str, iterable: Any) -> None:
         self._site = site
-        self._iterator: AsyncIterator[Any] = aiter(iterable)
+        self._iterator: Any = aiter(iterable)
 
     def __aiter__(self) -> "For":
         return self

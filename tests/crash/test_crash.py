@@ -1,0 +1,84 @@
+"""A sample of the crash points: nothing lost, invented, done twice or out of order; the whole is `python -m tests.crash`."""
+
+import os
+from collections.abc import Iterator
+from random import Random
+
+import pytest
+
+from tests.crash.faults import FAULTS
+from tests.crash.matrix import Found, find, run
+from tests.crash.outside import BrokerKind, StoreKind
+from tests.crash.protocol import Request
+from tests.crash.sites import ROOT, all_sites
+from tests.crash.tracing import Point
+from tests.crash.ward import Ward
+
+POINTS: dict[tuple[StoreKind, BrokerKind], int] = {("sqlite", "embedded"): 400, ("postgres", "redis"): 590}
+"""How many awaits the scenario comes by at least; some more it does now and then. A drop is explained in the same change."""
+CASES: dict[tuple[StoreKind, BrokerKind], int] = {("sqlite", "embedded"): 50, ("postgres", "redis"): 15}
+
+
+@pytest.fixture(scope="module", params=POINTS, ids="-".join)
+def kind(request: pytest.FixtureRequest) -> tuple[StoreKind, BrokerKind]:
+    kind: tuple[StoreKind, BrokerKind] = request.param
+    if kind[0] == "postgres" and not os.environ.get("OUTBOXKIT_TEST_POSTGRES_URL"):
+        request.getfixturevalue("postgres_binaries")
+    if kind[1] == "redis":
+        request.getfixturevalue("redis_binary")
+    return kind
+
+
+@pytest.fixture(scope="module")
+def ward(kind: tuple[StoreKind, BrokerKind]) -> Iterator[Ward]:
+    with Ward(*kind) as ward:
+        yield ward
+
+
+@pytest.fixture(scope="module")
+def found(ward: Ward, kind: tuple[StoreKind, BrokerKind]) -> Found:
+    return find(ward, networked=kind != ("sqlite", "embedded"))
+
+
+def test_the_scenario_comes_by_as_many_awaits_as_ever(found: Found, kind: tuple[StoreKind, BrokerKind]) -> None:
+    assert len(found.sites) >= POINTS[kind], [str(site) for site in found.unmet()]
+    assert set(found.sites) <= all_sites().keys()
+
+
+def test_a_sample_of_faults_breaks_no_promise(ward: Ward, found: Found, kind: tuple[StoreKind, BrokerKind]) -> None:
+    cases = Random(0).sample(found.cases(0), CASES[kind])
+    assert {case.fault for case in cases} == set(FAULTS)
+    reports = list(run(ward, found, cases))
+    assert [f"{report.request}: {report.violations}\n{report.log}" for report in reports if report.violations] == []
+    assert sum(report.struck for report in reports) > 0.8 * len(reports)
+
+
+MUTANTS = {
+    "no inbox": Request("consume", "consumer.Consumer._ack#1@1", "killed before", "no inbox", settle_seconds=10.0),
+    "progress before append": Request(
+        "consume", "relay.Relay._append_and_read_on#2@1", "killed before", "progress before append", settle_seconds=10.0
+    ),
+    "no order": Request("retry", "consumer.Consumer._ack#1@2", "killed after", "no order", settle_seconds=10.0),
+}
+BROKEN = {"no inbox": "twice", "progress before append": "not noted", "no order": "out of order"}
+
+
+def test_mutants_are_found(ward: Ward) -> None:
+    reports = list(ward.run(list(MUTANTS.values())))
+    for report in reports:
+        assert report.struck
+        assert any(BROKEN[report.request.mutant] in violation for violation in report.violations), report
+
+
+def test_every_await_of_the_library_is_a_site() -> None:
+    sites = all_sites()
+    source = (ROOT / "outboxkit/relay.py").read_text()
+    of_relay = [site for site in sites.values() if site.path == "outboxkit/relay.py"]
+    assert sum(site.text.startswith("await ") for site in of_relay) == source.count("await ")
+    assert sum(site.name.endswith("+enter") for site in of_relay) == source.count("async with ")
+
+
+def test_a_point_is_read_as_it_is_written() -> None:
+    for point in (Point("relay.Relay._copy#1", 3), Point("lease.Lease.turn#1+enter", 1)):
+        assert Point.of(str(point)) == point
+    assert Point.of("relay.Relay._copy#1") == ("relay.Relay._copy#1", 1)
