@@ -55,7 +55,7 @@ class Found(NamedTuple):
 
     def _case(self, seed: int, site: str, fault: Fault) -> Request:
         chance = Random(f"{seed} {site} {fault}")
-        act = chance.choice([act for act in ACTS if site in self.met.get(act, {})])
+        act: Act = chance.choice([act for act in ACTS if site in self.met.get(act, {})])
         nth = chance.randint(1, max(1, int(self.met[act][site] * _LIKELY)))
         return Request(act, str(Point(site, nth)), fault)
 

@@ -65,9 +65,13 @@ def _ack_first() -> None:
     consumer.__init__ = begin_and_ack
 
 
+def _blocks_nothing(*_: object) -> bool:
+    return False
+
+
 def _wait_for_nothing() -> None:
     outcomes: Any = Outcomes
-    outcomes.blocks = lambda *_: False
+    outcomes.blocks = _blocks_nothing
 
 
 MUTANTS: dict[str, Callable[[], None]] = {

@@ -5,7 +5,7 @@ import pickle
 import shutil
 import sqlite3
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -192,7 +192,7 @@ class Place:
             with _server(self._setting) as server:
                 server.execute(f"CREATE DATABASE {self._postgres_name} TEMPLATE {template}".encode())
 
-    def _redis_do(self, work: Any) -> None:
+    def _redis_do(self, work: Callable[[Any], object]) -> None:
         if self._setting.broker == "redis":
             driver: Any = redis.Redis  # its annotations are incomplete
             with driver.from_url(self._setting.redis_url) as client:
@@ -245,7 +245,7 @@ class Place:
 
 
 @contextmanager
-def _server(setting: Setting) -> Iterator[psycopg.Connection[Any]]:
+def _server(setting: Setting) -> Generator[psycopg.Connection[Any], None, None]:
     with psycopg.connect(setting.postgres_url, autocommit=True) as connection:
         yield connection
 

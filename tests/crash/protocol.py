@@ -1,6 +1,6 @@
 """What a nursery is asked, and what it answers."""
 
-from typing import Literal, get_args
+from typing import Literal
 
 import msgspec
 
@@ -8,7 +8,7 @@ Fault = Literal["killed before", "killed after", "cancelled", "connection", "rep
 
 
 Act = Literal["publish", "consume", "retry", "take over", "recover", "share", "shut down"]
-ACTS: tuple[Act, ...] = get_args(Act)
+ACTS: tuple[Act, ...] = ("publish", "consume", "retry", "take over", "recover", "share", "shut down")
 
 
 class Request(msgspec.Struct, frozen=True):

@@ -181,7 +181,7 @@ class Victim:
     """The process that a fault strikes, in one of the acts of the scenario."""
 
     def __init__(self, act: Act, place: Place, record: Record, watch: Watch) -> None:
-        self._act = act
+        self._act: Act = act
         self._place = place
         self._watch = watch
         self._shop = Shop(place, watch, periodic=act == "publish")
@@ -200,8 +200,8 @@ class Victim:
         }
         try:
             async with self._shop.app:
-                if self._act in alone:
-                    return await alone[self._act]()
+                if work := alone.get(self._act):
+                    return await work()
                 async with self._mail.app:
                     await together[self._act]()
         except (StoreError, BrokerError):
@@ -319,6 +319,7 @@ async def inherit(place: Place, record: Record, watch: Watch, turns: Turns, seco
     users = Publisher(shop, record, 5001)
     # Two who place orders of a key at once have no order between them.
     keys = tuple(f"heir-{key}" for key in KEYS) if beside else KEYS
+    left: list[str] = []
     async with anyio.create_task_group() as waking, shop.app, mail.app:
         if beside:
             waking.start_soon(_wake_in_time, turns)  # what the victim has locked is free only then
@@ -328,7 +329,7 @@ async def inherit(place: Place, record: Record, watch: Watch, turns: Turns, seco
         if beside:
             await settled(place, STALL_SECONDS)
             await turns.wait_for_end()
-        left = await settled(place, seconds)
+        left += await settled(place, seconds)
     return left
 
 

@@ -131,8 +131,10 @@ class Held:
             try:
                 future = steps.throw(error)
             except StopIteration as end:
-                return end.value
-        return (yield from _rest(steps, future))
+                ended: Any = end.value
+                return ended
+        rest: Any = yield from _rest(steps, future)
+        return rest
 
 
 def _rest(steps: Any, future: Any) -> Any:
