@@ -49,6 +49,7 @@ class _Child:
     def close(self) -> None:
         self._pipe(self._process.stdin).close()
         self._process.wait()
+        self._pipe(self._process.stdout).close()
 
     def _pipe(self, pipe: IO[bytes] | None) -> IO[bytes]:
         assert pipe is not None
