@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextvars import ContextVar
 from functools import partial
 from typing import Any, NamedTuple
@@ -133,11 +133,10 @@ class Held:
             except StopIteration as end:
                 ended: Any = end.value
                 return ended
-        rest: Any = yield from _rest(steps, future)
-        return rest
+        return (yield from _rest(steps, future))
 
 
-def _rest(steps: Any, future: Any) -> Any:
+def _rest(steps: Any, future: Any) -> Generator[Any, None, Any]:
     """Go on with steps of which one has yielded a future already."""
     while True:
         advance: Callable[[], Any] = partial(steps.send, None)
