@@ -158,7 +158,7 @@ class Place:
 
     @property
     def _postgres_name(self) -> str:
-        return f"{Path(self._setting.folder).name}_{self._name}".lower().replace("-", "_")
+        return f"crash_{Path(self._setting.folder).name}_{self._name}".lower().replace("-", "_")
 
     def create(self) -> None:
         """Make room, for nothing yet."""
