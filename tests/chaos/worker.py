@@ -2,7 +2,8 @@
 
     python -m tests.chaos.worker relay|consume|run shop|mail|audit [blind]
 
-``blind``: its relay takes no loss of the broker for one. Nothing public can switch that off, so a mutant of the simulation's does.
+``blind``: its relay takes no loss of the broker for one. Nothing public can switch that off, so a mutant of the simulation's
+does.
 """
 
 import sys

@@ -156,9 +156,7 @@ class Workers:
 
 
 @asynccontextmanager
-async def workers(
-    folder: Path, place: str, broker: str, seed: int, *, detecting: bool
-) -> AsyncGenerator[Workers, None]:
+async def workers(folder: Path, place: str, broker: str, seed: int, *, detecting: bool) -> AsyncGenerator[Workers, None]:
     """Have them running: three publishers, two relays, two processes of each of two consuming services.
 
     Args:
@@ -168,7 +166,7 @@ async def workers(
         seed: of what publishers leave to chance.
         detecting: whether relays detect a broker's losses.
     """
-    guard = subprocess.Popen(("/bin/sh", "-c", _GUARD), stdin=subprocess.PIPE, process_group=0)
+    guard = _guard()
     environment = {
         **os.environ,
         "PYTHONPATH": f"{ROOT}:{ROOT / 'adapters'}",
@@ -200,3 +198,7 @@ async def workers(
         guard.communicate()  # closes the pipe
         for each in found.every:
             each.reap()
+
+
+def _guard() -> subprocess.Popen[bytes]:
+    return subprocess.Popen(("/bin/sh", "-c", _GUARD), stdin=subprocess.PIPE, process_group=0)
