@@ -13,9 +13,9 @@ from tests.chaos.redis_faults import RedisFaults
 from tests.chaos.scene import Fault, Scene
 
 PAUSE_SECONDS = (0.2, 2.2)
-QUIET_SECONDS = 3.0
-"""Without any fault, before it is measured how soon a loss is found."""
-_MEASURED_EVERY = 25
+QUIET_SECONDS = 8.0
+"""Without any fault, before it is measured how soon a loss is found: no lease runs out any more, and all processes work."""
+_MEASURED_EVERY = 40
 _FOUND_SECONDS = 10.0
 
 
@@ -38,6 +38,7 @@ class Nemesis:
         self._scene = scene
         self._order = random.Random(f"order {seed}")
         self._measuring = measuring
+        self._diary = diary.Diary(scene.folder / "nemesis.diary")
         self._all = [*RedisFaults(scene).all(), *database_faults(scene), *other_faults(scene)]
         self._busy: dict[str, asyncio.Task[None]] = {}
         self._bag: list[Fault] = []
@@ -72,11 +73,13 @@ class Nemesis:
         return None
 
     async def _strike(self, fault: Fault) -> None:
+        self._diary.write("fault", fault.kind)
         try:
             if await fault.strike():
                 self.faults[fault.kind] += 1
         except Exception as error:  # what one fault needs another may have taken away
             self.troubles.append(f"{fault.kind}: {error!r}")
+        self._diary.write("over", fault.kind)
 
     async def _wait(self) -> None:
         await asyncio.gather(*self._busy.values())

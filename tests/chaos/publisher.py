@@ -22,7 +22,7 @@ from tests.chaos.apps import COUNT, KEYS, SELL, Ordered, execute, shop, value
 from tests.chaos.ledger import Ledger
 
 SIDE_BY_SIDE = 2
-PAUSE_SECONDS = 0.09
+PAUSE_SECONDS = 0.3
 _SLOW_SECONDS = {"sqlite": 0.1, "postgres": 1.0}
 
 
@@ -87,7 +87,7 @@ class Publisher:
             for item, key in enumerate(sorted(self.rng.sample(range(KEYS), self.rng.choice((1, 1, 1, 2, 3))))):
                 number = await value(uow.connection, COUNT, key)
                 luck = self.rng.random()
-                poison = "raises" if luck < 0.004 else "kills" if luck > 0.9997 else ""
+                poison = "raises" if luck < 0.004 else "kills" if luck > 0.9999 else ""
                 await execute(uow.connection, SELL, unit, item, key, number, poison)
                 uow.publish(Ordered(unit, item, key, number, poison))
                 if slow:

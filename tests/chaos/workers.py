@@ -44,6 +44,8 @@ class Worker:
         self._runs = 0
         self._frozen = False
         self._ended = False
+        self._is_over = False
+        """Whether nobody is to come in its place."""
 
     @property
     def runs(self) -> bool:
@@ -86,11 +88,13 @@ class Worker:
         self._frozen = False
         self._signal(signal.SIGCONT)
 
-    async def ended(self) -> None:
-        """Wait until it has drained; it is killed when that takes too long."""
+    async def drained(self) -> None:
+        """SIGTERM it for good, and wait until it has ended; it is killed when that takes too long."""
         process = self._process
         if process is None:
             return
+        self._is_over = True
+        self.end()
         deadline = asyncio.get_running_loop().time() + STOP_SECONDS
         while process.poll() is None:
             if asyncio.get_running_loop().time() > deadline:
@@ -102,7 +106,7 @@ class Worker:
 
     def revive(self) -> None:
         """Start it again if it has ended."""
-        if self._process is not None and (code := self._process.poll()) is not None:
+        if not self._is_over and self._process is not None and (code := self._process.poll()) is not None:
             self._judge(code)
             self.start()
 
@@ -149,10 +153,7 @@ class Workers:
 
     async def end(self, role: str) -> None:
         """End those of a role, and wait for it."""
-        ending = self.of(role)
-        for worker in ending:
-            worker.end()
-        await asyncio.gather(*(worker.ended() for worker in ending))
+        await asyncio.gather(*(worker.drained() for worker in self.of(role)))
 
 
 @asynccontextmanager

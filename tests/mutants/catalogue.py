@@ -1,0 +1,237 @@
+"""The mutants, each with the proofs that have to kill it, the quickest first."""
+
+from typing import NamedTuple
+
+from tests.mutants.copying import Edit
+from tests.mutants.proving import Proof, case, chaos, seeds
+
+
+class Mutant(NamedTuple):
+    """The library without one guard.
+
+    Args:
+        name: what it does wrong.
+        edits: how.
+        proofs: what kills it.
+        remark: what else there is to know: which other guard stands behind this one, say.
+    """
+
+    name: str
+    edits: tuple[Edit, ...]
+    proofs: tuple[Proof, ...]
+    remark: str = ""
+
+
+_CONTRACTS = "tests/contract"
+_POSTGRES = f"{_CONTRACTS}/test_postgres_store.py::TestPostgresStore"
+_SQLITE = f"{_CONTRACTS}/test_sqlite_store.py::TestSQLiteStore"
+_REDIS = f"{_CONTRACTS}/test_redis_broker.py::TestRedisBroker"
+
+MUTANTS = (
+    Mutant(
+        "ack before commit",
+        (
+            Edit(
+                "outboxkit/consumer.py",
+                "                    done = await self._settler.settle(",
+                "                    await self._ack(linked)\n                    done = await self._settler.settle(",
+            ),
+        ),
+        (case("tests/test_acking.py::test_nothing_is_acked_before_its_effect_is_committed"),),
+        "loses nothing by itself: what was acked and not committed is a hole in front of the floor, which is read again, and "
+        "above which nothing is trimmed. It costs the wait for that, so the order is a promise of its own",
+    ),
+    Mutant(
+        "id cursor on Postgres",
+        (
+            Edit(
+                "adapters/outboxkit_postgres/ticks.py",
+                "WHERE o.xid = x AND o.seq > span.after AND o.seq <= span.low",
+                "WHERE false AND o.xid = x AND o.seq > span.after AND o.seq <= span.low",
+            ),
+        ),
+        (
+            case(f"{_POSTGRES}::test_a_row_written_first_and_committed_last_is_not_lost"),
+            chaos("postgres", 0.3, 6),
+        ),
+    ),
+    Mutant(
+        "select-then-insert inbox",
+        (
+            Edit(
+                "adapters/outboxkit_postgres/inbox.py",
+                "WHERE id = $1 AND term = $2 FOR NO KEY UPDATE), fresh AS (\n        INSERT INTO",
+                "WHERE id = $1 AND term = $2), fresh AS (\n"
+                "        SELECT d.major, d.minor FROM unnest($3::bigint[], $4::bigint[]) AS d (major, minor), floor\n"
+                "        WHERE (d.major, d.minor) > (floor.major, floor.minor) AND NOT EXISTS (SELECT FROM {inbox} i\n"
+                "            WHERE i.floor_id = $1 AND i.major = d.major AND i.minor = d.minor)\n"
+                "    ), written AS (\n"
+                "        INSERT INTO",
+            ),
+        ),
+        (case(f"{_POSTGRES}::test_of_two_who_receive_at_once_one_gets_it"),),
+        "with the lock on the floor left in place it could break nothing: that lets one transaction at a time look. So the "
+        "mutant takes both",
+    ),
+    Mutant(
+        "no inbox, on SQLite",
+        (
+            Edit(
+                "adapters/outboxkit_sqlite/inbox.py",
+                "if delivery.position > floor and inserted(delivery)]",
+                "if inserted(delivery) or True]",
+            ),
+        ),
+        (case(f"{_SQLITE}::test_a_delivery_is_new_once"), chaos("sqlite", 0.3, 6)),
+    ),
+    Mutant(
+        "no inbox, on Postgres",
+        (
+            Edit(
+                "adapters/outboxkit_postgres/inbox.py",
+                "        return list(fresh.values())",
+                "        return list({delivery.position: delivery for delivery in deliveries}.values())",
+            ),
+        ),
+        (case(f"{_POSTGRES}::test_a_delivery_is_new_once"), chaos("postgres", 0.3, 6)),
+    ),
+    Mutant(
+        "tick without synchronous commit",
+        (
+            Edit(
+                "adapters/outboxkit_postgres/ticks.py",
+                "WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END",
+                "WHEN 'remote_apply' THEN 'remote_apply' ELSE current_setting('synchronous_commit') END",
+            ),
+        ),
+        (
+            case(
+                "tests/test_postgres_outage.py::"
+                "test_what_was_read_is_there_after_a_crash_although_its_writers_did_not_wait_for_the_disk"
+            ),
+            case("tests/guarantees/test_crash.py::test_what_was_relayed_outlasts_a_crash_although_no_commit_waited"),
+        ),
+    ),
+    Mutant(
+        "blind XADD in place of compare-and-append",
+        (Edit("adapters/outboxkit_redis/append.lua", "if last == ARGV[1] and #ARGV > 2 then", "if #ARGV > 2 then"),),
+        (
+            case(f"{_REDIS}::test_nothing_is_appended_to_a_stream_that_is_not_there_but_was_expected"),
+            chaos("sqlite", 0.3, 6),
+        ),
+    ),
+    Mutant(
+        "retrying client",
+        (
+            Edit(
+                "adapters/outboxkit_redis/node.py",
+                "            except (RedisError, OSError) as error:\n                return self._refused(error, commands)\n",
+                "            except (RedisError, OSError):\n                return await self._round_trip(commands, heard)\n",
+            ),
+        ),
+        (case("tests/test_redis_broker_specifics.py::test_a_read_whose_reply_was_lost_is_not_sent_again_and_pending_has_it"),),
+        "loses nothing by itself: an append that is sent again meets the comparison, and entries that a repeated read strands "
+        "are a hole, which is read again. It costs the wait for that",
+    ),
+    Mutant(
+        "MAXLEN on XADD",
+        (
+            Edit(
+                "adapters/outboxkit_redis/append.lua",
+                "redis.call('XADD', KEYS[1], ARGV[i], 'event'",
+                "redis.call('XADD', KEYS[1], 'MAXLEN', 1000, ARGV[i], 'event'",
+            ),
+        ),
+        (case("tests/test_redis_broker_specifics.py::test_thousands_of_entries_in_one_append"),),
+    ),
+    Mutant(
+        "group at $",
+        (
+            Edit(
+                "adapters/outboxkit_redis/broker.py",
+                '("XGROUP", "CREATE", key, group, str(after), "MKSTREAM")',
+                '("XGROUP", "CREATE", key, group, "$", "MKSTREAM")',
+            ),
+        ),
+        (case(f"{_REDIS}::test_a_group_made_at_the_origin_sees_the_backlog"),),
+    ),
+    Mutant(
+        "swallowed cancellation",
+        (
+            Edit(
+                "outboxkit/cancellation.py",
+                "the cancellation is what the caller has to hear\n        raise cancelled\n",
+                "the cancellation is swallowed\n",
+            ),
+        ),
+        (case("tests/test_cancellation.py::test_a_cancelled_task_finishes_the_work_first"),),
+    ),
+    Mutant(
+        "settle a failing message as done",
+        (
+            Edit(
+                "outboxkit/outcomes.py",
+                "        if error is None:\n            self._record(",
+                "        if True:\n            self._record(",
+            ),
+        ),
+        (seeds(120), case("tests/test_consumer.py::test_a_final_exception_is_dead_at_once")),
+    ),
+    Mutant(
+        "floor past a hole, on SQLite",
+        (
+            Edit(
+                "adapters/outboxkit_sqlite/floors.py",
+                "            if (prev_major, prev_minor) > floor.position:\n",
+                "            if False:\n",
+            ),
+        ),
+        (case(f"{_SQLITE}::test_the_floor_never_passes_a_hole"),),
+    ),
+    Mutant(
+        "floor past a hole, on Postgres",
+        (
+            Edit(
+                "adapters/outboxkit_postgres/floors.py",
+                "WHERE h.major IS NULL OR (a.major, a.minor) < (h.major, h.minor)",
+                "WHERE true",
+            ),
+        ),
+        (case(f"{_POSTGRES}::test_the_floor_never_passes_a_hole"),),
+    ),
+    Mutant(
+        "SQLite NORMAL with a cut WAL",
+        (Edit("adapters/outboxkit_sqlite/store.py", '"FULL" if self._full else "NORMAL"', '"NORMAL"'),),
+        (
+            case("tests/guarantees/test_power_cut.py"),
+            case("tests/test_sqlite_store.py::test_commits_are_durable_unless_another_mode_is_asked_for_by_its_name"),
+        ),
+    ),
+    Mutant(
+        "lease not checked, on SQLite",
+        (
+            Edit(
+                "adapters/outboxkit_sqlite/floors.py",
+                "        if connection.execute(self._sql(_TERM), (subscription.id,)).fetchone() != (subscription.term,):\n",
+                "        if False:\n",
+            ),
+        ),
+        (case(f"{_SQLITE}::test_whoever_lost_a_stream_settles_nothing_more"),),
+    ),
+    Mutant(
+        "lease not checked, on Postgres",
+        (
+            Edit(
+                "adapters/outboxkit_postgres/inbox.py",
+                "WHERE id = $1 AND term = $2 FOR NO KEY UPDATE), fresh",
+                "WHERE id = $1 AND $2::bigint IS NOT NULL FOR NO KEY UPDATE), fresh",
+            ),
+        ),
+        (case(f"{_POSTGRES}::test_whoever_lost_a_stream_settles_nothing_more"),),
+    ),
+    Mutant(
+        "a loss is taken for none",
+        (Edit("outboxkit/relay.py", '            return "lost"\n', '            return "go on"\n'),),
+        (seeds(120), chaos("sqlite", 0.3, 21)),
+    ),
+)
