@@ -37,7 +37,7 @@ async def test_what_was_read_is_there_after_a_crash_although_its_writers_did_not
         for _ in range(4):
             async with opened(server.url()) as store:
                 written = [envelope for _ in range(10) for envelope in envelopes(await publish(store, new_rows(2)))]
-                seen += await store.read(seen[-1].position if seen else ORIGIN, 7, EVERYTHING)
+                seen += await store.read(seen[-1].position if seen else ORIGIN, 100, EVERYTHING)
                 written += envelopes(await publish(store, new_rows(2)))
                 await asyncio.to_thread(server.restart)
             async with opened(server.url()) as store:
