@@ -27,7 +27,7 @@ from tests.chaos.truth import Truth, Violations
 from tests.chaos.workers import workers
 from tests.databases import Place
 
-START_SECONDS = 60.0
+START_SECONDS = 180.0
 SETTLE_SECONDS = 120.0
 STUCK_SECONDS = 10.0
 """After so long without any progress a run that has to lose is over."""

@@ -10,11 +10,12 @@ import sys
 from typing import Any
 
 from outboxkit.cli import commands
-from tests.simulation.mutants import MUTANTS
 
 
 def blind() -> None:
     """Have relays of this process detect no loss."""
+    from tests.simulation.mutants import MUTANTS  # here, as it takes a while and nobody else needs it
+
     mutant = MUTANTS["a loss is not detected"]
     target: Any = mutant.target
     setattr(target, mutant.name, mutant.replacement)
