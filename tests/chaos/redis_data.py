@@ -8,6 +8,12 @@ import redis
 
 from outboxkit.testing.redis_server import RedisServer
 
+_DUMPS = "dumps"
+_OURS = ("log", _DUMPS)
+"""What is in the server's folder and is not its data."""
+_KEPT = 3
+"""How many copies are."""
+
 
 class MortalRedis(RedisServer):
     """A server that keeps what it is told over a crash, unless that is taken away."""
@@ -15,7 +21,7 @@ class MortalRedis(RedisServer):
     def __init__(self, binary: str) -> None:
         # What the system has been given outlives the server, as nobody cuts the machine's power here.
         super().__init__(binary, persistent=True, options=("--appendfsync", "no"))
-        self._kept: list[Path] = []
+        self._dumps = 0
 
     def ask(self, *words: str | int) -> Any:
         """Send one command, by no detour, and return the reply."""
@@ -30,15 +36,13 @@ class MortalRedis(RedisServer):
 
     def keep_dump(self) -> None:
         """Copy what would outlive a crash now."""
-        copy = self._folder.with_name(f"{self._folder.name}-dump-{len(self._kept)}")
+        self._dumps += 1
         self.pause()
         try:
-            shutil.copytree(self._folder, copy, ignore=shutil.ignore_patterns("log", "temp-*"))
+            shutil.copytree(self._folder, self._dump(self._dumps), ignore=shutil.ignore_patterns(*_OURS, "temp-*"))
         finally:
             self.resume()
-        self._kept.append(copy)
-        for old in self._kept[:-3]:
-            shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(self._dump(self._dumps - _KEPT), ignore_errors=True)
 
     def restart_without_data(self) -> None:
         """Crash, and come back empty."""
@@ -47,27 +51,21 @@ class MortalRedis(RedisServer):
         self.start()
 
     def restart_from_dump(self, age: int) -> None:
-        """Crash, and come back as of a copy: the last one, or one of those before it."""
-        dumps = [dump for dump in self._kept if dump.exists()]
+        """Crash, and come back as of a copy: the last one, or one of those before it as far as they are kept."""
         self.kill()
         self._forget()
-        shutil.copytree(dumps[-1 - age % len(dumps)], self._folder, dirs_exist_ok=True)
+        shutil.copytree(self._dump(max(1, self._dumps - age % _KEPT)), self._folder, dirs_exist_ok=True)
         self.start()
-
-    def stop(self) -> None:
-        """Stop it and remove its data, and all copies."""
-        super().stop()
-        for copy in self._kept:
-            shutil.rmtree(copy, ignore_errors=True)
 
     @property
     def _folder(self) -> Path:
         assert self._directory is not None
         return self._directory
 
+    def _dump(self, number: int) -> Path:
+        return self._folder / _DUMPS / str(number)
+
     def _forget(self) -> None:
         for child in self._folder.iterdir():
-            if child.is_dir():
-                shutil.rmtree(child)
-            elif child.name != "log":
-                child.unlink()
+            if child.name not in _OURS:
+                shutil.rmtree(child) if child.is_dir() else child.unlink()
