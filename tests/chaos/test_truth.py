@@ -1,0 +1,86 @@
+"""The checker tells each kind of violation, and takes none for one that is none."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.apps import create
+from tests.chaos.migrating import migrate
+from tests.chaos.truth import Truth
+from tests.databases import database_at
+
+OUTCOMES = {"a": "ok", "b": "ok", "c": "failed", "d": "unknown", "e": "soft"}
+
+
+class World:
+    """Databases as they are when all went well: units a, b and d were committed, each with one order of key 1."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for number, unit in enumerate(("a", "b", "d"), 1):
+            self.sell(unit, number)
+            for service, topic in (("mail", "orders"), ("audit", "orders"), ("audit", "letters")):
+                self.effect(service, topic, unit, number)
+
+    def sell(self, unit: str, number: int, poison: str = "") -> None:
+        values = f"('{unit}', 0, 1, {number}, '{poison}')"
+        database_at(self.folder, "shop").ask(f"INSERT INTO sold (unit, item, key, number, poison) VALUES {values}")
+
+    def effect(self, service: str, topic: str, unit: str, number: int) -> None:
+        values = f"('{topic}', '{unit}', 0, 1, {number})"
+        database_at(self.folder, service).ask(f"INSERT INTO effect (topic, unit, item, key, number) VALUES {values}")
+
+    def undo(self, service: str, topic: str, unit: str) -> None:
+        database_at(self.folder, service).ask(f"DELETE FROM effect WHERE topic = '{topic}' AND unit = '{unit}'")
+
+    def found(self, outcomes: Mapping[str, str] = OUTCOMES) -> dict[str, int]:
+        counts = Truth(self.folder).compare(outcomes).counts()
+        return {name: count for name, count in counts.items() if count}
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> World:
+    create(tmp_path)
+    await migrate(tmp_path)
+    return World(tmp_path)
+
+
+async def test_nothing_is_wrong_where_nothing_is(world: World) -> None:
+    assert world.found() == {}
+    assert Truth(world.folder).left() == ""
+
+
+@pytest.mark.parametrize(("service", "topic"), [("mail", "orders"), ("audit", "orders"), ("audit", "letters")])
+async def test_an_effect_that_is_missing_there_twice_or_for_nothing_is_told(world: World, service: str, topic: str) -> None:
+    world.effect(service, topic, "d", 3)
+    assert world.found()["double"] == 1
+    world.undo(service, topic, "d")
+    assert world.found()["lost"] == 1
+    assert Truth(world.folder).left()
+    world.effect(service, topic, "d", 3)
+    assert world.found() == {}
+    world.effect(service, topic, "never", 4)
+    assert world.found()["invented"] == 1
+
+
+async def test_an_effect_out_of_its_keys_order_is_told(world: World) -> None:
+    world.undo("audit", "orders", "a")
+    world.effect("audit", "orders", "a", 1)
+    assert world.found() == {"order": 1}
+
+
+async def test_a_unit_that_is_not_what_its_publisher_was_told_is_told(world: World) -> None:
+    assert world.found({**OUTCOMES, "f": "ok"}) == {"lost": 1}
+    assert world.found({**OUTCOMES, "b": "failed"}) == {"invented": 1}
+    assert world.found({unit: outcome for unit, outcome in OUTCOMES.items() if unit != "b"}) == {"invented": 1}
+    assert world.found({**OUTCOMES, "f": "unknown", "g": "soft"}) == {}
+
+
+async def test_poison_has_to_be_among_the_dead_and_have_no_effect(world: World) -> None:
+    world.sell("p", 4, "raises")
+    outcomes = {**OUTCOMES, "p": "ok"}
+    assert world.found(outcomes) == {"lost": 2}
+    world.effect("mail", "orders", "p", 4)
+    world.effect("audit", "letters", "p", 4)
+    assert world.found(outcomes)["invented"] == 1
