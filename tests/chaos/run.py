@@ -28,9 +28,11 @@ from tests.chaos.workers import workers
 from tests.databases import Place
 
 START_SECONDS = 180.0
-SETTLE_SECONDS = 120.0
-STUCK_SECONDS = 10.0
-"""After so long without any progress a run that has to lose is over."""
+SETTLE_SECONDS = 900.0
+PATIENT_SECONDS = 60.0
+"""After so long without any progress nothing more is expected."""
+HASTY_SECONDS = 10.0
+"""The same for a run that has to lose."""
 _LOOK_SECONDS = 0.25
 NEVER_TOLD = ("crashed", "diverged", "halted")
 
@@ -160,7 +162,7 @@ async def _settled(truth: Truth, over: float, tell: Tell, *, patient: bool) -> s
         now = time.monotonic()
         if left != before:
             before, moved_at = left, now
-        if now > over + SETTLE_SECONDS or (not patient and now > moved_at + STUCK_SECONDS):
+        if now > over + SETTLE_SECONDS or now > moved_at + (PATIENT_SECONDS if patient else HASTY_SECONDS):
             return left
         tell(f"settling: {left}")
         await asyncio.sleep(_LOOK_SECONDS)

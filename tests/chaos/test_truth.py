@@ -1,5 +1,6 @@
 """The checker tells each kind of violation, and takes none for one that is none."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -84,3 +85,18 @@ async def test_poison_has_to_be_among_the_dead_and_have_no_effect(world: World) 
     world.effect("mail", "orders", "p", 4)
     world.effect("audit", "letters", "p", 4)
     assert world.found(outcomes)["invented"] == 1
+
+
+async def test_what_waits_visibly_is_not_lost_and_not_settled(world: World) -> None:
+    world.undo("audit", "orders", "a")
+    audit = database_at(world.folder, "audit")
+    audit.ask(
+        """INSERT INTO outboxkit_floor ("group", topic, partition, source, major, minor) VALUES ('audit', 'x', 0, 'x', 0, 0)"""
+    )
+    for type, lost in (("posted", 1), ("ordered", 0)):
+        envelope = json.dumps({"type": type, "data": {"unit": "a", "item": 0}}).encode()
+        row = "(floor_id, major, minor, prev_major, prev_minor, digest, state, due_at, since, at, envelope)"
+        audit.ask("DELETE FROM outboxkit_inbox")
+        audit.ask(f"INSERT INTO outboxkit_inbox {row} VALUES (1, 1, 0, 0, 0, 0, 'retry', 0.0, 0.0, 0.0, ?)", envelope)
+        assert world.found().get("lost", 0) == lost
+        assert Truth(world.folder).left()

@@ -2,15 +2,17 @@
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
-from tests.databases import Place, database_at
+from tests.databases import Database, Place, database_at
 
 Thing = tuple[str, int]
 """What was sold: a unit, and which of its items."""
 
 _DEAD = "SELECT envelope, error FROM outboxkit_inbox WHERE state = 'dead'"
+_VISIBLE = "SELECT envelope, error FROM outboxkit_inbox WHERE state IN ('retry', 'parked')"
+_TYPES = {"orders": "ordered", "letters": "posted"}
 _WAITING = "SELECT count(*) FROM outboxkit_inbox WHERE state <> 'dead'"
 
 
@@ -83,7 +85,7 @@ class Truth:
         names = ("letters to post", "orders to note", "letters to note", "waiting in mail", "waiting in audit")
         return ", ".join(f"{count} {name}" for count, name in zip(state, names, strict=True) if count)
 
-    def _count(self, database: Any, query: str) -> int:
+    def _count(self, database: Database, query: str) -> int:
         return int(database.ask(query)[0][0])
 
     def compare(self, outcomes: Mapping[str, str]) -> Violations:
@@ -94,26 +96,45 @@ class Truth:
         sold = {Effect(*row[:4]) for row in rows}
         _compare_units({effect.unit for effect in sold}, outcomes, found)
         for name, database in (("mail", self._mail), ("audit", self._audit)):
-            dead = self._dead(database)
-            done = self._effects(database, "orders")
             expected = {each for each in sold if not _is_final(poison[each.thing], name)}
-            _compare_effects(f"{name}, orders", expected, sold, done, dead, found)
-            found.unexpected += [
-                f"{name}: {thing} is dead without poison: {error}"
-                for thing, error in dead.items()
-                if not _is_final(poison.get(thing, ""), name) and "AttemptLostError" not in error
-            ]
+            final = {each.thing for each in sold - expected}
+            self._compare(f"{name}, orders", database, "orders", expected, final, found)
         posted = set(self._effects(self._mail, "orders"))
-        _compare_effects("audit, letters", posted, posted, self._effects(self._audit, "letters"), {}, found)
+        self._compare("audit, letters", self._audit, "letters", posted, set(), found)
         return found
 
-    def _effects(self, database: Any, topic: str) -> list[Effect]:
+    def _compare(
+        self, where: str, database: Database, topic: str, expected: set[Effect], final: set[Thing], found: Violations
+    ) -> None:
+        """Compare the effects of one topic with what should have come of it; of what is `final`, a dead letter."""
+        done, counts = self._effects(database, topic), Counter(self._effects(database, topic))
+        dead = self._kept(database, _DEAD, topic)
+        # What waits, visibly, is not lost: that it still does is told by `left`.
+        kept = {**self._kept(database, _VISIBLE, topic), **dead}
+        found.double += [f"{where}: {effect} {count} times" for effect, count in counts.items() if count > 1]
+        found.lost += [f"{where}: {effect}" for effect in expected - counts.keys() if effect.thing not in kept]
+        found.lost += [f"{where}: {thing} is not among the dead" for thing in final - kept.keys()]
+        found.invented += [f"{where}: {effect}" for effect in counts.keys() - expected]
+        found.invented += [f"{where}: {thing} is kept" for thing in kept.keys() - {each.thing for each in expected} - final]
+        found.unexpected += [
+            f"{where}: {thing} is dead without poison: {error}"
+            for thing, error in dead.items()
+            if thing not in final and "AttemptLostError" not in error
+        ]
+        by_key: dict[int, int] = defaultdict(int)
+        for effect in done:
+            if effect.number <= by_key[effect.key]:
+                found.order.append(f"{where}: {effect} after number {by_key[effect.key]}")
+            by_key[effect.key] = max(effect.number, by_key[effect.key])
+
+    def _effects(self, database: Database, topic: str) -> list[Effect]:
         query = f"SELECT unit, item, key, number FROM effect WHERE topic = '{topic}' ORDER BY id"
         return [Effect(*row) for row in database.ask(query)]
 
-    def _dead(self, database: Any) -> dict[Thing, str]:
-        data = [(json.loads(bytes(envelope))["data"], error) for envelope, error in database.ask(_DEAD)]
-        return {(each["unit"], each["item"]): error for each, error in data}
+    def _kept(self, database: Database, query: str, topic: str) -> dict[Thing, str]:
+        found = [(json.loads(bytes(envelope)), error) for envelope, error in database.ask(query)]
+        of_topic = [(each["data"], error) for each, error in found if each["type"] == _TYPES[topic]]
+        return {(data["unit"], data["item"]): error for data, error in of_topic}
 
 
 def _is_final(poison: str, service: str) -> bool:
@@ -128,24 +149,3 @@ def _compare_units(sold: set[str], outcomes: Mapping[str, str], found: Violation
         if outcome == "failed" and unit in sold:
             found.invented.append(f"unit {unit}: it was said to have failed, and it is in the database")
     found.invented += [f"unit {unit}: nobody began it" for unit in sold - outcomes.keys()]
-
-
-def _compare_effects(
-    where: str,
-    expected: set[Effect],
-    sold: set[Effect],
-    done: Sequence[Effect],
-    dead: Mapping[Thing, str],
-    found: Violations,
-) -> None:
-    counts = Counter(done)
-    found.double += [f"{where}: {effect} {count} times" for effect, count in counts.items() if count > 1]
-    found.lost += [f"{where}: {effect}" for effect in expected - counts.keys() if effect.thing not in dead]
-    found.lost += [f"{where}: {effect} is not among the dead" for effect in sold - expected if effect.thing not in dead]
-    found.invented += [f"{where}: {effect}" for effect in counts.keys() - expected]
-    found.invented += [f"{where}: {thing} is dead" for thing in dead.keys() - {effect.thing for effect in sold}]
-    by_key: dict[int, int] = defaultdict(int)
-    for effect in done:
-        if effect.number <= by_key[effect.key]:
-            found.order.append(f"{where}: {effect} after number {by_key[effect.key]}")
-        by_key[effect.key] = max(effect.number, by_key[effect.key])

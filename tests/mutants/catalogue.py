@@ -117,7 +117,7 @@ MUTANTS = (
         (Edit("adapters/outboxkit_redis/append.lua", "if last == ARGV[1] and #ARGV > 2 then", "if #ARGV > 2 then"),),
         (
             case(f"{_REDIS}::test_nothing_is_appended_to_a_stream_that_is_not_there_but_was_expected"),
-            chaos("sqlite", 0.3, 6),
+            chaos("sqlite", 0.3, 14),
         ),
     ),
     Mutant(
