@@ -82,12 +82,15 @@ class Consumer:
         self._looking = anyio.Lock()
         """Held by the one that looks for retries that are due."""
         self._stopping = anyio.Event()
+        self._look_again = anyio.Event()
+        """Set when a stream is no longer busy, as nobody looked at what is due of it meanwhile; a new one for each look."""
 
     def stop(self) -> None:
         """Stop reading; `run` returns when what is being settled is committed or undone."""
         self._hand.close()
         self._retrier.stop()
         self._stopping.set()
+        self._look_again.set()
 
     async def run(self) -> None:
         """Consume until `stop`; a broker or database that is away is waited for."""
@@ -268,15 +271,18 @@ class Consumer:
                     pass  # others run it
                 finally:
                     del self._retrying[due[0].subscription.stream]
+                    self._look_again.set()
                 await self._handling.run_afterwards()
             working()
 
     async def _due(self) -> Sequence[Retry]:
         """Return what is due of one stream on which nobody here is at work; nothing when a while has passed without."""
+        if not self._stopping.is_set():
+            self._look_again = anyio.Event()  # before the look, so that what changes during it is not missed
         busy = [*self._retrying.values(), *self._leaving.values()]
         due, next_seconds = await self._store.retries(self.group, _RETRIES, owner=self._membership.name, busy=busy)
         if not due:
             poll_seconds = self._settings.retry_poll_seconds
             with anyio.move_on_after(poll_seconds if next_seconds is None else min(poll_seconds, next_seconds)):
-                await self._stopping.wait()
+                await self._look_again.wait()
         return [retry for retry in due if retry.subscription == due[0].subscription]
