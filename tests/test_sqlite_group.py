@@ -12,9 +12,10 @@ import msgspec
 import pytest
 
 from outboxkit import App, UnitOfWork, event
-from outboxkit.errors import TransactionLostError
+from outboxkit.errors import StoreUnavailableError, TransactionLostError
 from outboxkit.testing.rows import log_of
 from outboxkit_sqlite import SQLiteStore
+from outboxkit_sqlite.connection import GuardedConnection
 from tests.databases import check_foreign_keys
 
 MANY = 50
@@ -164,3 +165,37 @@ async def test_context_variables_of_the_caller_are_there_on_the_thread(tmp_path:
 
         await asyncio.gather(calling("one"), calling("other"))
         assert sorted(seen) == ["one", "other"]
+
+
+@pytest.mark.parametrize("statement", ["PRAGMA foreign_keys", "INSERT INTO outboxkit_outbox", "RELEASE", "COMMIT"])
+async def test_a_disk_that_fails_is_told_as_such_to_all_whom_it_concerns_and_the_next_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, statement: str
+) -> None:
+    async with opened(tmp_path) as book:
+
+        @book.app.publishes(Noted)
+        def note(uow: UnitOfWork, number: int) -> Noted:
+            uow.connection.execute("INSERT INTO note (number) VALUES (?)", (number,))
+            return Noted(number)
+
+        def failing(kind: str, patched: pytest.MonkeyPatch) -> None:
+            own = getattr(GuardedConnection, kind)
+
+            def fail(self: GuardedConnection, text: str, *values: Any) -> Any:
+                if text.startswith(statement):
+                    error = sqlite3.OperationalError("disk I/O error")
+                    error.sqlite_errorcode = sqlite3.SQLITE_IOERR
+                    raise error
+                return own(self, text, *values)
+
+            patched.setattr(GuardedConnection, kind, fail)
+
+        with monkeypatch.context() as patched:
+            for kind in ("execute", "executemany", "control"):
+                failing(kind, patched)
+            ended = await asyncio.gather(*(note(number) for number in range(5)), return_exceptions=True)
+        assert {type(error) for error in ended} == {StoreUnavailableError}
+        assert await book.numbers() == []
+        await note(7)
+        assert await book.numbers() == [7]
+        assert await book.events() == 1

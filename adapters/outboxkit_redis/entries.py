@@ -26,7 +26,10 @@ class Page(NamedTuple):
 
 def position(raw: bytes) -> Position:
     """Read an entry id; raises `ValueError` for anything else."""
-    return Position.parse(raw.decode("ascii"))
+    major, _, minor = raw.partition(b"-")
+    if not (major.isdigit() and minor.isdigit()):  # `int` takes signs, spaces and underscores, too
+        raise ValueError(f"{raw!r} is no position")
+    return Position(int(major), int(minor))
 
 
 def storable(at: Position) -> bool:

@@ -14,7 +14,7 @@ from typing import Any, Generic, NoReturn, TypeVar
 import anyio
 
 from outboxkit.cancellation import uninterrupted
-from outboxkit.errors import ConflictError, TransactionLostError
+from outboxkit.errors import ConflictError, StoreError, TransactionLostError
 from outboxkit.message import OutboxRow
 from outboxkit_sqlite.connection import GuardedConnection, ThreadConnection
 from outboxkit_sqlite.inbox import InboxTables
@@ -131,30 +131,34 @@ class CommitGroup:
         """Run what waits, and commit; whatever goes wrong is in the jobs, except when nothing has begun."""
         connection.control("BEGIN IMMEDIATE")
         until = time.monotonic() + _SECONDS
-        # A deferred constraint fails at the commit, for all: where there can be one, each has a transaction of its own.
-        alone = connection.execute("PRAGMA foreign_keys").fetchone()[0]
         try:
+            # A deferred constraint fails at the commit, for all: where there can be one, each has a transaction of its own.
+            alone = connection.execute("PRAGMA foreign_keys").fetchone()[0]
             while self._waiting and not (taken and (alone or time.monotonic() > until)):
                 taken.append(self._waiting.popleft())
                 self._run(connection, taken[-1])
             self._commit(connection)
         except BaseException as error:  # whoever waits for one of them has to hear of it
+            told = self._told(error)
             for job in taken:
-                job.error = job.error or error
+                job.error = job.error or told
             roll_back(connection)
+            if not taken:
+                raise
 
     def _run(self, connection: GuardedConnection, job: Job[Any]) -> None:
         connection.execute("SAVEPOINT outboxkit_job")
+        transaction = SQLiteTransaction(_Here(connection), self._outbox, self._inbox, self._committed, self._failed)
         try:
-            transaction = SQLiteTransaction(_Here(connection), self._outbox, self._inbox, self._committed, self._failed)
-            result, rows = job.context.run(_driven, job.work(transaction))
-            transaction.end()
-            connection.leave_clean()
-            self._outbox.insert(connection, rows)
+            try:
+                result, rows = job.context.run(_driven, job.work(transaction))
+            finally:
+                transaction.end()
+                connection.leave_clean()
+            self._write(connection, rows)
             job.results.append(result)
         except BaseException as error:  # its caller's to hear, and nobody else's
             job.error = error
-            connection.leave_clean()
             if connection.in_transaction:
                 connection.execute("ROLLBACK TO outboxkit_job")
         if not connection.in_transaction:
@@ -162,13 +166,26 @@ class CommitGroup:
             raise ConflictError(_UNDONE)
         connection.execute("RELEASE outboxkit_job")
 
+    def _write(self, connection: GuardedConnection, rows: Sequence[OutboxRow]) -> None:
+        try:
+            self._outbox.insert(connection, rows)
+        except sqlite3.Error as error:
+            self._failed(error)
+
     def _commit(self, connection: GuardedConnection) -> None:
         try:
             connection.control("COMMIT")
         except sqlite3.IntegrityError as error:
             raise commit_refused(error) from error
-        except sqlite3.Error as error:
-            self._failed(error)
+
+    def _told(self, error: BaseException) -> BaseException:
+        """Return an error as those are told of it whose transactions are gone with it."""
+        try:
+            if isinstance(error, sqlite3.Error):
+                self._failed(error)
+        except StoreError as meaning:
+            return meaning
+        return error
 
 
 async def _seen(job: Job[Any]) -> None:
