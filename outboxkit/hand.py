@@ -33,7 +33,10 @@ class Hand:
         self._turns: deque[Stream] = deque()
         """Streams with something waiting that nobody works on."""
         self._taken: set[Stream] = set()
+        self._idle: deque[anyio.Event] = deque()
+        """Of each task that waits for something to take, in the order they came."""
         self._changed = anyio.Event()
+        """Set, and another one, when there may be more room."""
         self._closed = False
 
     def add(self, deliveries: Iterable[Delivery]) -> None:
@@ -45,7 +48,7 @@ class Hand:
                 self._count += 1
                 self._bytes += len(delivery.envelope)
                 self._wait(delivery)
-        self._notify()
+        self._call()
 
     async def take(self, limit: int) -> Sequence[Delivery]:
         """Take up to `limit` deliveries of one stream, in order; waits for the first. Empty once closed.
@@ -53,7 +56,7 @@ class Hand:
         To be given back by `give_back`, whatever happens.
         """
         while not self._turns and not self._closed:
-            await self._changed.wait()
+            await self._called()
         if self._closed:
             return []
         stream = self._turns.popleft()
@@ -74,6 +77,7 @@ class Hand:
         if stream in self._waiting:
             self._turns.append(stream)
         self._notify()
+        self._call()
 
     def drop(self, stream: Stream) -> None:
         """Let go of everything of a stream that nobody works on."""
@@ -91,6 +95,7 @@ class Hand:
         """Give nothing out any more."""
         self._closed = True
         self._notify()
+        self._call()
 
     async def room(self) -> int:
         """Return how many more deliveries may be added, by number and by the size they have had.
@@ -135,6 +140,23 @@ class Hand:
             waiting.append(delivery)
         else:
             insort(waiting, delivery, key=lambda waiting: waiting.position)
+
+    async def _called(self) -> None:
+        call = anyio.Event()
+        self._idle.append(call)
+        try:
+            await call.wait()
+        except BaseException:
+            if call.is_set():
+                self._call()  # somebody else, then
+            else:
+                self._idle.remove(call)
+            raise
+
+    def _call(self) -> None:
+        """Call as many as there is something to take for: each woken for nothing would cost as much as taking."""
+        for _ in range(len(self._idle) if self._closed else min(len(self._idle), len(self._turns))):
+            self._idle.popleft().set()
 
     def _notify(self) -> None:
         self._changed.set()

@@ -84,6 +84,50 @@ async def test_what_is_put_back_comes_again_before_what_is_behind_it() -> None:
     assert majors(await hand.take(10)) == [2, 3, 4]
 
 
+async def test_of_many_who_wait_one_is_called_for_each_stream() -> None:
+    hand = Hand(100, 10_000)
+    behind: Any = hand
+    taken: list[list[int]] = []
+
+    async def take() -> None:
+        while found := await hand.take(10):
+            taken.append(majors(found))
+            hand.give_back(found, len(found))
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(8):
+            tasks.start_soon(take)
+        await anyio.wait_all_tasks_blocked()
+        hand.add(deliveries(ONE, 1, 2))
+        assert len(behind._idle) == 7
+        hand.add(deliveries(TWO, 1))
+        await anyio.wait_all_tasks_blocked()
+        assert taken == [[1, 2], [1]]
+        assert len(behind._idle) == 8
+        hand.close()
+
+
+async def test_who_is_cancelled_when_called_leaves_it_to_another() -> None:
+    hand = Hand(100, 10_000)
+    taken: list[list[int]] = []
+    scopes = [anyio.CancelScope() for _ in range(3)]
+
+    async def take(scope: anyio.CancelScope) -> None:
+        with scope:
+            taken.append(majors(await hand.take(10)))
+
+    async with anyio.create_task_group() as tasks:
+        for scope in scopes:
+            tasks.start_soon(take, scope)
+        await anyio.wait_all_tasks_blocked()
+        scopes[1].cancel()
+        hand.add(deliveries(ONE, 1))
+        scopes[0].cancel()
+        await anyio.wait_all_tasks_blocked()
+        assert taken == [[1]]
+        hand.close()
+
+
 async def test_taking_waits_for_the_first_and_ends_when_closed() -> None:
     hand = Hand(100, 10_000)
     taken: list[list[int]] = []

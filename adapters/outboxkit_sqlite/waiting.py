@@ -70,7 +70,7 @@ class WaitingTables:
     def blocked(self, connection: sqlite3.Connection, subscription: Subscription, keys: Collection[str]) -> Collection[str]:
         """See `outboxkit.store.Transaction.blocked`."""
         if not connection.execute(self._sql(_ANY), (subscription.id,)).fetchone():
-            return ()
+            return set()
         return {key for key in keys if connection.execute(self._sql(_BLOCKED), (subscription.id, key)).fetchone()}
 
     def take(self, connection: sqlite3.Connection, subscription: Subscription, retries: Sequence[Retry]) -> Sequence[Retry]:
