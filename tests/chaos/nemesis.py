@@ -26,9 +26,10 @@ class Nemesis:
         scene: what there is to strike.
         seed: of the order in which kinds come; how strong each is depends on when it strikes, too.
         measuring: whether it waits now and then to see how soon a loss is found.
+        losing: whether all it does is having the broker lose entries, so that a short attack is sure to.
     """
 
-    def __init__(self, scene: Scene, seed: int, *, measuring: bool) -> None:
+    def __init__(self, scene: Scene, seed: int, *, measuring: bool, losing: bool) -> None:
         self.faults: Counter[str] = Counter()
         """How often each kind has struck."""
         self.found_seconds: list[float] = []
@@ -38,6 +39,7 @@ class Nemesis:
         self._scene = scene
         self._order = random.Random(f"order {seed}")
         self._measuring = measuring
+        self._losing = losing
         self._diary = diary.Diary(scene.folder / "nemesis.diary")
         self._all = [*RedisFaults(scene).all(), *database_faults(scene), *other_faults(scene)]
         self._busy: dict[str, asyncio.Task[None]] = {}
@@ -65,7 +67,8 @@ class Nemesis:
     def _draw(self) -> Fault | None:
         """Take a fault out of the bag whose target nothing befalls at the moment."""
         if not self._bag:
-            self._bag = self._order.sample(self._all, len(self._all))
+            kinds = [fault for fault in self._all if fault.is_loss] if self._losing else self._all
+            self._bag = self._order.sample(kinds, len(kinds))
         for fault in self._bag:
             if (busy := self._busy.get(fault.target)) is None or busy.done():
                 self._bag.remove(fault)

@@ -67,7 +67,7 @@ async def run(attack: Attack, folder: Path, tell: Tell) -> Report:
     """
     async with _scene(attack, folder) as scene:
         truth = Truth(scene.place)
-        nemesis = Nemesis(scene, attack.seed, measuring=attack.measuring)
+        nemesis = Nemesis(scene, attack.seed, measuring=attack.measuring, losing=not attack.detecting)
         keeping = asyncio.create_task(scene.workers.keep())
         try:
             await _acquainted(truth)

@@ -9,7 +9,7 @@ from tests.chaos.run import Attack, run
 
 SECONDS = 15.0
 SEED = 6
-CONTROL_SECONDS = 8.0
+CONTROL_SECONDS = 10.0
 CONTROL_SEED = 21
 
 
