@@ -78,8 +78,13 @@ MUTANTS = (
         (
             Edit(
                 "adapters/outboxkit_sqlite/inbox.py",
-                "if delivery.position > floor and inserted(delivery)]",
-                "if inserted(delivery) or True]",
+                "[delivery for delivery in deliveries if delivery.position > floor]",
+                "list(deliveries)",
+            ),
+            Edit(
+                "adapters/outboxkit_sqlite/inbox.py",
+                "        if self._insert(connection, subscription, above) < len(above):",
+                "        if self._insert(connection, subscription, above) < 0:",
             ),
         ),
         (case(f"{_SQLITE}::test_a_delivery_is_new_once"), chaos("sqlite", 0.3, 6)),
@@ -171,8 +176,8 @@ MUTANTS = (
         (
             Edit(
                 "outboxkit/outcomes.py",
-                "        if error is None:\n            self._record(",
-                "        if True:\n            self._record(",
+                "        if error is None:\n            self.recorded.append(",
+                "        if True:\n            self.recorded.append(",
             ),
         ),
         (seeds(120), case("tests/test_consumer.py::test_a_final_exception_is_dead_at_once")),
@@ -182,7 +187,7 @@ MUTANTS = (
         (
             Edit(
                 "adapters/outboxkit_sqlite/floors.py",
-                "            if (prev_major, prev_minor) > floor.position:\n",
+                "            if (prev_major, prev_minor) > at:\n",
                 "            if False:\n",
             ),
         ),
