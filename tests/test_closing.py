@@ -1,11 +1,14 @@
 """However often an app is cancelled, and wherever, it leaves no connection and no thread behind."""
 
 import asyncio
+import sqlite3
 import threading
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 
+import outboxkit_sqlite.store
 from outboxkit import App
 from outboxkit.testing.cutting import cut_everywhere
 from tests.services import QUICK, Reader
@@ -58,3 +61,16 @@ async def test_an_app_that_is_cancelled_while_it_closes_is_closed(app: App) -> N
     with pytest.raises(asyncio.CancelledError):
         await task
     assert threads_left() == []
+
+
+async def test_an_app_whose_disk_fails_while_it_closes_leaves_nothing_open(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(connection: sqlite3.Connection) -> NoReturn:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr(outboxkit_sqlite.store, "roll_back", fail)
+    store: Any = app.store
+    async with app:
+        await store._writer.run(lambda connection: connection.control("BEGIN IMMEDIATE"))  # somebody's that outlives it
+    assert threads_left() == []
+    async with app, app.unit_of_work():  # and it was undone
+        pass

@@ -64,6 +64,10 @@ class GuardedConnection(sqlite3.Connection):
         self.isolation_level = "IMMEDIATE"
         self.set_authorizer(self._authorize)
 
+    def let_go(self) -> None:
+        """Refuse nothing any more: the connection is about to be closed, whatever is open on it."""
+        self._guarded = False
+
     def _authorize(self, action: int, *_: str | None) -> int:
         if action != sqlite3.SQLITE_TRANSACTION or self._in_control:
             return sqlite3.SQLITE_OK
@@ -176,6 +180,11 @@ class ThreadConnection(aiosqlite.Connection):
     def is_open(self) -> bool:
         """Whether it is neither closed nor being closed."""
         return self._running and self._connection is not None
+
+    def let_go(self) -> None:
+        """Let it be closed, whatever is open on it."""
+        guarded: Any = self._conn
+        guarded.let_go()
 
     async def ended(self) -> None:
         """Wait for the thread: aiosqlite only asks it to stop when connecting fails, and it must not outlive its loop."""

@@ -6,7 +6,7 @@ those of other processes are waited for in small steps that can be cancelled.
 
 import sqlite3
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from datetime import datetime
 from typing import Any, Literal, NoReturn, TypeVar
 
@@ -107,9 +107,10 @@ class SQLiteStore(ConsumingStore):
     async def aclose(self) -> None:
         """See `outboxkit.store.Store.aclose`."""
         connections, self._reader, self._writer = (self._reader, self._writer), None, None
-        for connection in connections:
-            if connection is not None:
-                await uninterrupted(_closed(connection))
+        async with AsyncExitStack() as closing:
+            for connection in connections:
+                if connection is not None:
+                    closing.push_async_callback(uninterrupted, _closed(connection))
 
     async def migrate(self, source: str) -> Sequence[str]:
         """See `outboxkit.store.Store.migrate`."""
@@ -310,5 +311,7 @@ class SQLiteStore(ConsumingStore):
 
 
 async def _closed(connection: ThreadConnection) -> None:
-    await connection.run(roll_back)  # a unit of work that outlived the app
+    with suppress(sqlite3.Error):  # where the disk fails, closing undoes it
+        await connection.run(roll_back)  # a unit of work that outlived the app
+    connection.let_go()
     await connection.close()

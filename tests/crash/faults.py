@@ -173,9 +173,10 @@ def _prepare_threads(connections: Any) -> None:
             failing.happened()
             raise _disk_error()
         began = connection._conn.in_transaction
+        shares_commit = "CommitGroup" in getattr(function, "__qualname__", "")
         result = await execute(connection, function, *arguments)
-        if began and not connection._conn.in_transaction:
-            return result
+        if shares_commit or (began and not connection._conn.in_transaction):
+            return result  # a unit of work's commit, which SQLite does not report as failed once it has happened
         if not failing.is_over:
             failing.happened()
             raise _disk_error()
