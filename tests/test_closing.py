@@ -11,6 +11,7 @@ import pytest
 import outboxkit_sqlite.store
 from outboxkit import App
 from outboxkit.testing.cutting import cut_everywhere
+from outboxkit_sqlite.connection import GuardedConnection
 from tests.services import QUICK, Reader
 
 
@@ -67,10 +68,13 @@ async def test_an_app_whose_disk_fails_while_it_closes_leaves_nothing_open(app: 
     def fail(connection: sqlite3.Connection) -> NoReturn:
         raise sqlite3.OperationalError("disk I/O error")
 
+    def begin(connection: GuardedConnection) -> None:
+        connection.control("BEGIN IMMEDIATE")
+
     monkeypatch.setattr(outboxkit_sqlite.store, "roll_back", fail)
     store: Any = app.store
     async with app:
-        await store._writer.run(lambda connection: connection.control("BEGIN IMMEDIATE"))  # somebody's that outlives it
+        await store._writer.run(begin)  # somebody's that outlives it
     assert threads_left() == []
     async with app, app.unit_of_work():  # and it was undone
         pass
