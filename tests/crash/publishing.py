@@ -8,8 +8,11 @@ from itertools import count
 import asyncpg
 
 from outboxkit.errors import ConflictError, StoreError, StoreUnavailableError, TransactionLostError
-from tests.crash.checking import Record
+from tests.crash.checking import Record, Told
 from tests.crash.services import Placed, Shop, execute
+
+DRIVERS = (sqlite3.Error, asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
+"""What a user's own statement raises in a unit of work, which then is undone."""
 
 
 class Publisher:
@@ -21,17 +24,21 @@ class Publisher:
         self._numbers = count(first)
 
     @contextmanager
-    def _told(self, *numbers: int) -> Generator[None, None, None]:
+    def _told(self, *numbers: int, undone_by: tuple[type[Exception], ...] = DRIVERS) -> Generator[None, None, None]:
+        def note(told: Told) -> None:
+            for number in numbers:
+                self._record.note(told, number)
+
         try:
             yield
+        except undone_by:
+            note("failed")
         except (StoreUnavailableError, ConflictError, TransactionLostError):
-            for number in numbers:
-                self._record.note("failed", number)
+            note("failed")
         except StoreError:
             pass  # nobody can tell
         else:
-            for number in numbers:
-                self._record.note("ok", number)
+            note("ok")
 
     async def order(self, key: str, kind: str = "plain") -> None:
         """Place one order."""
@@ -60,7 +67,7 @@ class Publisher:
             async with self._shop.app.unit_of_work(Placed):
                 await self._shop.order(number, key)
                 raise ZeroDivisionError
-        except (StoreError, ZeroDivisionError):
+        except (StoreError, ZeroDivisionError, *DRIVERS):
             self._record.note("failed", number)
 
     async def order_on_thread(self, key: str) -> None:
@@ -72,7 +79,7 @@ class Publisher:
     async def order_by_oneself(self, key: str) -> None:
         """Place an order in a transaction of one's own, on one's own connection; what its driver raises tells nothing."""
         number = next(self._numbers)
-        with suppress(sqlite3.Error, asyncpg.PostgresError, asyncpg.InterfaceError, OSError), self._told(number):
+        with suppress(*DRIVERS), self._told(number, undone_by=()):
             await self._shop.order_on_own_connection(number, key)
 
     async def order_for_later(self, delay_seconds: float) -> tuple[int, str] | None:
