@@ -88,7 +88,9 @@ class Chain:
             LostAgainError: the broker lost what is before it; the relay will bring that, and this again.
         """
         stream, before = run[0].stream, run[0].prev
-        if before > self._settled[stream] and before > await self._settled_by_now(stream):
+        if before > self._settled[stream]:
+            await self._floor(stream)
+        if before > self._settled[stream]:
             missing = await self._read_again(stream, self._settled[stream], before)
             if missing:
                 self._hand.add(had_before(missing))
@@ -98,11 +100,11 @@ class Chain:
         gaps = (index for index in range(1, len(run)) if run[index].prev > run[index - 1].position)
         return run[: next(gaps, len(run))]
 
-    async def _settled_by_now(self, stream: Stream) -> Position:
-        """Return up to where everything is settled or gone, as the database has it: others of the group settle, too."""
+    async def _floor(self, stream: Stream) -> Position:
+        """Look where the floor stands by now, as others of the group settle too, and know as much to be settled."""
         floor = await self._store.floor_of(self._group, stream) or Floor(ORIGIN)
         self._settled[stream] = max(floor.position, self._settled.get(stream, ORIGIN))
-        return self._settled[stream]
+        return floor.position
 
     def settled(self, last: Delivery) -> None:
         """Everything up to this delivery, which was linked, is settled."""
@@ -134,8 +136,9 @@ class Chain:
         if gone > after and (await self._broker.last([stream]))[stream] >= upto:
             # Or was the broker just losing and getting back what it holds? Then a second look finds more.
             again = await self._broker.range(stream, after=after, upto=upto, limit=_AGAIN_MESSAGES)
-            # Or were we held up, and others have settled it meanwhile, upon which it was trimmed?
-            if again == entries and await self._settled_by_now(stream) < gone:
+            # Or were we held up, and others have settled it meanwhile, upon which it was trimmed? The floor tells, and not what
+            # we remember: a failover may have taken back what we settled.
+            if again == entries and await self._floor(stream) < gone:
                 self._give_up(stream, after, gone)
         if entries:
             self._observer.hole_read(self._group, stream, after, upto, len(entries))

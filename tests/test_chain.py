@@ -64,3 +64,12 @@ async def test_what_nobody_has_settled_and_the_broker_no_longer_holds_is_told_as
     await held.mend()
     assert held.gone.told == [(Position(1, 0), Position(6, 0))]  # trimming leaves the last one
     assert held.chain.gone(held.stream) == Position(6, 0)
+
+
+async def test_what_we_settled_and_a_failover_took_back_is_told_as_gone_once_it_is_trimmed() -> None:
+    held = await Held().begin(floor=1)
+    await held.chain.verify(held.stream)
+    held.chain.settled(deliveries(held.stream, [7], before=6)[0])
+    await held.broker.trim(held.stream, Position(7, 0))
+    await held.mend()
+    assert held.gone.told == [(Position(1, 0), Position(6, 0))]
