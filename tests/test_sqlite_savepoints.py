@@ -42,7 +42,7 @@ async def sell(transaction: Any, number: int) -> None:
 async def test_what_a_savepoint_holds_that_cannot_be_released_is_undone(
     store: SQLiteStore, database: SQLiteDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transactions, "_release", fail)
+    monkeypatch.setattr(transactions, "release", fail)
     async with store.transaction() as transaction:
         await sell(transaction, 1)
         with pytest.raises(StoreUnavailableError):
@@ -55,7 +55,7 @@ async def test_what_a_savepoint_holds_that_cannot_be_released_is_undone(
 async def test_what_cannot_be_undone_is_never_committed(
     store: SQLiteStore, database: SQLiteDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transactions, "_undo", fail)
+    monkeypatch.setattr(transactions, "undo", fail)
     async with store.transaction() as transaction:
         with pytest.raises(StoreUnavailableError):
             async with transaction.savepoint():
@@ -67,7 +67,7 @@ async def test_what_cannot_be_undone_is_never_committed(
     assert database.column("SELECT number FROM sale") == []
 
 
-@pytest.mark.parametrize("broken", ["_release", "_undo"])
+@pytest.mark.parametrize("broken", ["release", "undo"])
 async def test_the_same_goes_for_plain_functions(
     store: SQLiteStore, database: SQLiteDatabase, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
@@ -76,12 +76,12 @@ async def test_the_same_goes_for_plain_functions(
     def sell_in_vain(scope: transactions.ThreadScope) -> None:
         with pytest.raises(sqlite3.OperationalError), scope.savepoint():
             scope.connection.execute("INSERT INTO sale VALUES (2)")
-            if broken == "_undo":
+            if broken == "undo":
                 raise ValueError
 
     async with store.transaction() as transaction:
         await transaction.run(sell_in_vain)
-        if broken == "_undo":
+        if broken == "undo":
             with pytest.raises(TransactionLostError):
                 await transaction.commit()
         else:

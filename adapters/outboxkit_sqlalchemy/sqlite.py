@@ -24,8 +24,8 @@ from outboxkit_sqlalchemy.cutting import CUT_OFF
 from outboxkit_sqlalchemy.sqlite_transaction import EngineSQLiteTransaction, SQLiteUnit
 from outboxkit_sqlalchemy.starting import close, start
 from outboxkit_sqlalchemy.unit import session_unit
+from outboxkit_sqlite.savepoints import LOST
 from outboxkit_sqlite.store import SQLiteStore
-from outboxkit_sqlite.transaction import LOST
 
 _FULL = 2
 

@@ -18,8 +18,9 @@ from outboxkit_sqlalchemy.connection import UnitConnection
 from outboxkit_sqlalchemy.cutting import CUT_OFF, was_cancelled
 from outboxkit_sqlalchemy.takeover import TakenOver, on_thread
 from outboxkit_sqlalchemy.unit import SessionUnit, cut
+from outboxkit_sqlite.savepoints import LOST
 from outboxkit_sqlite.store import SQLiteStore
-from outboxkit_sqlite.transaction import LOST, commit_refused, with_own_factories
+from outboxkit_sqlite.transaction import commit_refused, with_own_factories
 
 T = TypeVar("T")
 

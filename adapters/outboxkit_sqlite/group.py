@@ -17,9 +17,8 @@ from outboxkit.cancellation import uninterrupted
 from outboxkit.errors import ConflictError, StoreError, TransactionLostError
 from outboxkit.message import OutboxRow
 from outboxkit_sqlite.connection import GuardedConnection, ThreadConnection
-from outboxkit_sqlite.inbox import InboxTables
-from outboxkit_sqlite.log import OutboxTables
-from outboxkit_sqlite.transaction import LOST, SQLiteTransaction, commit_refused, roll_back
+from outboxkit_sqlite.savepoints import LOST
+from outboxkit_sqlite.transaction import SQLiteTransaction, Writer, commit_refused, roll_back
 
 T = TypeVar("T")
 Work = Callable[[SQLiteTransaction], Coroutine[Any, Any, tuple[T, Sequence[OutboxRow]]]]
@@ -69,6 +68,7 @@ class CommitGroup:
         writer: the connection.
         turn: held by whoever uses it.
         begun: begins a transaction as soon as no other process writes; see `outboxkit_sqlite.store.SQLiteStore.begun`.
+        transaction: makes the part of each in it.
         committed: called after each commit.
         failed: raises what an SQLite error means.
     """
@@ -78,16 +78,14 @@ class CommitGroup:
         writer: ThreadConnection,
         turn: anyio.Lock,
         begun: Callable[[Callable[[], Coroutine[Any, Any, Any]]], Coroutine[Any, Any, Any]],
-        outbox: OutboxTables,
-        inbox: InboxTables,
+        transaction: Callable[[Writer], SQLiteTransaction],
         committed: Callable[[], None],
         failed: Callable[[sqlite3.Error], NoReturn],
     ) -> None:
         self._writer = writer
         self._turn = turn
         self._begun = begun
-        self._outbox = outbox
-        self._inbox = inbox
+        self._transaction = transaction
         self._committed = committed
         self._failed = failed
         # Added to and taken away from by tasks, and taken from on the thread, one at a time.
@@ -148,15 +146,13 @@ class CommitGroup:
 
     def _run(self, connection: GuardedConnection, job: Job[Any]) -> None:
         connection.execute("SAVEPOINT outboxkit_job")
-        transaction = SQLiteTransaction(_Here(connection), self._outbox, self._inbox, self._committed, self._failed)
+        transaction = self._transaction(_Here(connection))
         try:
             try:
-                result, rows = job.context.run(_driven, job.work(transaction))
+                job.results.append(job.context.run(_driven, _whole(job.work, transaction)))
             finally:
                 transaction.end()
                 connection.leave_clean()
-            self._write(connection, rows)
-            job.results.append(result)
         except BaseException as error:  # its caller's to hear, and nobody else's
             job.error = error
             if connection.in_transaction:
@@ -165,12 +161,6 @@ class CommitGroup:
             job.error = job.error or TransactionLostError(LOST)
             raise ConflictError(_UNDONE)
         connection.execute("RELEASE outboxkit_job")
-
-    def _write(self, connection: GuardedConnection, rows: Sequence[OutboxRow]) -> None:
-        try:
-            self._outbox.insert(connection, rows)
-        except sqlite3.Error as error:
-            self._failed(error)
 
     def _commit(self, connection: GuardedConnection) -> None:
         try:
@@ -190,6 +180,13 @@ class CommitGroup:
 
 async def _seen(job: Job[Any]) -> None:
     await job.ended.wait()
+
+
+async def _whole(work: Work[T], transaction: SQLiteTransaction) -> T:
+    result, rows = await work(transaction)
+    if rows:
+        await transaction.write(rows)
+    return result
 
 
 def _driven(work: Coroutine[Any, Any, T]) -> T:

@@ -38,7 +38,7 @@ from outboxkit_sqlite.group import CommitGroup
 from outboxkit_sqlite.leases import LeaseTable
 from outboxkit_sqlite.log import OutboxTables
 from outboxkit_sqlite.retained import SQLiteRetainedLog
-from outboxkit_sqlite.transaction import SQLiteTransaction, in_transaction, roll_back
+from outboxkit_sqlite.transaction import SQLiteTransaction, Writer, in_transaction, roll_back
 
 T = TypeVar("T")
 
@@ -102,7 +102,7 @@ class SQLiteStore(ConsumingStore):
                 await writer.run(lambda connection: connection.execute(SHORT_BUSY_TIMEOUT).close())
                 opened.pop_all()
         self._reader, self._writer, self._source = reader, writer, source
-        self._group = CommitGroup(writer, self.turn, self.begun, self.outbox, self.inbox, self.commit_seen, self.failed)
+        self._group = CommitGroup(writer, self.turn, self.begun, self._transaction, self.commit_seen, self.failed)
 
     async def aclose(self) -> None:
         """See `outboxkit.store.Store.aclose`."""
@@ -155,13 +155,16 @@ class SQLiteStore(ConsumingStore):
         """See `outboxkit.store.Store.transaction`."""
         writer = self._opened(self._writer)
         async with self.turn:
-            transaction = SQLiteTransaction(writer, self.outbox, self.inbox, self.commit_seen, self.failed)
+            transaction = self._transaction(writer)
             try:
                 await self.begun(lambda: writer.run(lambda connection: connection.control("BEGIN IMMEDIATE")))
                 yield transaction
             finally:
                 if not transaction.finished:
                     await uninterrupted(transaction.rollback())
+
+    def _transaction(self, writer: Writer) -> SQLiteTransaction:
+        return SQLiteTransaction(writer, self.outbox, self.inbox, self.commit_seen, self.failed)
 
     async def grouped(self, work: Callable[[SQLiteTransaction], Coroutine[Any, Any, tuple[T, Sequence[OutboxRow]]]]) -> T:
         """See `outboxkit.store.Store.grouped`."""

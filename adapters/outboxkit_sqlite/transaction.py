@@ -4,7 +4,6 @@ import sqlite3
 from collections.abc import AsyncGenerator, Callable, Collection, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
-from itertools import count
 from typing import Any, NoReturn, Protocol, TypeVar
 
 from outboxkit.cancellation import uninterrupted
@@ -21,17 +20,10 @@ from outboxkit.message import Delivery, OutboxRow
 from outboxkit_sqlite.connection import GuardedConnection
 from outboxkit_sqlite.inbox import InboxTables
 from outboxkit_sqlite.log import OutboxTables
+from outboxkit_sqlite.savepoints import LOST, release, save, undo
 
 T = TypeVar("T")
 C = TypeVar("C", bound=sqlite3.Connection)
-
-_numbers = count()
-"""Names of savepoints are never used twice: a call that outlived its unit of work cannot end somebody else's."""
-
-LOST = (
-    "the transaction was ended inside the unit of work (a conflict clause with ROLLBACK does that): nothing of it is kept, "
-    "its events neither"
-)
 
 NOT_UNDONE = "the disk failed while a part of the unit of work was being undone: nothing of it is kept; run it again"
 
@@ -89,21 +81,21 @@ class ThreadScope:
     @contextmanager
     def savepoint(self) -> Generator[None, None, None]:
         """Undo what the block did if it raises."""
-        name = _save(self.connection)
+        name = save(self.connection)
         try:
             yield
         except BaseException:
             self._undo(name)
             raise
         try:
-            _release(self.connection, name)
+            release(self.connection, name)
         except sqlite3.Error:
             self._undo(name)  # what the block did must not stay
             raise
 
     def _undo(self, name: str) -> None:
         try:
-            _undo(self.connection, name)
+            undo(self.connection, name)
         except sqlite3.Error:
             roll_back(self.connection)  # nothing of it can be committed then
             raise
@@ -140,7 +132,7 @@ class SQLiteTransaction:
     @asynccontextmanager
     async def savepoint(self) -> AsyncGenerator[None, None]:
         """See `outboxkit.store.Transaction.savepoint`."""
-        name = await self._library(_save)
+        name = await self._library(save)
         try:
             yield
         except BaseException as error:
@@ -148,7 +140,7 @@ class SQLiteTransaction:
                 await self._undo(name, error)
             raise
         try:
-            await uninterrupted(self._library(lambda connection: _release(connection, name)))
+            await uninterrupted(self._library(lambda connection: release(connection, name)))
         except TransactionLostError:
             raise
         except Exception as error:  # whatever it was: what the block did must not stay
@@ -157,7 +149,7 @@ class SQLiteTransaction:
 
     async def _undo(self, name: str, cause: BaseException) -> None:
         try:
-            await uninterrupted(self._library(lambda connection: _undo(connection, name)))
+            await uninterrupted(self._library(lambda connection: undo(connection, name)))
         except TransactionLostError:
             raise
         except StoreError:
@@ -195,6 +187,10 @@ class SQLiteTransaction:
     async def settle(self, subscription: Subscription, outcomes: Sequence[Outcome]) -> Floor:
         """See `outboxkit.store.Transaction.settle`."""
         return await self._library(lambda connection: self._inbox.settle(connection, subscription, outcomes))
+
+    async def write(self, rows: Sequence[OutboxRow]) -> None:
+        """Write outbox rows, for whoever commits this together with others."""
+        await self._library(lambda connection: self._outbox.insert(connection, rows))
 
     async def cancel(self, id: str) -> bool:
         """See `outboxkit.later.LaterTransaction.cancel`."""
@@ -287,27 +283,3 @@ def roll_back(connection: GuardedConnection) -> None:
     connection.leave_clean()
     if connection.in_transaction:
         connection.control("ROLLBACK")
-
-
-def _save(connection: sqlite3.Connection) -> str:
-    name = f"outboxkit_{next(_numbers)}"
-    connection.execute(f"SAVEPOINT {name}")
-    return name
-
-
-def _undo(connection: sqlite3.Connection, name: str) -> None:
-    _end_savepoint(connection, f"ROLLBACK TO {name}")
-    _end_savepoint(connection, f"RELEASE {name}")
-
-
-def _release(connection: sqlite3.Connection, name: str) -> None:
-    _end_savepoint(connection, f"RELEASE {name}")
-
-
-def _end_savepoint(connection: sqlite3.Connection, statement: str) -> None:
-    try:
-        connection.execute(statement)
-    except sqlite3.OperationalError as error:
-        if "no such savepoint" not in str(error):
-            raise
-        raise TransactionLostError(LOST) from error
