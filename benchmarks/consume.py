@@ -1,6 +1,6 @@
 """The consumer: entries of Redis streams become inbox rows and effects, each message isolated from the others."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from statistics import median
 
 from benchmarks import raw
@@ -80,7 +80,7 @@ async def consume_once(
     return spent
 
 
-def handle_each(app: App, store: str, after_commit: Callable[[Event], None] | None = None) -> None:
+def handle_each(app: App, store: str, after_commit: Callable[[Event], Awaitable[None]] | None = None) -> None:
     """Add a handler of one event: a plain function where there are such, which runs on the database's thread."""
     insert = INSERT[store]
     if store == "sqlite":

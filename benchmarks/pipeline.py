@@ -76,7 +76,7 @@ class Pipeline:
         if len(self.handled) < events:
             await self._done.wait()
 
-    def _note(self, event: Event) -> None:
+    async def _note(self, event: Event) -> None:  # on the event loop: a plain function would be called on a thread
         self.handled[event.key] = time.perf_counter()
         if len(self.handled) >= self._awaited:
             self._done.set()

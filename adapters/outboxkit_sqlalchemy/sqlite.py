@@ -108,7 +108,7 @@ class SQLiteUnits:
 
     def commit_seen(self) -> None:
         """Wake whoever waits for the log here."""
-        self._books.commit_seen()
+        self._books.grown()
 
     def expect_growth(self) -> None:
         """A commit is coming that nobody will tell of: the file is looked at often anyway."""

@@ -157,7 +157,7 @@ class EngineSQLiteTransaction:
                 self._books.failed(error.orig)
             raise
         self.finished = True
-        self._books.commit_seen()
+        self._books.commit_seen(rows)
 
     async def rollback(self) -> None:
         """End the transaction if it is open; after whatever is still queued on the connection."""

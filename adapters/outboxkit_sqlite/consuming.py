@@ -1,14 +1,15 @@
 """The consumer's side of a store: the roster, the inbox, the dead letters."""
 
 import sqlite3
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 from outboxkit.inbox import Floor, Retry, Subscription
 from outboxkit.letter import DeadLetter, Letters
 from outboxkit.message import ORIGIN, Position, Stream
 from outboxkit.roster import Roster
+from outboxkit_sqlite.access import Access
 from outboxkit_sqlite.connection import GuardedConnection
 from outboxkit_sqlite.inbox import InboxTables
 from outboxkit_sqlite.letters import LetterTables
@@ -17,25 +18,20 @@ from outboxkit_sqlite.roster import RosterTables
 T = TypeVar("T")
 
 
-class ConsumingStore(ABC):
+class ConsumingStore(Access):
     """See `outboxkit.inbox.InboxStore`, `outboxkit.roster.RosterStore` and `outboxkit.letter.LetterStore`.
 
     Args:
+        path: of the file.
         prefix: of the tables.
+        busy_seconds: see `outboxkit_sqlite.access.Access`.
     """
 
-    def __init__(self, prefix: str) -> None:
+    def __init__(self, path: Path, prefix: str, busy_seconds: float) -> None:
+        super().__init__(path, prefix, busy_seconds)
         self.inbox = InboxTables(prefix)
         self._letters = LetterTables(prefix, self.inbox)
         self._roster = RosterTables(prefix)
-
-    @abstractmethod
-    async def _query(self, function: Callable[[sqlite3.Connection], T]) -> T:
-        """Run a function that only reads."""
-
-    @abstractmethod
-    async def _write(self, function: Callable[[GuardedConnection], T]) -> T:
-        """Run a function in a transaction of its own."""
 
     # the roster
 

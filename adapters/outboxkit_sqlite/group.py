@@ -37,15 +37,22 @@ class Job(Generic[T]):
         self.context = contextvars.copy_context()
         """Of its caller: context variables are there on the thread, too."""
         self.ended = anyio.Event()
-        self.results: list[T] = []
-        """What came of it, once it has run well."""
+        self.outcome: tuple[T, Sequence[OutboxRow]] | None = None
+        """What came of it and the rows it wrote, once it has run well."""
         self.error: BaseException | None = None
 
     def result(self) -> T:
         """Return what came of it, or raise."""
         if self.error is not None:
             raise self.error
-        return self.results[0]
+        if self.outcome is None:
+            raise RuntimeError("a transaction was left out of the commit it waited for")
+        return self.outcome[0]
+
+    @property
+    def rows(self) -> Sequence[OutboxRow]:
+        """The outbox rows that were committed with it."""
+        return self.outcome[1] if self.outcome and self.error is None else ()
 
 
 class _Here:
@@ -69,7 +76,7 @@ class CommitGroup:
         turn: held by whoever uses it.
         begun: begins a transaction as soon as no other process writes; see `outboxkit_sqlite.store.SQLiteStore.begun`.
         transaction: makes the part of each in it.
-        committed: called after each commit.
+        committed: called after each commit, with the outbox rows in it.
         failed: raises what an SQLite error means.
     """
 
@@ -79,7 +86,7 @@ class CommitGroup:
         turn: anyio.Lock,
         begun: Callable[[Callable[[], Coroutine[Any, Any, Any]]], Coroutine[Any, Any, Any]],
         transaction: Callable[[Writer], SQLiteTransaction],
-        committed: Callable[[], None],
+        committed: Callable[[Sequence[OutboxRow]], None],
         failed: Callable[[sqlite3.Error], NoReturn],
     ) -> None:
         self._writer = writer
@@ -120,8 +127,7 @@ class CommitGroup:
         finally:
             for job in taken:
                 job.ended.set()
-            if taken:
-                self._committed()
+            self._committed([row for job in taken for row in job.rows])
 
     # on the thread
 
@@ -149,7 +155,7 @@ class CommitGroup:
         transaction = self._transaction(_Here(connection))
         try:
             try:
-                job.results.append(job.context.run(_driven, _whole(job.work, transaction)))
+                job.outcome = job.context.run(_driven, _whole(job.work, transaction))
             finally:
                 transaction.end()
                 connection.leave_clean()
@@ -182,11 +188,11 @@ async def _seen(job: Job[Any]) -> None:
     await job.ended.wait()
 
 
-async def _whole(work: Work[T], transaction: SQLiteTransaction) -> T:
+async def _whole(work: Work[T], transaction: SQLiteTransaction) -> tuple[T, Sequence[OutboxRow]]:
     result, rows = await work(transaction)
     if rows:
         await transaction.write(rows)
-    return result
+    return result, rows
 
 
 def _driven(work: Coroutine[Any, Any, T]) -> T:

@@ -5,50 +5,39 @@ those of other processes are waited for in small steps that can be cancelled.
 """
 
 import sqlite3
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
-from datetime import datetime
-from typing import Any, Literal, NoReturn, TypeVar
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import Any, Literal, TypeVar
 
 import aiosqlite
 import anyio
 
 from outboxkit.cancellation import uninterrupted
 from outboxkit.config import checked_prefix
-from outboxkit.errors import ConfigurationError, SchemaError, StoreError, StoreUnavailableError, TransactionError
-from outboxkit.later import Period
-from outboxkit.message import LogEntry, OutboxRow, Position, Stream
-from outboxkit.store import Progress
+from outboxkit.errors import ConfigurationError, SchemaError, StoreUnavailableError, TransactionError
+from outboxkit.message import OutboxRow
 from outboxkit_sqlite import schema
 from outboxkit_sqlite.census import SQLiteCensus
 from outboxkit_sqlite.comparison import compare
 from outboxkit_sqlite.connection import (
     SHORT_BUSY_TIMEOUT,
-    GuardedConnection,
     ThreadConnection,
     busy_seconds,
     connect,
-    data_version,
-    next_look,
     parse_url,
 )
 from outboxkit_sqlite.consuming import ConsumingStore
-from outboxkit_sqlite.failures import meaning, primary_code
 from outboxkit_sqlite.group import CommitGroup
-from outboxkit_sqlite.leases import LeaseTable
-from outboxkit_sqlite.log import OutboxTables
+from outboxkit_sqlite.relaying import RelayingStore
 from outboxkit_sqlite.retained import SQLiteRetainedLog
-from outboxkit_sqlite.transaction import SQLiteTransaction, Writer, in_transaction, roll_back
+from outboxkit_sqlite.transaction import SQLiteTransaction, Writer, roll_back
 
 T = TypeVar("T")
-
-_POLL_SECONDS = 0.02
-"""How often other processes' commits are looked for. ``PRAGMA data_version`` reads shared memory, no file."""
 
 _RELAXED = "normal-may-lose-commits"
 
 
-class SQLiteStore(ConsumingStore):
+class SQLiteStore(ConsumingStore, RelayingStore):
     """Keeps one app's outbox and inbox in the SQLite file where its business rows are.
 
     Args:
@@ -65,20 +54,14 @@ class SQLiteStore(ConsumingStore):
 
     def __init__(self, url: str) -> None:
         path, options = parse_url(url)
-        self.path = path.absolute()  # whatever the working directory becomes
         schema.require_sqlite()
-        self.prefix = checked_prefix(options.pop("prefix", "outboxkit_"))
-        super().__init__(self.prefix)
-        self._busy_seconds = busy_seconds(url, options.pop("busy_seconds", "30"))
+        prefix = checked_prefix(options.pop("prefix", "outboxkit_"))
+        # An absolute path, whatever the working directory becomes.
+        super().__init__(path.absolute(), prefix, busy_seconds(url, options.pop("busy_seconds", "30")))
         durability = options.pop("durability", "full")
         if durability not in ("full", _RELAXED) or options:
             raise ConfigurationError(f"{url!r}: the options are prefix, busy_seconds and durability (full or {_RELAXED})")
         self._full = durability == "full"
-        self._source = ""
-        self._writer: ThreadConnection | None = None
-        self._reader: ThreadConnection | None = None
-        self.outbox = OutboxTables(self.prefix)
-        self._leases = LeaseTable(self.prefix)
 
     def __repr__(self) -> str:
         return f"SQLiteStore({str(self.path)!r})"
@@ -87,8 +70,8 @@ class SQLiteStore(ConsumingStore):
 
     async def open(self, source: str, partitions: Mapping[str, int] | None = None) -> None:  # noqa: ARG002 - nobody publishes in SQL here
         """See `outboxkit.store.Store.open`."""
-        self.turn, self._committed = anyio.Lock(fast_acquire=True), anyio.Event()  # these belong to the running event loop
-        self._read_at = self._due_at = self._committed, -1
+        self.turn = anyio.Lock(fast_acquire=True)  # belongs to the running event loop
+        self._start(source)
         if not self.path.exists():  # or a mistyped name would become an empty database
             raise SchemaError(
                 f"{self.path} does not exist: run `outboxkit migrate module:app`, or `await app.migrate()`, to create it"
@@ -101,7 +84,7 @@ class SQLiteStore(ConsumingStore):
                 writer = await self._connected(opened, guarded=True)
                 await writer.run(lambda connection: connection.execute(SHORT_BUSY_TIMEOUT).close())
                 opened.pop_all()
-        self._reader, self._writer, self._source = reader, writer, source
+        self._reader, self._writer = reader, writer
         self._group = CommitGroup(writer, self.turn, self.begun, self._transaction, self.commit_seen, self.failed)
 
     async def aclose(self) -> None:
@@ -171,18 +154,6 @@ class SQLiteStore(ConsumingStore):
         self.require_open()
         return await self._group.run(work)
 
-    async def begun(self, begin: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Begin a transaction as soon as no other process writes; `begin` tries once, and waits for a step at most."""
-        # SQLite's own busy handler would block the thread, and with it whoever was cancelled, for the whole wait.
-        deadline = anyio.current_time() + self._busy_seconds
-        while True:
-            try:
-                return await uninterrupted(begin())
-            except sqlite3.Error as error:
-                if primary_code(error) != sqlite3.SQLITE_BUSY or anyio.current_time() > deadline:
-                    self.failed(error)
-            await next_look()
-
     async def write(self, transaction: Any, rows: Sequence[OutboxRow]) -> None:
         """See `outboxkit.store.Store.write`."""
         self.require_open()
@@ -192,125 +163,6 @@ class SQLiteStore(ConsumingStore):
             raise TransactionError("no transaction is open here, and none would begin: execute BEGIN IMMEDIATE first")
         for statement, values in self.outbox.insertions(rows):
             await transaction.executemany(statement, values)
-
-    def require_open(self) -> None:
-        """Raise StoreError unless it is open."""
-        self._opened(self._writer)
-
-    def commit_seen(self) -> None:
-        """Wake whoever waits for a commit here."""
-        committed, self._committed = self._committed, anyio.Event()
-        committed.set()
-
-    # the log
-
-    async def read(self, after: Position, limit: int, max_bytes: int) -> Sequence[LogEntry]:
-        """See `outboxkit.store.Store.read`."""
-        self._read_at, entries = await self._look(
-            lambda connection: self.outbox.read(connection, self._source, after, limit, max_bytes)
-        )
-        return entries
-
-    async def find(self, stream: Stream, position: Position) -> bytes | None:
-        """See `outboxkit.store.Store.find`."""
-        return await self._query(lambda connection: self.outbox.find(connection, stream, position))
-
-    async def wait(self, seconds: float) -> None:
-        """See `outboxkit.store.Store.wait`."""
-        await self._wait(seconds, self._read_at)
-
-    async def _look(self, function: Callable[[sqlite3.Connection], T]) -> tuple[tuple[anyio.Event, int], T]:
-        """Look at the file; returns what tells of later commits, by this process and by others, and what was found."""
-        committed = self._committed  # before the look, so that no later commit goes unnoticed
-        version, found = await self._query(lambda connection: (data_version(connection), function(connection)))
-        return (committed, version), found
-
-    async def _wait(self, seconds: float, looked_at: tuple[anyio.Event, int]) -> None:
-        committed, version = looked_at
-        with anyio.move_on_after(seconds):
-            while not committed.is_set() and await self._query(data_version) == version:
-                with anyio.move_on_after(_POLL_SECONDS):
-                    await committed.wait()
-
-    async def progress(self) -> Progress:
-        """See `outboxkit.store.Store.progress`."""
-        return await self._query(lambda connection: self.outbox.progress(connection, self._source))
-
-    async def save_progress(self, progress: Progress) -> None:
-        """See `outboxkit.store.Store.save_progress`."""
-        await self._write(lambda connection: self.outbox.save_progress(connection, progress))
-
-    async def rebase(self, divergences: Mapping[Stream, tuple[Position, Position]]) -> int:
-        """See `outboxkit.store.Store.rebase`."""
-        return await self._write(lambda connection: self.outbox.rebase(connection, divergences)) if divergences else 0
-
-    # what waits for its time
-
-    async def next_due(self) -> float | None:
-        """See `outboxkit.later.LaterStore.next_due`."""
-        self._due_at, seconds = await self._look(self.outbox.later.next_due)
-        return seconds
-
-    async def wait_due(self, seconds: float) -> None:
-        """See `outboxkit.later.LaterStore.wait_due`."""
-        await self._wait(seconds, self._due_at)
-
-    async def publish_due(self, limit: int) -> int:
-        """See `outboxkit.later.LaterStore.publish_due`."""
-        return await self._write(lambda connection: self.outbox.later.publish_due(connection, limit))
-
-    async def cancel(self, id: str) -> bool:
-        """See `outboxkit.later.LaterStore.cancel`."""
-        return await self._write(lambda connection: self.outbox.later.cancel(connection, id))
-
-    async def period(self, name: str) -> Period:
-        """See `outboxkit.later.LaterStore.period`."""
-        return await self._query(lambda connection: self.outbox.later.period(connection, name))
-
-    async def begin_period(self, name: str, schedule: str, moment: datetime) -> None:
-        """See `outboxkit.later.LaterStore.begin_period`."""
-        await self._write(lambda connection: self.outbox.later.begin_period(connection, name, schedule, moment))
-
-    # leases
-
-    async def lease(self, name: str, holder: str, seconds: float) -> int | None:
-        """See `outboxkit.store.Store.lease`."""
-        return await self._write(lambda connection: self._leases.lease(connection, name, holder, seconds))
-
-    async def release(self, name: str, holder: str) -> None:
-        """See `outboxkit.store.Store.release`."""
-        await self._write(lambda connection: self._leases.release(connection, name, holder))
-
-    # one way in for all of the above
-
-    async def _query(self, function: Callable[[sqlite3.Connection], T]) -> T:
-        with self._translated():
-            return await self._opened(self._reader).run(function)
-
-    async def _write(self, function: Callable[[GuardedConnection], T]) -> T:
-        # In one visit to the thread: a transaction that needs the event loop for its end could be kept open by whoever blocks
-        # that (a test that writes to the same file, say), and would keep the file locked.
-        writer = self._opened(self._writer)
-        async with self.turn:
-            result = await self.begun(lambda: writer.run(lambda connection: in_transaction(connection, function)))
-        self.commit_seen()
-        return result
-
-    def _opened(self, connection: ThreadConnection | None) -> ThreadConnection:
-        if connection is None:
-            raise StoreError(f"{self.path} is not open: use the app inside `async with app:`")
-        return connection
-
-    @contextmanager
-    def _translated(self) -> Generator[None, None, None]:
-        try:
-            yield
-        except sqlite3.Error as error:
-            self.failed(error)
-
-    def failed(self, error: sqlite3.Error) -> NoReturn:
-        """Raise what an SQLite error outside the user's own statements means."""
-        raise meaning(error, self.path) from error
 
 
 async def _closed(connection: ThreadConnection) -> None:

@@ -109,7 +109,7 @@ class SQLiteTransaction:
         writer: Writer,
         outbox: OutboxTables,
         inbox: InboxTables,
-        committed: Callable[[], None],
+        committed: Callable[[Sequence[OutboxRow]], None],
         failed: Callable[[sqlite3.Error], NoReturn],
     ) -> None:
         self._writer = writer
@@ -219,7 +219,7 @@ class SQLiteTransaction:
         self.end()
         await self._on_thread(commit)
         self.finished = True
-        self._committed()
+        self._committed(rows)
 
     async def rollback(self) -> None:
         """End the transaction if it is open; after whatever is still queued on the connection."""
