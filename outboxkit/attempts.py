@@ -86,8 +86,8 @@ def _attempts(segment: Sequence[Work], deadline: float, outcomes: Outcomes) -> _
 
     A list handler gets all that nothing waits before; if that fails it gets them one by one, so that only the bad ones fail.
     """
-    free = [work for work in segment if not outcomes.blocks(work)]
-    if segment[0].handler.takes_list and len(free) > 1 and (yield free) is None:
+    free = [work for work in segment if not outcomes.blocks(work)] if segment[0].handler.takes_list else []
+    if len(free) > 1 and (yield free) is None:
         done = set(map(id, free))
         for work in segment:
             outcomes.ended(work, None) if id(work) in done else outcomes.park(work)
@@ -135,9 +135,12 @@ async def _within_limit(works: Sequence[Work], unit: UnitOfWork) -> object:
 def _attempt_on_thread(unit: UnitOfWork, scope: ThreadTransaction, works: Sequence[Work], *, alone: bool) -> Exception | None:
     """Run a plain handler, inside a savepoint or not, on the database's thread; return what it raised."""
     handler = works[0].handler
+
+    def call(inner: UnitOfWork) -> None:
+        publish_returned(inner, handler.function(**_arguments(works, inner)), handler.name)
+
     try:
-        with unit.joined_on_thread(scope, handler.publishes, works[0].cause, alone=alone) as inner:
-            publish_returned(inner, handler.function(**_arguments(works, inner)), handler.name)
+        unit.join_on_thread(scope, handler.publishes, call, works[0].cause, alone=alone)
     except TransactionLostError:
         raise
     except Exception as error:  # whatever a handler raises is its message's failure

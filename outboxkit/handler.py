@@ -67,6 +67,8 @@ def publish_returned(unit: UnitOfWork, returned: object, function: str) -> None:
         HandlerSignatureError: it returned a coroutine, although it is a plain function.
         UndeclaredEventError: it returned something else, which nobody would ever see published.
     """
+    if returned is None:
+        return
     if inspect.iscoroutine(returned):
         returned.close()
         raise HandlerSignatureError(

@@ -25,6 +25,8 @@ from outboxkit.store import Store, ThreadTransaction, Transaction
 T = TypeVar("T")
 Declared = Mapping[type[Any], EventType]
 
+_NO_SAVEPOINT = nullcontext()
+
 _current: ContextVar["UnitOfWork | None"] = ContextVar("outboxkit_unit_of_work", default=None)
 
 
@@ -180,7 +182,7 @@ class UnitOfWork:
         cancelled: set[str] = set()
         try:
             self._joining = self._joining or anyio.Lock(fast_acquire=True)
-            async with self._joining, self._transaction.savepoint() if alone else nullcontext():
+            async with self._joining, self._transaction.savepoint() if alone else _NO_SAVEPOINT:
                 inner = self._inside(self.connection, declared, cause)
                 self._inner += 1
                 try:
@@ -199,16 +201,21 @@ class UnitOfWork:
             self._cancelled -= cancelled
             raise
 
-    @contextmanager
-    def joined_on_thread(
-        self, scope: ThreadTransaction, declared: Declared | None, cause: str | None = None, *, alone: bool = True
-    ) -> Generator["UnitOfWork", None, None]:
-        """The same for a plain function that runs on the database's thread."""
-        with scope.savepoint() if alone else nullcontext():
+    def join_on_thread(
+        self,
+        scope: ThreadTransaction,
+        declared: Declared | None,
+        function: Callable[["UnitOfWork"], None],
+        cause: str | None = None,
+        *,
+        alone: bool = True,
+    ) -> None:
+        """The same for a plain function, which is called on the database's thread with the unit of work inside this one."""
+        with scope.savepoint() if alone else _NO_SAVEPOINT:
             inner = self._inside(scope.connection, declared, cause)
             inner._on_thread = True  # noqa: SLF001 - its own class
             try:
-                yield inner
+                function(inner)
             finally:
                 inner.close()
         self._rows += inner.end()

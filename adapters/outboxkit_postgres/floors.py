@@ -39,6 +39,16 @@ _SUSPECT = """
     SELECT tried_major, tried_minor FROM before
 """
 
+# All on the one row: whoever changes what it says holds it, so that what is compared is so as it is now.
+_MOVE_OVER = """
+    UPDATE {floor} SET major = $5, minor = $6, digest = $7
+    WHERE id = $1 AND term = $2 AND (major, minor) = ($3, $4) AND NOT ragged RETURNING 1
+"""
+
+_AT = "SELECT major, minor FROM {floor} WHERE id = $1"
+
+_PUT_BACK = "UPDATE {floor} SET major = $2, minor = $3, digest = $4, ragged = true WHERE id = $1"
+
 # The primary key, in order, from each of the `old` floors on, up to the first row whose prev is above the row before it.
 # 10,000 rows at most are walked over in one transaction; what is left is walked in the next.
 _WALK = """
@@ -70,8 +80,11 @@ _LOOK = 'WITH old AS MATERIALIZED (SELECT * FROM {floor} WHERE "group" = $1),' +
 
 _MOVE = """
     , moved AS (
-        UPDATE {floor} f SET major = new.major, minor = new.minor, digest = new.digest
-        FROM new WHERE f.id = new.floor_id
+        UPDATE {floor} f SET major = coalesce(new.major, old.major), minor = coalesce(new.minor, old.minor),
+            digest = CASE WHEN new.major IS NULL THEN old.digest ELSE new.digest END,
+            ragged = EXISTS (SELECT FROM {inbox} i WHERE i.floor_id = old.id
+                AND (i.major, i.minor) > (coalesce(new.major, old.major), coalesce(new.minor, old.minor)))
+        FROM old LEFT JOIN new ON new.floor_id = old.id WHERE f.id = old.id
     ), gone AS (
         DELETE FROM {inbox} i USING old, new WHERE i.floor_id = old.id AND i.state = 'settled' AND new.floor_id = old.id
             AND (i.major, i.minor) > (old.major, old.minor) AND (i.major, i.minor) <= (new.major, new.minor)
@@ -118,6 +131,20 @@ class FloorTables:
         """
         if not await link.fetch(self._sql(_LOCK_TERM), subscription.id, subscription.term):
             raise subscription.lost()
+
+    async def move_over(self, link: Link, subscription: Subscription, start: Position, over: Floor) -> bool:
+        """Move a floor that stands at `start`, and hold it; False when it stands elsewhere, or something above it is known."""
+        return bool(
+            await link.fetch(self._sql(_MOVE_OVER), subscription.id, subscription.term, *start, *over.position, over.digest)
+        )
+
+    async def at(self, link: Link, floor_id: int) -> Position:
+        """Return where a floor stands that is held."""
+        return Position(*(await link.fetch(self._sql(_AT), floor_id))[0])
+
+    async def put_back(self, link: Link, floor_id: int, floor: Floor) -> None:
+        """Have a floor that is held where it was before."""
+        await link.fetch(self._sql(_PUT_BACK), floor_id, *floor.position, floor.digest)
 
     async def move(self, link: Link, floor_id: int) -> tuple[Stream, Floor]:
         """Walk the chain up from a floor that is held, and delete what it makes needless."""

@@ -1,9 +1,14 @@
-"""The inbox: which messages are known, and what became of them."""
+"""The inbox: which messages are known, and what became of them.
+
+A run that goes on right at the floor is known by the floor alone, which is moved over it before its handlers run; a row is left
+for each that fails. Any other has a row for each message until the floor comes to it.
+"""
 
 from collections.abc import Sequence
 from typing import Any
 
 from outboxkit.inbox import Floor, Outcome, Subscription
+from outboxkit.linked import back_from, floor_over, is_linked
 from outboxkit.message import Delivery, digest
 from outboxkit_postgres.floors import FloorTables
 from outboxkit_postgres.link import Link
@@ -11,10 +16,10 @@ from outboxkit_postgres.names import Names
 from outboxkit_postgres.positions import at_positions, columns
 from outboxkit_postgres.waiting import WaitingTables
 
-# The insert decides: a row that is there was seen. The lock waits for who moves the floor, and has it as it is then. No row at
-# all when the term is another.
+# The insert decides: a row that is there was seen. The update waits for who moves the floor, and has it as it is then. No row
+# at all when the term is another.
 _RECEIVE = """
-    WITH floor AS MATERIALIZED (SELECT major, minor FROM {floor} WHERE id = $1 AND term = $2 FOR NO KEY UPDATE), fresh AS (
+    WITH floor AS (UPDATE {floor} SET ragged = true WHERE id = $1 AND term = $2 RETURNING major, minor), fresh AS (
         INSERT INTO {inbox} (floor_id, major, minor, prev_major, prev_minor, digest)
         SELECT $1, d.* FROM unnest($3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[])
             AS d (major, minor, prev_major, prev_minor, digest), floor
@@ -37,16 +42,25 @@ _DONE = at_positions("""
     FROM at, floor WHERE i.ctid = at.place AND (at.major, at.minor) > (floor.major, floor.minor)
 """)
 
-_FAIL = at_positions("""
-    UPDATE {inbox} i SET state = o.state, attempt = o.attempt, alone = o.alone, error = o.error, envelope = o.envelope,
-        id = coalesce(o.id, i.id), type = coalesce(o.type, i.type), key = o.key,
-        since = coalesce(i.since, clock_timestamp()), at = clock_timestamp(),
-        due_at = CASE o.state WHEN 'retry' THEN clock_timestamp() + make_interval(secs => o.delay) END
-    FROM at JOIN unnest($2::bigint[], $3::bigint[], $4::text[], $5::integer[], $6::text[], $7::bytea[], $8::text[],
-        $9::text[], $10::text[], $11::float8[], $12::boolean[])
-        AS o (major, minor, state, attempt, error, envelope, id, type, key, delay, alone) USING (major, minor)
-    WHERE i.ctid = at.place
-""")
+_KEEP = """
+    INSERT INTO {inbox} (floor_id, major, minor, prev_major, prev_minor, digest)
+    SELECT $1, d.* FROM unnest($2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[]) AS d
+"""
+
+_FAIL = """
+    INSERT INTO {inbox} AS i (floor_id, major, minor, prev_major, prev_minor, digest, state, attempt, error, envelope, id, type,
+        key, due_at, alone, since, at)
+    SELECT $1, major, minor, prev_major, prev_minor, digest, state, attempt, error, envelope, id, type, key,
+        CASE state WHEN 'retry' THEN clock_timestamp() + make_interval(secs => delay) END, alone, clock_timestamp(),
+        clock_timestamp()
+    FROM unnest($2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::text[], $8::integer[], $9::text[],
+        $10::bytea[], $11::text[], $12::text[], $13::text[], $14::float8[], $15::boolean[])
+        AS o (major, minor, prev_major, prev_minor, digest, state, attempt, error, envelope, id, type, key, delay, alone)
+    ON CONFLICT (floor_id, major, minor) DO UPDATE SET state = excluded.state, attempt = excluded.attempt,
+        alone = excluded.alone, error = excluded.error, envelope = excluded.envelope, id = coalesce(excluded.id, i.id),
+        type = coalesce(excluded.type, i.type), key = excluded.key, since = coalesce(i.since, excluded.since),
+        at = excluded.at, due_at = excluded.due_at
+"""
 
 
 class InboxTables:
@@ -58,22 +72,38 @@ class InboxTables:
         self.waiting = WaitingTables(names, self.floors, plain_texts=plain_texts)
         self.storable = self.waiting.storable
 
-    async def receive(self, link: Link, subscription: Subscription, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
-        """See `outboxkit.store.Transaction.receive`."""
+    async def receive(
+        self, link: Link, subscription: Subscription, deliveries: Sequence[Delivery]
+    ) -> tuple[Sequence[Delivery], Floor | None]:
+        """See `outboxkit.store.Transaction.receive`.
+
+        Returns: what is new, and where the floor is now if it was moved over that.
+        """
         if not deliveries:
-            return []
-        values = [(*delivery.position, *delivery.prev, digest(delivery.envelope)) for delivery in deliveries]
-        given = (list(column) for column in zip(*values, strict=True))
-        rows = await link.fetch(self._sql(_RECEIVE), subscription.id, subscription.term, *given)
+            return [], None
+        if is_linked(deliveries):
+            over = floor_over(deliveries[-1])
+            if await self.floors.move_over(link, subscription, deliveries[0].prev, over):
+                return list(deliveries), over
+        rows = await link.fetch(self._sql(_RECEIVE), subscription.id, subscription.term, *_rows(deliveries))
         if not rows:
             raise subscription.lost()
         inserted = {tuple(row) for row in rows}
         # Once each, should one be given twice.
         fresh = {delivery.position: delivery for delivery in deliveries if delivery.position in inserted}
-        return list(fresh.values())
+        return list(fresh.values()), None
 
-    async def settle(self, link: Link, subscription: Subscription, outcomes: Sequence[Outcome]) -> Floor:
-        """See `outboxkit.store.Transaction.settle`."""
+    async def settle(
+        self, link: Link, subscription: Subscription, outcomes: Sequence[Outcome], over: Floor | None = None
+    ) -> Floor:
+        """See `outboxkit.store.Transaction.settle`; `over`: where `receive` has moved the floor."""
+        if any(outcome.state == "deferred" for outcome in outcomes):
+            at = over.position if over else await self.floors.at(link, subscription.id)
+            if back := back_from(at, outcomes):
+                over = None
+                await self.floors.put_back(link, subscription.id, back.floor)
+                if back.beyond:
+                    await link.fetch(self._sql(_KEEP), subscription.id, *_rows(back.beyond))
         # By the rows: whoever settles a message need not know any more what waits behind it.
         waited = [o.delivery.position for o in outcomes if o.waited]
         keys = [key for (key,) in await link.fetch(self._sql(_KEYS), subscription.id, *columns(waited))] if waited else []
@@ -86,11 +116,20 @@ class InboxTables:
             await link.fetch(self._sql(_FAIL), subscription.id, *map(list, zip(*failed, strict=True)))
         if keys:
             await self.waiting.promote(link, subscription.id, keys)
-        _, floor = await self.floors.move(link, subscription.id)
-        return floor
+        if over is None:
+            _, over = await self.floors.move(link, subscription.id)
+        return over
 
     def _failed(self, outcome: Outcome) -> tuple[Any, ...]:
         texts = (outcome.error, outcome.id, outcome.type, outcome.key)
         error, *about = (None if text is None else self.storable(text) for text in texts)
         failure = (outcome.state, outcome.attempt, error, outcome.delivery.envelope)
-        return (*outcome.delivery.position, *failure, *about, outcome.delay_seconds, outcome.alone)
+        return (*_row(outcome.delivery), *failure, *about, outcome.delay_seconds, outcome.alone)
+
+
+def _row(delivery: Delivery) -> tuple[int, ...]:
+    return (*delivery.position, *delivery.prev, digest(delivery.envelope))
+
+
+def _rows(deliveries: Sequence[Delivery]) -> list[list[int]]:
+    return [list(column) for column in zip(*map(_row, deliveries), strict=True)]

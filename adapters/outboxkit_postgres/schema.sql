@@ -135,6 +135,8 @@ CREATE TABLE {schema}.{prefix}floor (
     major bigint NOT NULL,
     minor bigint NOT NULL,
     digest bigint, -- of the entry at the floor, to know it again
+    -- Whether messages may be known above it: where none are, moving it over a run makes all of that known.
+    ragged boolean NOT NULL DEFAULT false,
     -- Up to where redelivered entries have been tried together: should they come yet again, somebody died of it.
     tried_major bigint NOT NULL DEFAULT 0,
     tried_minor bigint NOT NULL DEFAULT 0,

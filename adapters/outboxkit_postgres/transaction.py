@@ -50,6 +50,8 @@ class PostgresTransaction:
         self._inbox = inbox
         self._later = LaterTables(outbox.names)
         self._committed = committed
+        self._over: dict[int, Floor] = {}
+        """By subscription: where a floor is that was moved over deliveries which have no outcome yet."""
         self._ending = False
         """From here on nothing more may be asked of the transaction."""
         self.finished = False
@@ -112,7 +114,11 @@ class PostgresTransaction:
         """See `outboxkit.store.Transaction.receive`."""
         self._require_open()
         with self._translated():
-            return await self._inbox.receive(self._unit, subscription, deliveries)
+            fresh, over = await self._inbox.receive(self._unit, subscription, deliveries)
+        self._over.pop(subscription.id, None)
+        if over:
+            self._over[subscription.id] = over
+        return fresh
 
     async def blocked(self, subscription: Subscription, keys: Collection[str]) -> Collection[str]:
         """See `outboxkit.store.Transaction.blocked`."""
@@ -136,7 +142,7 @@ class PostgresTransaction:
         """See `outboxkit.store.Transaction.settle`."""
         self._require_open()
         with self._translated():
-            return await self._inbox.settle(self._unit, subscription, outcomes)
+            return await self._inbox.settle(self._unit, subscription, outcomes, self._over.pop(subscription.id, None))
 
     async def cancel(self, id: str) -> bool:
         """See `outboxkit.later.LaterTransaction.cancel`."""

@@ -85,9 +85,13 @@ class FloorTables:
         """Walk the chain up from the floor at `start`, and delete what it makes needless."""
         floor = self.walk(connection, floor_id, start)
         if floor.position > start.position:
-            connection.execute(self._sql(_MOVE), (*floor.position, floor.digest, floor_id))
+            self.put(connection, floor_id, floor)
             connection.execute(self._sql(_FORGET), (floor_id, *start.position, *floor.position))
         return floor
+
+    def put(self, connection: sqlite3.Connection, floor_id: int, floor: Floor) -> None:
+        """Have the floor somewhere else, whatever rows there are."""
+        connection.execute(self._sql(_MOVE), (*floor.position, floor.digest, floor_id))
 
     def walk(self, connection: sqlite3.Connection, floor_id: int, start: Floor) -> Floor:
         """Return where the floor could be, and the hole above it if there is one; changes nothing."""

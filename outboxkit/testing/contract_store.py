@@ -7,6 +7,7 @@ from outboxkit.testing.contract_store_inbox import StoreInboxContract
 from outboxkit.testing.contract_store_later import StoreLaterContract
 from outboxkit.testing.contract_store_lease import StoreLeaseContract
 from outboxkit.testing.contract_store_letters import StoreLettersContract
+from outboxkit.testing.contract_store_linked import StoreLinkedContract
 from outboxkit.testing.contract_store_log import StoreLogContract
 from outboxkit.testing.contract_store_rebase import StoreRebaseContract
 from outboxkit.testing.contract_store_retained import StoreRetainedContract
@@ -28,6 +29,7 @@ class StoreContract(
     StoreLaterContract,
     StoreLeaseContract,
     StoreInboxContract,
+    StoreLinkedContract,
     StoreWaitingContract,
     StoreLettersContract,
     StoreRosterContract,

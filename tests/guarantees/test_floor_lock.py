@@ -35,3 +35,24 @@ async def test_who_waited_for_the_floor_sees_where_it_came_to(postgres_url: str,
     await outside.close()
     await peer.aclose()
     await store.aclose()
+
+
+async def test_who_waited_for_the_floor_sees_what_became_known_above_it(postgres_url: str) -> None:
+    store, peer = PostgresStore(postgres_url), PostgresStore(postgres_url)
+    await store.migrate(SOURCE)
+    await store.open(SOURCE)
+    await peer.open(SOURCE)
+    outside = await asyncpg.connect(postgres_url)
+    stream = Stream("topic", 0, "elsewhere")
+    subscription, _ = await store.subscribe("group", stream)
+    chain = deliveries(stream, [1, 2, 3])
+    async with store.transaction() as transaction:
+        fresh = await transaction.receive(subscription, chain[1:])  # the floor stays where it was
+        async with alongside(settle(peer, subscription, chain)) as again:
+            await until(lambda: outside.fetchval(_WAITING))
+            await transaction.settle(subscription, settled(fresh))
+            await transaction.commit()
+            assert await again == [1]
+    await outside.close()
+    await peer.aclose()
+    await store.aclose()

@@ -58,10 +58,12 @@ MUTANTS = (
     Mutant(
         "select-then-insert inbox",
         (
+            Edit("adapters/outboxkit_postgres/inbox.py", "        if is_linked(deliveries):\n", "        if False:\n"),
             Edit(
                 "adapters/outboxkit_postgres/inbox.py",
-                "WHERE id = $1 AND term = $2 FOR NO KEY UPDATE), fresh AS (\n        INSERT INTO",
-                "WHERE id = $1 AND term = $2), fresh AS (\n"
+                "WITH floor AS (UPDATE {floor} SET ragged = true WHERE id = $1 AND term = $2 RETURNING major, minor), "
+                "fresh AS (\n        INSERT INTO",
+                "WITH floor AS (SELECT major, minor FROM {floor} WHERE id = $1 AND term = $2), fresh AS (\n"
                 "        SELECT d.major, d.minor FROM unnest($3::bigint[], $4::bigint[]) AS d (major, minor), floor\n"
                 "        WHERE (d.major, d.minor) > (floor.major, floor.minor) AND NOT EXISTS (SELECT FROM {inbox} i\n"
                 "            WHERE i.floor_id = $1 AND i.major = d.major AND i.minor = d.minor)\n"
@@ -69,7 +71,7 @@ MUTANTS = (
                 "        INSERT INTO",
             ),
         ),
-        (case(f"{_POSTGRES}::test_of_two_who_receive_at_once_one_gets_it"),),
+        (case("tests/guarantees/test_floor_lock.py"), case(f"{_POSTGRES}::test_of_two_who_receive_at_once_one_gets_it")),
         "with the lock on the floor left in place it could break nothing: that lets one transaction at a time look. So the "
         "mutant takes both",
     ),
@@ -94,8 +96,8 @@ MUTANTS = (
         (
             Edit(
                 "adapters/outboxkit_postgres/inbox.py",
-                "        return list(fresh.values())",
-                "        return list({delivery.position: delivery for delivery in deliveries}.values())",
+                "        return list(fresh.values()), None",
+                "        return list({delivery.position: delivery for delivery in deliveries}.values()), None",
             ),
         ),
         (case(f"{_POSTGRES}::test_a_delivery_is_new_once"), chaos("postgres", 0.3, 6)),
@@ -183,6 +185,43 @@ MUTANTS = (
         (seeds(120), case("tests/test_consumer.py::test_a_final_exception_is_dead_at_once")),
     ),
     Mutant(
+        "the floor is moved over a run wherever it stands",
+        (
+            Edit(
+                "adapters/outboxkit_postgres/floors.py",
+                "AND (major, minor) = ($3, $4) AND NOT",
+                "AND ($3, $4) IS NOT NULL AND NOT",
+            ),
+        ),
+        (case(f"{_POSTGRES}::test_a_delivery_is_new_once"),),
+    ),
+    Mutant(
+        "the floor is moved over what is known above it, on Postgres",
+        (Edit("adapters/outboxkit_postgres/floors.py", " AND NOT ragged RETURNING 1", " RETURNING 1"),),
+        (case(f"{_POSTGRES}::test_a_run_with_something_settled_before_in_it_brings_only_the_rest"),),
+    ),
+    Mutant(
+        "the floor is moved over what is known above it, on SQLite",
+        (
+            Edit(
+                "adapters/outboxkit_sqlite/inbox.py",
+                " and not self._any_above(connection, subscription, floor):",
+                ":",
+            ),
+        ),
+        (case(f"{_SQLITE}::test_a_run_with_something_settled_before_in_it_brings_only_the_rest"),),
+    ),
+    Mutant(
+        "the floor is moved over a run with something missing in it",
+        (Edit("outboxkit/linked.py", "        if delivery.prev != at or delivery.position <= at:\n", "        if False:\n"),),
+        (case(f"{_SQLITE}::test_a_run_with_something_missing_or_twice_in_it_moves_the_floor_as_far_as_it_goes"),),
+    ),
+    Mutant(
+        "what was not tried is taken for settled",
+        (Edit("outboxkit/linked.py", "    if first is None or first.position > floor:\n", "    if True:\n"),),
+        (case(f"{_SQLITE}::test_what_was_not_tried_of_a_run_comes_again_and_nothing_else_of_it"),),
+    ),
+    Mutant(
         "floor past a hole, on SQLite",
         (
             Edit(
@@ -228,8 +267,8 @@ MUTANTS = (
         (
             Edit(
                 "adapters/outboxkit_postgres/inbox.py",
-                "WHERE id = $1 AND term = $2 FOR NO KEY UPDATE), fresh",
-                "WHERE id = $1 AND $2::bigint IS NOT NULL FOR NO KEY UPDATE), fresh",
+                "WHERE id = $1 AND term = $2 RETURNING major, minor), fresh",
+                "WHERE id = $1 AND $2::bigint IS NOT NULL RETURNING major, minor), fresh",
             ),
         ),
         (case(f"{_POSTGRES}::test_whoever_lost_a_stream_settles_nothing_more"),),
