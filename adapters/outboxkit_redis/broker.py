@@ -47,11 +47,11 @@ class _Appending:
         self._batch = batch
 
     def __iter__(self) -> Iterator[str | bytes | int]:
-        yield from ("EVAL", _APPEND, 1, self._key, str(self._batch.expected))
-        yield "" if self._batch.prev is None else str(self._batch.prev)
-        for _, (major, minor), envelope in self._batch.entries:
-            yield b"%d-%d" % (major, minor)
-            yield envelope
+        before = "" if self._batch.prev is None else str(self._batch.prev)
+        words: list[str | bytes | int] = ["EVAL", _APPEND, 1, self._key, str(self._batch.expected), before]
+        for _, position, envelope in self._batch.entries:
+            words += (b"%d-%d" % position, envelope)
+        return iter(words)
 
 
 class RedisBroker:

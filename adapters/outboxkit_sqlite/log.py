@@ -57,6 +57,7 @@ class OutboxTables:
         size = 0
         cursor = connection.execute(self._read, (after.major, limit))
         streams: dict[tuple[str, int], Stream] = {}
+        new = tuple.__new__
         for position, topic, partition, envelope in cursor:
             size += len(envelope)
             if entries and size > max_bytes:
@@ -64,7 +65,8 @@ class OutboxTables:
             stream = streams.get((topic, partition))
             if stream is None:
                 stream = streams[topic, partition] = Stream(topic, partition, source)
-            entries.append(LogEntry(stream, Position(position, 0), envelope))
+            # As `LogEntry(...)` and `Position(...)` are, without their detour through Python: this is a tenth of relaying.
+            entries.append(new(LogEntry, (stream, new(Position, (position, 0)), envelope)))
         cursor.close()  # a read transaction left open would make the write-ahead log grow
         if not entries and after.major > self._highest(connection):
             raise StoreError(
