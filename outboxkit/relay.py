@@ -35,6 +35,9 @@ from outboxkit.replica import Replica
 from outboxkit.store import Progress, Store
 from outboxkit.supervision import Supervisor
 
+_FEW = 32
+"""Entries beside whose appending nothing is read: little comes at a time, and reading at once would cost it time."""
+
 
 class Relay:
     """Copies one store's log to a broker, for as long as `run` runs."""
@@ -98,9 +101,13 @@ class Relay:
 
     async def _append_and_read_on(self, entries: Sequence[LogEntry]) -> Sequence[LogEntry]:
         end = entries[-1].position
-        async with alongside(self._read(end)) as next_entries:
+        following: Sequence[LogEntry] = []
+        if len(entries) < _FEW:
             complete = await self._append(entries)
-        following = await next_entries
+        else:
+            async with alongside(self._read(end)) as next_entries:
+                complete = await self._append(entries)
+            following = await next_entries
         if not complete:  # the cursor went back
             return await self._read(self._cursor)
         self._cursor = end

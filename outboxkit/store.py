@@ -260,7 +260,11 @@ class Store(InboxStore, RosterStore, LetterStore, LaterStore, Protocol):
         ...
 
     async def wait(self, seconds: float) -> None:
-        """Return as soon as the log may have grown, at the latest after `seconds`. May return early."""
+        """Return as soon as there may be more than `read` returned last, at once if that left something. May return early.
+
+        Args:
+            seconds: the latest time to return.
+        """
         ...
 
     async def progress(self) -> Progress:

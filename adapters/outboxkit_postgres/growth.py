@@ -49,6 +49,13 @@ class Growth:
         """What tells of growth from here on; taken before a look, so that nothing that comes after it goes unnoticed."""
         return self._grown
 
+    @property
+    def past(self) -> anyio.Event:
+        """What tells that there is something now."""
+        event = anyio.Event()
+        event.set()
+        return event
+
     async def wait(self, seconds: float, grown: anyio.Event) -> None:
         """Return when there was growth, or one should look anyway, after `seconds` at the latest."""
         if anyio.current_time() < self._expected_until:

@@ -179,7 +179,12 @@ class PostgresTables(ConsumingTables):
 
     async def read(self, after: Position, limit: int, max_bytes: int) -> Sequence[LogEntry]:
         """See `outboxkit.store.Store.read`."""
-        self._read_at = self._growth.next
+        grown = self._growth.next
+        entries = await self._following(after, limit, max_bytes)
+        self._read_at = self._growth.past if entries else grown  # there may be more behind them
+        return entries
+
+    async def _following(self, after: Position, limit: int, max_bytes: int) -> Sequence[LogEntry]:
         known, tick = self._read_up
         if known != after:
             tick = after.major

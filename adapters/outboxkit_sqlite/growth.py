@@ -33,6 +33,11 @@ class Growth:
         """Wait, from now on, for what came after a look: `next` before it, and the version in it."""
         self._read_at = grown, version
 
+    def more_is_there(self) -> None:
+        """Do not wait: the look left something."""
+        self._read_at = anyio.Event(), self._read_at[1]
+        self._read_at[0].set()
+
     async def wait(self, seconds: float) -> None:
         """Return when there may have been growth since the look, after `seconds` at the latest."""
         grown, version = self._read_at

@@ -51,16 +51,18 @@ class OutboxTables:
 
     def read(
         self, connection: sqlite3.Connection, source: str, after: Position, limit: int, max_bytes: int
-    ) -> Sequence[LogEntry]:
-        """See `outboxkit.store.Store.read`."""
+    ) -> tuple[Sequence[LogEntry], bool]:
+        """See `outboxkit.store.Store.read`; returns also whether that is all there is."""
         entries: list[LogEntry] = []
         size = 0
+        cut = False
         cursor = connection.execute(self._read, (after.major, limit))
         streams: dict[tuple[str, int], Stream] = {}
         new = tuple.__new__
         for position, topic, partition, envelope in cursor:
             size += len(envelope)
             if entries and size > max_bytes:
+                cut = True
                 break
             stream = streams.get((topic, partition))
             if stream is None:
@@ -73,7 +75,7 @@ class OutboxTables:
                 f"the log has come to {self._highest(connection)} and has been read up to {after.major}: the database went "
                 "back in time (a restored backup)"
             )
-        return entries
+        return entries, not cut and len(entries) < limit
 
     def _highest(self, connection: sqlite3.Connection) -> int:
         """Return the highest position that was ever given out."""

@@ -59,9 +59,12 @@ class RelayingStore(Access):
 
     async def read(self, after: Position, limit: int, max_bytes: int) -> Sequence[LogEntry]:
         """See `outboxkit.store.Store.read`."""
-        return await self._look(
+        entries, complete = await self._look(
             self._log_growth, lambda connection: self.outbox.read(connection, self._source, after, limit, max_bytes)
         )
+        if not complete:
+            self._log_growth.more_is_there()
+        return entries
 
     async def find(self, stream: Stream, position: Position) -> bytes | None:
         """See `outboxkit.store.Store.find`."""

@@ -111,6 +111,13 @@ class StoreLogContract:
             with anyio.fail_after(DEADLINE_SECONDS):
                 await store.wait(DEADLINE_SECONDS * 2)
 
+    async def test_what_a_read_left_is_not_waited_for(self, store: Store) -> None:
+        await publish(store, new_rows(5, size=100))
+        for limit, max_bytes in ((2, EVERYTHING), (5, 150)):
+            assert 0 < len(await store.read(ORIGIN, limit, max_bytes)) < 5
+            with anyio.fail_after(DEADLINE_SECONDS):
+                await store.wait(DEADLINE_SECONDS * 2)
+
     async def test_waiting_ends_when_its_time_is_over(self, store: Store) -> None:
         await log_of(store)
         with anyio.fail_after(DEADLINE_SECONDS):

@@ -138,11 +138,16 @@ class StoreTransactionsContract:
             failed = await transaction.receive(subscription, deliveries(stream, [1]))
             await transaction.settle(subscription, [Outcome(failed[0], "retry", 1, 60.0, "boom")])
             await transaction.commit()
+
+        async def wait() -> None:
+            await log_of(store)  # to its end: what was left is not waited for
+            await store.wait(0.01)
+
         asked: dict[str, Callable[[], Coroutine[Any, Any, object]]] = {
             "read": lambda: store.read(ORIGIN, 10, EVERYTHING),
             "read what is new": lambda: store.read(position, 1, EVERYTHING),
             "find": lambda: store.find(Stream("topic", 0, SOURCE), position),
-            "wait": lambda: store.wait(0.01),
+            "wait": wait,
             "progress": store.progress,
             "save_progress": lambda: store.save_progress(Progress(position, {stream: position})),
             "subscribe": lambda: store.subscribe("group", new_stream()),

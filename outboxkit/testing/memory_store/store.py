@@ -165,8 +165,9 @@ class MemoryStore(ConsumingStore):
 
         def read(state: State) -> Sequence[LogEntry]:
             self.database.flush()  # what is read is durable first
-            self._read_at = self.database.commits
-            return log.read(state, after, limit, max_bytes)
+            entries = log.read(state, after, limit, max_bytes)
+            self._read_at = -1 if entries else self.database.commits  # there may be more behind them
+            return entries
 
         return await self._query("read", read)
 
