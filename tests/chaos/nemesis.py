@@ -15,6 +15,8 @@ from tests.chaos.scene import Fault, Scene
 PAUSE_SECONDS = (0.2, 2.2)
 QUIET_SECONDS = 8.0
 """Without any fault, before it is measured how soon a loss is found: no lease runs out any more, and all processes work."""
+UNREAD_SECONDS = 1.0
+"""How long nobody reads before the broker loses entries, where that is all that happens."""
 _MEASURED_EVERY = 40
 _FOUND_SECONDS = 10.0
 
@@ -26,7 +28,7 @@ class Nemesis:
         scene: what there is to strike.
         seed: of the order in which kinds come; how strong each is depends on when it strikes, too.
         measuring: whether it waits now and then to see how soon a loss is found.
-        losing: whether all it does is having the broker lose entries, so that a short attack is sure to.
+        losing: whether all it does is having the broker lose entries that nobody has read, so that a short attack is sure to.
     """
 
     def __init__(self, scene: Scene, seed: int, *, measuring: bool, losing: bool) -> None:
@@ -77,11 +79,19 @@ class Nemesis:
 
     async def _strike(self, fault: Fault) -> None:
         self._diary.write("fault", fault.kind)
+        held = self._scene.workers.of("consumer") if self._losing else ()
         try:
+            for consumer in held:
+                consumer.freeze()
+            if held:
+                await asyncio.sleep(UNREAD_SECONDS)
             if await fault.strike():
                 self.faults[fault.kind] += 1
         except Exception as error:  # what one fault needs another may have taken away
             self.troubles.append(f"{fault.kind}: {error!r}")
+        finally:
+            for consumer in held:
+                consumer.thaw()
         self._diary.write("over", fault.kind)
 
     async def _wait(self) -> None:
