@@ -15,11 +15,12 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
 import anyio
 
+from outboxkit.acking import Acks
 from outboxkit.broker import Broker
 from outboxkit.chain import Chain, LostAgainError
 from outboxkit.circuits import Circuits
 from outboxkit.config import ConsumerSettings
-from outboxkit.errors import BrokerUnavailableError, GroupMissingError, LeaseLostError, OutboxkitError, StoreUnavailableError
+from outboxkit.errors import BrokerUnavailableError, LeaseLostError, OutboxkitError, StoreUnavailableError
 from outboxkit.hand import Hand
 from outboxkit.handling import Handling
 from outboxkit.inbox import Retry, Subscription, UnlinkedError
@@ -64,6 +65,7 @@ class Consumer:
         self._broker = broker
         self._settings = settings
         self._observer = observer
+        self._acks = Acks(self.group, broker)
         self._hand = Hand(settings.prefetch_messages, settings.prefetch_bytes)
         self._chain = Chain(self.group, self._store, broker, self._hand, settings.behind_seconds, observer)
         doing = f"group {self.group}: reading"
@@ -227,9 +229,7 @@ class Consumer:
             size = min(size * 2, self._settings.transaction_messages) if done == len(run) else max(1, done)
 
     async def _ack(self, run: Sequence[Delivery]) -> None:
-        try:
-            await self._broker.ack(self.group, {run[0].stream: [delivery.position for delivery in run]})
-        except (BrokerUnavailableError, GroupMissingError):
+        if not await self._acks.ack(run):
             self._reading.doubt_acks()  # they come again, and the inbox knows them
 
     # keeping
