@@ -21,13 +21,14 @@ from outboxkit.identity import host_name
 from outboxkit.later import due_of
 from outboxkit.message import Position, Stream
 from outboxkit.observe import Observer, shielded
+from outboxkit.opening import in_unit_of_work, unit_of_work
 from outboxkit.retention import dismiss
 from outboxkit.routing import Router
 from outboxkit.running import Loops
 from outboxkit.status import Status
 from outboxkit.store import Store
 from outboxkit.survey import Survey
-from outboxkit.unit_of_work import Declared, UnitOfWork, current_unit, in_unit_of_work, unit_of_work
+from outboxkit.unit_of_work import Declared, UnitOfWork, current_unit
 
 T = TypeVar("T")
 

@@ -4,23 +4,20 @@ The current one is kept in a context variable, so that a decorated function call
 joined call is a unit of its own inside a savepoint: if it raises, its rows and its events go together.
 """
 
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager, nullcontext
 from contextvars import ContextVar
 from datetime import datetime, timedelta
-from functools import partial
 from typing import Any, TypeVar
 
 import anyio
 
-from outboxkit.cancellation import uninterrupted
-from outboxkit.conflicts import again_on_conflict
 from outboxkit.encoding import Encoder
 from outboxkit.errors import NoUnitOfWorkError, TransactionError
 from outboxkit.events import EventType
 from outboxkit.later import due_of
 from outboxkit.message import OutboxRow
-from outboxkit.store import Store, ThreadTransaction, Transaction
+from outboxkit.store import ThreadTransaction, Transaction
 
 T = TypeVar("T")
 Declared = Mapping[type[Any], EventType]
@@ -39,6 +36,16 @@ class UnitOfWork:
             `AsyncConnection` with a store made of an engine. The unit of work commits and rolls back; trying to do so by hand
             raises.
     """
+
+    # There is one for each message that is handled: what most never change is here, and not set in each.
+
+    _on_thread = False
+    """Whether this is the unit of work as a plain function sees it, which cannot await anything."""
+    _open = True
+    _inner = 0
+    """Joined calls that are running."""
+    _joining: anyio.Lock | None = None
+    """Held by the joined call that is running; made for the first one, as most units have none."""
 
     def __init__(
         self,
@@ -59,13 +66,6 @@ class UnitOfWork:
         self._rows: list[OutboxRow] = []
         self._cancelled: set[str] = set()
         """Delayed events that were published in this transaction and are not to be written after all."""
-        self._on_thread = False
-        """Whether this is the unit of work as a plain function sees it, which cannot await anything."""
-        self._open = True
-        self._inner = 0
-        """Joined calls that are running."""
-        self._joining: anyio.Lock | None = None
-        """Held by the joined call that is running; made for the first one, as most units have none."""
 
     @property
     def session(self) -> Any:
@@ -264,67 +264,14 @@ class UnitOfWork:
         return self._open
 
 
+def enclosing_unit() -> UnitOfWork | None:
+    """Return the innermost unit of work there is here, whatever app it belongs to."""
+    return _current.get()
+
+
 def current_unit(encoder: Encoder) -> UnitOfWork | None:
     """Return the innermost open unit of work of the app whose encoder this is."""
     unit = _current.get()
     while unit is not None and not (unit.is_open and unit.belongs_to(encoder)):
         unit = unit.enclosing
     return unit
-
-
-@asynccontextmanager
-async def unit_of_work(store: Store, encoder: Encoder, declared: Declared | None = None) -> AsyncGenerator[UnitOfWork, None]:
-    """Open a unit of work, or join the open one of the same app.
-
-    The block's end commits, an exception from it rolls back. A cancellation that comes during the commit is raised only
-    when its outcome is known; the caller cannot tell it from one that came before, and has to look.
-
-    Raises:
-        StoreUnavailableError, ConflictError: nothing was committed.
-        CommitUnknownError: nobody can tell.
-    """
-    outer = current_unit(encoder)
-    if outer is not None:
-        async with outer.joined(declared) as unit:
-            yield unit
-        return
-    async with store.transaction() as transaction:
-        unit = UnitOfWork(transaction, encoder, declared=declared, parent=_current.get())
-        try:
-            with unit.current():
-                yield unit
-            rows = unit.end()
-        finally:
-            unit.close()
-        await uninterrupted(transaction.commit(rows))
-
-
-async def in_unit_of_work(
-    store: Store, encoder: Encoder, declared: Declared, function: Callable[[UnitOfWork], Coroutine[Any, Any, T]], *, plain: bool
-) -> T:
-    """Run a function in a unit of work, and once more when the database undid it in favour of another transaction.
-
-    Inside an open one it joins that, and cannot be repeated without it: its conflict is the outer one's then.
-
-    Args:
-        store: where.
-        encoder: for what it publishes.
-        declared: the events it may publish.
-        function: what to run.
-        plain: whether it awaits nothing but `UnitOfWork.run`, so that it may run on the database's thread as it is.
-    """
-
-    async def once() -> T:
-        async with unit_of_work(store, encoder, declared) as unit:
-            return await function(unit)
-
-    async def within(transaction: Transaction) -> tuple[T, Sequence[OutboxRow]]:
-        unit = UnitOfWork(transaction, encoder, declared=declared, parent=_current.get())
-        try:
-            return await function(unit), unit.end()
-        finally:
-            unit.close()
-
-    if current_unit(encoder):
-        return await once()
-    return await again_on_conflict(partial(store.grouped, within) if plain else once)
