@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from benchmarks import results
+from benchmarks import figures, results
 from benchmarks.databases import STORES
 from benchmarks.report import Report, table
 from benchmarks.servers import NoServerError
@@ -81,6 +81,7 @@ def run_all(messages: int | None, rounds: int | None, save: bool, as_json: bool)
     if save:
         for path in results.save(measured):
             click.echo(f"saved {path}", err=True)
+        click.echo(f"\nfor the README:\n\n{figures.table(measured)}", err=True)
 
 
 def line(measured: results.Measured) -> str:

@@ -12,6 +12,7 @@ from benchmarks import databases, results
 from benchmarks.commands import main
 from benchmarks.databases import database
 from benchmarks.effects import CREATE, WrongWorkError, require_effects
+from benchmarks.figures import table
 from benchmarks.peers.peer import module
 from benchmarks.report import Finding, Report, Round
 from benchmarks.servers import NoServerError
@@ -106,6 +107,14 @@ def test_all_benchmarks_keep_their_figures_and_a_picture(monkeypatch: pytest.Mon
     (drawing,) = (tmp_path / "results").glob("*.svg")
     texts = {element.text for element in ElementTree.parse(drawing).iter("{http://www.w3.org/2000/svg}text")}
     assert {"p99 (sqlite)", f"{measured[1]['p99_ms']:,.1f} ms"} <= texts
+
+
+def test_the_readme_shows_what_was_measured_last() -> None:
+    root = Path(__file__).parent.parent
+    last = max((root / "benchmarks" / "results").glob("*.json"))
+    text = (root / "README.md").read_text()
+    assert table(json.loads(last.read_text())["benchmarks"]) in text
+    assert f"benchmarks/results/{last.stem}.svg" in text
 
 
 def test_the_docs_name_each_benchmark() -> None:

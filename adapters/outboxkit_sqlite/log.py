@@ -58,7 +58,8 @@ class OutboxTables:
         cut = False
         cursor = connection.execute(self._read, (after.major, limit))
         streams: dict[tuple[str, int], Stream] = {}
-        new = tuple.__new__
+        plain: Any = tuple
+        new = plain.__new__
         for position, topic, partition, envelope in cursor:
             size += len(envelope)
             if entries and size > max_bytes:
