@@ -1,8 +1,8 @@
 """The inbox: what a group has settled of each stream, and the part of a store's port that keeps it.
 
-It remembers, for each group and stream, what has been settled: a *floor*, up to which everything is, and rows
-for what lies above it, waits for a retry or behind one, or is dead. A row is inserted first and the primary key decides who
-runs.
+It remembers, for each group and stream, what has been settled: a *floor*, up to which everything is, and rows for what lies
+above it, waits for a retry or behind one, or is dead. What decides who runs is written first: a row, by its primary key; or the
+floor, compared and moved over a run that goes on right there (see `outboxkit.linked`).
 """
 
 from collections.abc import Collection, Mapping, Sequence

@@ -101,7 +101,9 @@ class Transaction(LaterTransaction, Protocol):
         ...
 
     async def receive(self, subscription: Subscription, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
-        """Insert inbox rows, and return the deliveries that were not known yet, in order.
+        """Have deliveries known from now on, and return those that were not yet, in order.
+
+        By rows in the inbox; or, where they go on right at the floor, by moving that over them: see `outboxkit.linked`.
 
         Raises:
             LeaseLostError: another process has claimed the stream.

@@ -146,7 +146,7 @@ CREATE TABLE {schema}.{prefix}floor (
 ) WITH (fillfactor = 50);
 
 -- What is settled above a floor, waits for its next attempt or behind one that does, is dead, or was dead and is kept elsewhere.
--- The primary key is what makes effects happen once.
+-- Its primary key, and the floor, are what makes effects happen once.
 CREATE TABLE {schema}.{prefix}inbox (
     floor_id bigint NOT NULL REFERENCES {schema}.{prefix}floor (id),
     major bigint NOT NULL,

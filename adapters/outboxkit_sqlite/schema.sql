@@ -122,7 +122,7 @@ CREATE TABLE {prefix}floor (
 ) STRICT;
 
 -- What is settled above a floor, waits for its next attempt or behind one that does, is dead, or was dead and is kept elsewhere.
--- The primary key is what makes effects happen once.
+-- Its primary key, and the floor, are what makes effects happen once.
 CREATE TABLE {prefix}inbox (
     floor_id INTEGER NOT NULL REFERENCES {prefix}floor (id),
     major INTEGER NOT NULL,
