@@ -90,31 +90,35 @@ class Retrier:
 
     async def _retry_alone(self, retry: Retry) -> None:
         async with self._slots:
-            if self._stopping or not (begun := await again_on_conflict(partial(self._begin, retry))):
+            if self._stopping:
                 return
+            begun = retry._replace(attempt=retry.attempt + 1, begun=True)
             try:
-                await again_on_conflict(partial(self._try, begun.subscription, [begun], 0.0))
-            except (ConflictError, TransactionLostError) as error:
-                await again_on_conflict(partial(self._handling.blame, begun.subscription, begun.delivery, error, begun))
+                if await again_on_conflict(partial(self._begin, retry, begun)):
+                    await self._try_alone(begun)
             except (StoreUnavailableError, anyio.get_cancelled_exc_class()):
-                self._interrupted.append(begun)
+                self._interrupted.append(begun)  # counted, or perhaps: the commit that counts it may be the one that failed
                 raise
 
-    async def _begin(self, retry: Retry) -> Retry | None:
-        """Count the attempt that is about to be made; None when there is none to make."""
-        begun = retry._replace(attempt=retry.attempt + 1, begun=True)
+    async def _try_alone(self, begun: Retry) -> None:
+        try:
+            await again_on_conflict(partial(self._try, begun.subscription, [begun], 0.0))
+        except (ConflictError, TransactionLostError) as error:
+            await again_on_conflict(partial(self._handling.blame, begun.subscription, begun.delivery, error, begun))
+
+    async def _begin(self, retry: Retry, begun: Retry) -> bool:
+        """Count the attempt that is about to be made; False when there is none to make."""
         async with self._store.transaction() as transaction:
             if not await transaction.take(retry.subscription, [retry]):
-                return None
+                return False
             outcomes = self._handling.outcomes()
             work = self._handling.decoded(retry.delivery, outcomes, begun)
             may_run = work is not None and outcomes.begin(work)
             await transaction.settle(retry.subscription, outcomes.recorded)
             await uninterrupted(transaction.commit())
-        if may_run:
-            return begun
-        outcomes.report(retry.subscription.stream.topic)
-        return None
+        if not may_run:
+            outcomes.report(retry.subscription.stream.topic)
+        return may_run
 
     async def _try(self, subscription: Subscription, begun: Sequence[Retry], seconds: float) -> Outcomes:
         """Run messages that are noted as begun."""

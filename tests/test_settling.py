@@ -2,6 +2,7 @@
 
 import contextlib
 import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
 
 import anyio
@@ -10,14 +11,16 @@ import pytest
 
 from outboxkit import App, Message, RetryPolicy, UnitOfWork
 from outboxkit.encoding import Encoder
+from outboxkit.errors import CommitUnknownError
 from outboxkit.handling import Handling
-from outboxkit.inbox import Floor, UnlinkedError
-from outboxkit.message import ORIGIN, Delivery, Position, Stream
+from outboxkit.inbox import Floor, Outcome, UnlinkedError
+from outboxkit.message import ORIGIN, Delivery, OutboxRow, Position, Stream
 from outboxkit.observe import Observer
 from outboxkit.retrying import Retrier
 from outboxkit.settling import WARY_RUNS, Settler
 from outboxkit.testing import MemoryBroker
 from outboxkit_sqlite import SQLiteStore
+from outboxkit_sqlite.transaction import SQLiteTransaction
 from tests.services import QUICK, Drawn
 
 STREAM = Stream("numbers", 0, "elsewhere")
@@ -215,3 +218,41 @@ async def test_however_little_time_there_is_the_first_message_is_settled(tmp_pat
         floor = await app.store.floor_of("settling", STREAM)
     assert floor is not None
     assert floor.position == Position(4, 0)
+
+
+@pytest.mark.parametrize("happened", [True, False])
+async def test_an_attempt_of_which_nobody_knows_whether_it_was_counted_is_not_counted(tmp_path: Path, happened: bool) -> None:
+    """It is counted in a commit of its own, before it begins: whose outcome nobody knows, it does not begin."""
+    store = SQLiteStore(f"sqlite:///{tmp_path}/settling.db")
+    app = App("settling", store=store, broker=MemoryBroker(), settings=QUICK)
+    handled: list[int] = []
+
+    @app.consumes(Drawn)
+    async def note(drawn: Drawn, message: Message) -> None:
+        handled.append(message.attempt)
+
+    (one,) = [delivered(1, "number.drawn", '{"number": 1}')]
+    await app.migrate()
+    async with app.running(relay=False, consume=False):
+        subscription, _ = await store.subscribe("settling", STREAM)
+        async with store.transaction() as transaction:
+            await transaction.receive(subscription, [one])
+            await transaction.settle(subscription, [Outcome(one, "retry", 1, 0.0, "boom", alone=True)])
+            await transaction.commit()
+        _, retrier = of(app)
+        due, _ = await store.retries("settling", 10)
+        with pytest.MonkeyPatch.context() as patched, pytest.raises(CommitUnknownError):
+            commit = SQLiteTransaction.commit
+
+            async def unknown(self: SQLiteTransaction, rows: Sequence[OutboxRow] = ()) -> None:
+                if happened:
+                    await commit(self, rows)
+                raise CommitUnknownError("nobody can tell")
+
+            patched.setattr(SQLiteTransaction, "commit", unknown)
+            await retrier.retry(due, 1.0)
+        await retrier.give_back()
+        due, _ = await store.retries("settling", 10)
+        assert [retry.attempt for retry in due] == [1]
+        await retrier.retry(due, 1.0)
+    assert handled == [2]

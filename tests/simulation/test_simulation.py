@@ -34,6 +34,11 @@ def test_a_stream_whose_handing_over_a_failover_lost_is_handed_over_again() -> N
     assert result.error is None
 
 
+def test_an_attempt_whose_counting_has_no_known_outcome_is_given_back() -> None:
+    result = simulate(204075)
+    assert result.error is None
+
+
 def test_the_same_seed_gives_the_same_trace_also_in_another_process() -> None:
     seeds = range(1000, 1006)
     here = [simulate(seed).hash for seed in seeds]
