@@ -39,6 +39,11 @@ def test_an_attempt_whose_counting_has_no_known_outcome_is_given_back() -> None:
     assert result.error is None
 
 
+def test_a_message_that_kills_the_only_consumer_before_the_first_fault_ends_nothing() -> None:
+    result = simulate(208024)
+    assert result.error is None
+
+
 def test_the_same_seed_gives_the_same_trace_also_in_another_process() -> None:
     seeds = range(1000, 1006)
     here = [simulate(seed).hash for seed in seeds]

@@ -134,11 +134,13 @@ class World:
         """Wait until the publisher knows that every stream is read: before that, what is old may be gone for a new group."""
         shop, deadline = self.databases[SHOP].committed, anyio.current_time() + SETTLE_SECONDS
         keys = {order.key for order in self.plan.orders}
-        while len({entry.envelope for _, entry in shop.outbox.items()}) < len(keys) or {
+        # By the record: what everybody has settled may have left the outbox by then.
+        while len(log := self.record.log) < len(keys) or not {entry.stream for entry in log.values()} <= {
             stream for (stream, _), _ in shop.known.items()
-        } != {entry.stream for _, entry in shop.outbox.items()}:
+        }:
             if anyio.current_time() > deadline:
                 raise ViolationError("the group is not known to read every stream")
+            self._revive()  # a message may have killed a process already
             await anyio.sleep(_LOOK_SECONDS)
 
     async def _settle(self) -> None:
