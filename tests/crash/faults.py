@@ -53,6 +53,61 @@ class _Failing:
         self._struck()
 
 
+class _Strikes:
+    """What has each fault happen at a point.
+
+    Args:
+        root: the task that keeps the apps open.
+        struck: to be called when it happens.
+    """
+
+    def __init__(self, root: asyncio.Task[Any], struck: Callable[[], None]) -> None:
+        self._root = root
+        self._struck = struck
+
+    async def kill_before(self, work: Awaitable[Any]) -> Any:
+        self._struck()
+        os.kill(os.getpid(), signal.SIGKILL)
+        return await work
+
+    async def kill_after(self, work: Awaitable[Any]) -> Any:
+        try:
+            return await work
+        finally:
+            self._struck()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    async def cancel(self, work: Awaitable[Any]) -> Any:
+        def begin() -> None:
+            self._struck()
+            (CALLER.get() or self._root).cancel()
+
+        return await Held(work, HOLD_SECONDS, begin)
+
+    async def cut(self, work: Awaitable[Any]) -> Any:
+        for transport in list(_transports):
+            _cut(transport)
+            self._struck()
+        return await self._fail(work, effect=False)
+
+    async def lose(self, work: Awaitable[Any]) -> Any:
+        return await self._fail(work, effect=True)
+
+    async def stall(self, work: Awaitable[Any]) -> Any:
+        self._struck()
+        os.kill(os.getpid(), signal.SIGSTOP)
+        return await work
+
+    async def _fail(self, work: Awaitable[Any], *, effect: bool) -> Any:
+        failing = _Failing(effect, self._struck)
+        token = _failing.set(failing)
+        try:
+            return await work
+        finally:
+            failing.is_over = True
+            _failing.reset(token)
+
+
 def strike_of(fault: Fault, root: asyncio.Task[Any], struck: Callable[[], None]) -> Strike:
     """Return what has a fault happen at a point.
 
@@ -61,58 +116,16 @@ def strike_of(fault: Fault, root: asyncio.Task[Any], struck: Callable[[], None])
         root: the task that keeps the apps open.
         struck: to be called when it happens.
     """
-
-    async def kill_before(work: Awaitable[Any]) -> Any:
-        struck()
-        os.kill(os.getpid(), signal.SIGKILL)
-        return await work
-
-    async def kill_after(work: Awaitable[Any]) -> Any:
-        try:
-            return await work
-        finally:
-            struck()
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    async def cancel(work: Awaitable[Any]) -> Any:
-        def begin() -> None:
-            struck()
-            (CALLER.get() or root).cancel()
-
-        return await Held(work, HOLD_SECONDS, begin)
-
-    async def cut(work: Awaitable[Any]) -> Any:
-        for transport in list(_transports):
-            _cut(transport)
-            struck()
-        return await _fail(work, effect=False)
-
-    async def lose(work: Awaitable[Any]) -> Any:
-        return await _fail(work, effect=True)
-
-    async def _fail(work: Awaitable[Any], *, effect: bool) -> Any:
-        failing = _Failing(effect, struck)
-        token = _failing.set(failing)
-        try:
-            return await work
-        finally:
-            failing.is_over = True
-            _failing.reset(token)
-
-    async def stall(work: Awaitable[Any]) -> Any:
-        struck()
-        os.kill(os.getpid(), signal.SIGSTOP)
-        return await work
-
-    strikes: dict[Fault, Strike] = {
-        "killed before": kill_before,
-        "killed after": kill_after,
-        "cancelled": cancel,
-        "connection": cut,
-        "reply lost": lose,
-        "stalled": stall,
+    strikes = _Strikes(root, struck)
+    found: dict[Fault, Strike] = {
+        "killed before": strikes.kill_before,
+        "killed after": strikes.kill_after,
+        "cancelled": strikes.cancel,
+        "connection": strikes.cut,
+        "reply lost": strikes.lose,
+        "stalled": strikes.stall,
     }
-    return strikes[fault]
+    return found[fault]
 
 
 def _cut(transport: Any) -> None:
