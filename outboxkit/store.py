@@ -262,11 +262,7 @@ class Store(InboxStore, RosterStore, LetterStore, LaterStore, Protocol):
         ...
 
     async def wait(self, seconds: float) -> None:
-        """Return as soon as there may be more than `read` returned last, at once if that left something. May return early.
-
-        Args:
-            seconds: the latest time to return.
-        """
+        """Return when there may be more than `read` returned: at once if it left some, after `seconds` at last; or early."""
         ...
 
     async def progress(self) -> Progress:

@@ -271,7 +271,7 @@ def enclosing_unit() -> UnitOfWork | None:
 
 def current_unit(encoder: Encoder) -> UnitOfWork | None:
     """Return the innermost open unit of work of the app whose encoder this is."""
-    unit = _current.get()
+    unit = enclosing_unit()
     while unit is not None and not (unit.is_open and unit.belongs_to(encoder)):
         unit = unit.enclosing
     return unit

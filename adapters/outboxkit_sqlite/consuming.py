@@ -19,13 +19,7 @@ T = TypeVar("T")
 
 
 class ConsumingStore(Access):
-    """See `outboxkit.inbox.InboxStore`, `outboxkit.roster.RosterStore` and `outboxkit.letter.LetterStore`.
-
-    Args:
-        path: of the file.
-        prefix: of the tables.
-        busy_seconds: see `outboxkit_sqlite.access.Access`.
-    """
+    """See `outboxkit.inbox.InboxStore`, `outboxkit.roster.RosterStore`, `outboxkit.letter.LetterStore`. Made as `Access` is."""
 
     def __init__(self, path: Path, prefix: str, busy_seconds: float) -> None:
         super().__init__(path, prefix, busy_seconds)

@@ -22,13 +22,7 @@ _LOG_POLL_SECONDS, _LATER_POLL_SECONDS = 0.02, 0.04
 
 
 class RelayingStore(Access):
-    """See `outboxkit.store.Store` and `outboxkit.later.LaterStore`.
-
-    Args:
-        path: of the file.
-        prefix: of the tables.
-        busy_seconds: see `outboxkit_sqlite.access.Access`.
-    """
+    """See `outboxkit.store.Store` and `outboxkit.later.LaterStore`. Made as `Access` is."""
 
     def __init__(self, path: Path, prefix: str, busy_seconds: float) -> None:
         super().__init__(path, prefix, busy_seconds)
