@@ -92,6 +92,7 @@ class PostgresTransaction:
 
     async def _undo(self, savepoint: Savepoint, cause: BaseException) -> None:
         self._give_up_on(cause)
+        self._over.clear()  # where floors are shows in the database then
         try:
             with self._translated():
                 await uninterrupted(savepoint.undo())

@@ -75,6 +75,7 @@ class StoreLinkedContract:
                     raise LookupError
             except LookupError:
                 pass
+            assert await transaction.settle(subscription, []) == floor_at(1)
             assert await transaction.receive(subscription, run[:1]) == run[:1]
             await transaction.settle(subscription, [Outcome(run[0], "settled")])
             await transaction.commit()
