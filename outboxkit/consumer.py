@@ -30,6 +30,7 @@ from outboxkit.observe import Observer
 from outboxkit.reading import Reading
 from outboxkit.retrying import Retrier
 from outboxkit.settling import Settler
+from outboxkit.slots import Slots
 from outboxkit.supervision import Supervisor
 
 _Streams = dict[str, Collection[Stream]]
@@ -46,7 +47,7 @@ class Consumer:
     def __init__(
         self,
         handling: Handling,
-        slots: anyio.Semaphore,
+        slots: Slots,
         membership: Membership,
         topics: Sequence[str],
         reader: str,
@@ -58,7 +59,7 @@ class Consumer:
         self._store = handling.store
         self._handling = handling
         self._at_once = _GROUPED_AT_ONCE if handling.grouped else handling.store.concurrency
-        self._settler = Settler(handling, anyio.Semaphore(self._at_once, fast_acquire=True) if handling.grouped else slots)
+        self._settler = Settler(handling, anyio.Semaphore(self._at_once, fast_acquire=True) if handling.grouped else slots.open)
         self._retrier = Retrier(handling, slots)
         self._membership = membership
         self._topics = topics

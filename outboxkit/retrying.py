@@ -1,7 +1,7 @@
 """Retrying: running messages again that wait in the inbox, as their handlers failed or as they are behind one that did.
 
 Many are tried in one transaction, noted first: should it never come to an end, one of them may be what ended the process. What
-is noted already is tried alone, and has its attempt counted in a transaction before its own.
+is noted already is tried alone, one in the app at a time, and has its attempt counted in a transaction before its own.
 """
 
 import contextlib
@@ -17,6 +17,7 @@ from outboxkit.handling import Handling
 from outboxkit.inbox import Retry, Subscription
 from outboxkit.message import Stream
 from outboxkit.outcomes import BEGUN_SECONDS, Outcomes
+from outboxkit.slots import Slots
 
 _Sizes = dict[Stream, int]
 
@@ -29,10 +30,10 @@ class Retrier:
 
     Args:
         handling: what its handlers make of them.
-        slots: as of `outboxkit.settling.Settler`, and shared with it.
+        slots: shared by all groups of the app.
     """
 
-    def __init__(self, handling: Handling, slots: anyio.Semaphore) -> None:
+    def __init__(self, handling: Handling, slots: Slots) -> None:
         self._handling = handling
         self._store = handling.store
         self._slots = slots
@@ -71,7 +72,7 @@ class Retrier:
                 raise
 
     async def _retry_together(self, subscription: Subscription, due: Sequence[Retry], seconds: float) -> None:
-        async with self._slots:
+        async with self._slots.open:
             # Many in a transaction while handlers are fast, one when they are slow, as with new deliveries.
             size = self._together.get(subscription.stream, 1)
             if self._stopping or not (begun := await again_on_conflict(partial(self._gather, subscription, due, size))):
@@ -89,7 +90,7 @@ class Retrier:
         return begun
 
     async def _retry_alone(self, retry: Retry) -> None:
-        async with self._slots:
+        async with self._slots.alone, self._slots.open:
             if self._stopping:
                 return
             begun = retry._replace(attempt=retry.attempt + 1, begun=True)
