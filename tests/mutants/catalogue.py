@@ -274,6 +274,11 @@ MUTANTS = (
         (case(f"{_POSTGRES}::test_whoever_lost_a_stream_settles_nothing_more"),),
     ),
     Mutant(
+        "several are tried alone at once",
+        (Edit("outboxkit/retrying.py", "async with self._slots.alone, self._slots.open:", "async with self._slots.open:"),),
+        (case("tests/guarantees/test_poison.py::test_a_message_that_is_handled_beside_it_is_not_taken_for_one_that_kills"),),
+    ),
+    Mutant(
         "a loss is taken for none",
         (Edit("outboxkit/relay.py", '            return "lost"\n', '            return "go on"\n'),),
         (seeds(120), chaos("sqlite", 0.3, 21)),
