@@ -17,6 +17,8 @@ import psycopg
 import redis
 from psycopg import sql
 
+from outboxkit_redis.replies import FLOOR
+
 StoreKind = Literal["sqlite", "postgres"]
 BrokerKind = Literal["redis", "embedded"]
 
@@ -265,9 +267,11 @@ def _streams(client: Any) -> list[bytes]:
 
 
 def _skip_unread(client: Any) -> None:
+    """What stands for what a group has settled stays: that is the group's own word, and moved it would allow trimming."""
     for stream in _streams(client):
         for group in client.xinfo_groups(stream):
-            client.xgroup_setid(stream, group["name"], client.xinfo_stream(stream)["last-generated-id"])
+            if not group["name"].endswith(FLOOR.encode()):
+                client.xgroup_setid(stream, group["name"], client.xinfo_stream(stream)["last-generated-id"])
 
 
 def _forget_readers(client: Any) -> None:
