@@ -1,5 +1,6 @@
 """What the core asks of the machine, drawn from a seed: the time, random numbers, names, and the order of sets."""
 
+import asyncio
 import math
 import os
 import random
@@ -13,6 +14,7 @@ from typing import Any
 from unittest.mock import patch
 
 import anyio._backends._asyncio as anyio_backend
+import anyio._core._eventloop as anyio_eventloop
 
 from outboxkit import encoding, lease, membership, running
 from outboxkit.message import Stream
@@ -71,6 +73,9 @@ def deterministic(
         (anyio_backend, "CancelScope", Scope),
         # Hashes of texts differ from process to process.
         (Stream, "__hash__", _partition),
+        # There is this loop only, which is asked for thousands of times: each asks the system for the process, otherwise.
+        (asyncio.events, "get_running_loop", lambda: loop),
+        (anyio_eventloop, "current_async_library", lambda: "asyncio"),
     ]
     with ExitStack() as patched:
         for target, name, value in patches:
