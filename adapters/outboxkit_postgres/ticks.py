@@ -13,7 +13,7 @@ for it. Two things make it quick:
 from collections.abc import Sequence
 
 from outboxkit.errors import SchemaError, StoreError
-from outboxkit.message import LAST, LogEntry, Position, Stream
+from outboxkit.message import LAST, LogEntry, Position, Stream, Streams, made
 from outboxkit_postgres.link import Link
 from outboxkit_postgres.names import Names
 
@@ -160,14 +160,11 @@ class TickLog:
         Within a transaction of its own: it changes the planner's settings until the end of that.
         """
         await link.fetch(self._sql(_PLAN))
-        streams: dict[tuple[str, int], Stream] = {}
-        entries: list[LogEntry] = []
-        for tick, seq, topic, partition, envelope in await link.fetch(self._sql(_READ), *after, limit, max_bytes):
-            stream = streams.get((topic, partition))
-            if stream is None:
-                stream = streams[topic, partition] = Stream(topic, partition, self._source)
-            entries.append(LogEntry(stream, Position(tick, seq), envelope))
-        return entries
+        streams = Streams(self._source)
+        return [
+            made(LogEntry, (streams[topic, partition], made(Position, (tick, seq)), envelope))
+            for tick, seq, topic, partition, envelope in await link.fetch(self._sql(_READ), *after, limit, max_bytes)
+        ]
 
     async def find(self, link: Link, stream: Stream, position: Position) -> bytes | None:
         """See `outboxkit.store.Store.find`."""

@@ -118,6 +118,14 @@ class StoreLogContract:
             with anyio.fail_after(DEADLINE_SECONDS):
                 await store.wait(DEADLINE_SECONDS * 2)
 
+    async def test_a_read_brings_no_more_bytes_than_asked_for_unless_its_first_entry_is_larger(self, store: Store) -> None:
+        log = [row for size in (3000, 10, 3000, *range(100)) for row in await publish(store, new_rows(1, size=size))]
+        sizes = [len(row.envelope) for row in log]
+        for max_bytes in (1, sizes[0], sum(sizes[:2]), sum(sizes[:3]) - 1, sum(sizes[:50]), sum(sizes) - 1, sum(sizes)):
+            fitting = sum(sum(sizes[: count + 1]) <= max_bytes for count in range(len(sizes)))
+            entries = await store.read(ORIGIN, len(log), max_bytes)
+            assert envelopes(entries) == envelopes(log[: max(1, fitting)])
+
     async def test_waiting_ends_when_its_time_is_over(self, store: Store) -> None:
         await log_of(store)
         with anyio.fail_after(DEADLINE_SECONDS):
