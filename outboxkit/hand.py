@@ -69,8 +69,7 @@ class Hand:
     def give_back(self, run: Sequence[Delivery], done: int) -> None:
         """Give back what was taken: the first `done` of it are let go, the others wait again."""
         stream = run[0].stream
-        for delivery in run[:done]:
-            self._let_go(delivery)
+        self._let_go(stream, run[:done])
         for delivery in run[done:]:
             self._wait(delivery)
         self._taken.discard(stream)
@@ -81,8 +80,7 @@ class Hand:
 
     def drop(self, stream: Stream) -> None:
         """Let go of everything of a stream that nobody works on."""
-        for delivery in self._waiting.pop(stream, ()):
-            self._let_go(delivery)
+        self._let_go(stream, self._waiting.pop(stream, ()))
         if stream in self._turns:
             self._turns.remove(stream)
         self._notify()
@@ -125,10 +123,11 @@ class Hand:
         """Whether any delivery in ``(after, upto]`` is in hand."""
         return any(after < position <= upto for position in self._held.get(stream, ()))
 
-    def _let_go(self, delivery: Delivery) -> None:
-        self._held[delivery.stream].discard(delivery.position)
-        self._count -= 1
-        self._bytes -= len(delivery.envelope)
+    def _let_go(self, stream: Stream, deliveries: Sequence[Delivery]) -> None:
+        if deliveries:
+            self._held[stream].difference_update([delivery.position for delivery in deliveries])
+            self._count -= len(deliveries)
+            self._bytes -= sum([len(delivery.envelope) for delivery in deliveries])
 
     def _wait(self, delivery: Delivery) -> None:
         waiting = self._waiting.get(delivery.stream)

@@ -7,11 +7,13 @@ import time
 import uuid
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
 from outboxkit.errors import EnvelopeError
+
+T = TypeVar("T")
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 """What apps, topics, groups, readers and event types may be called: everything on the way can have it as it is."""
@@ -44,8 +46,12 @@ class Position(NamedTuple):
         return Position(self.major, self.minor - 1) if self.minor else Position(self.major - 1, LAST.minor)
 
 
-_tuple: Any = tuple
-made = _tuple.__new__
+class _Maker(Protocol):
+    def __call__(self, of: type[T], values: tuple[object, ...], /) -> T: ...
+
+
+_tuple: Any = tuple  # whose own type cannot say what is made
+made: _Maker = _tuple.__new__
 """Makes a named tuple of a class and its values, without its own detour through Python, which is a tenth of relaying."""
 
 ORIGIN = Position(0, 0)

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from outboxkit.message import LAST, ORIGIN, Delivery, Position, Stream
+from outboxkit.message import LAST, ORIGIN, Delivery, Position, Stream, made
 
 _ANNOUNCED = re.compile(r"(0|[1-9][0-9]{0,4}):(.+)")
 
@@ -29,7 +29,7 @@ def position(raw: bytes) -> Position:
     major, _, minor = raw.partition(b"-")
     if not (major.isdigit() and minor.isdigit()):  # `int` takes signs, spaces and underscores, too
         raise ValueError(f"{raw!r} is no position")
-    return Position(int(major), int(minor))
+    return made(Position, (int(major), int(minor)))
 
 
 def storable(at: Position) -> bool:
@@ -47,7 +47,7 @@ def announced(topic: str, raw: bytes) -> Stream | None:
 def page(stream: Stream, raw_entries: Sequence[Any]) -> Page:
     """Read entries: ``[id, [field, value, ...]]``, the fields None or empty where the entry was deleted."""
     result = Page([], [], [])
-    last_raw, last = None, ORIGIN
+    deliveries, last_raw, last = result.deliveries, None, ORIGIN
     for raw_position, fields in raw_entries:
         if not fields:
             result.gone.append(raw_position)
@@ -60,8 +60,8 @@ def page(stream: Stream, raw_entries: Sequence[Any]) -> Page:
             raise TypeError(f"{type(envelope).__name__} as an envelope")
         before = last if prev == last_raw else _chained(prev, at)  # mostly it is the one that was just read
         if before is None:
-            result.unchained.append(len(result.deliveries))
-        result.deliveries.append(Delivery(stream, at, before or ORIGIN, envelope))
+            result.unchained.append(len(deliveries))
+        deliveries.append(made(Delivery, (stream, at, before or ORIGIN, envelope, False)))
         last_raw, last = raw_position, at
     return result
 
