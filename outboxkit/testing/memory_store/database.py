@@ -12,6 +12,26 @@ from outboxkit.testing.memory_store.rows import State, Undo
 _Undos = list[tuple[float, Undo]]
 
 
+class Growth:
+    """News of commits that changed one table."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        """How many there have been."""
+        self._next = anyio.Event()
+
+    def grow(self) -> None:
+        """There was one."""
+        self.count += 1
+        self._next.set()
+        self._next = anyio.Event()
+
+    async def past(self, count: int) -> None:
+        """Wait until there have been others than so many."""
+        while self.count == count:
+            await self._next.wait()
+
+
 class MemoryDatabase:
     """A database in memory; stores that are given the same one are connections to it.
 
@@ -24,8 +44,8 @@ class MemoryDatabase:
         self.source: str | None = None
         """Whose outbox it holds, once it is migrated."""
         self.committed = State(now)
-        self.commits = 0
-        """How many there have been."""
+        self.log_growth, self.later_growth = Growth(), Growth()
+        """Of the log, and of what waits for its time."""
         self._unsaved: _Undos = []
         """When each commit was that would not survive a crash yet, and how to take it back."""
         self._changed: anyio.Event | None = None
@@ -40,8 +60,10 @@ class MemoryDatabase:
         """Have others see what a transaction changed, and wake them. It survives a crash once `flush` was called."""
         if undo := state.commit():
             self._unsaved.append((self.now(), undo))
-            self.commits += 1
-            self.notify()
+            if state.outbox.changes:
+                self.log_growth.grow()
+            if state.later.changes:
+                self.later_growth.grow()
 
     def flush(self, older_seconds: float = 0.0) -> None:
         """Have everything survive a crash that was committed so long ago."""
@@ -82,7 +104,7 @@ class MemoryDatabase:
         return bool(self._turns) and self._turns[0] is who
 
     async def change(self) -> None:
-        """Wait for a commit, or for the end of a transaction."""
+        """Wait for the end of a transaction."""
         if self._changed is None:
             self._changed = anyio.Event()
         await self._changed.wait()

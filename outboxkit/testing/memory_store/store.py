@@ -16,7 +16,7 @@ from outboxkit.store import Progress
 from outboxkit.testing.memory_store import later, log
 from outboxkit.testing.memory_store.census import MemoryCensus
 from outboxkit.testing.memory_store.consuming import ConsumingStore
-from outboxkit.testing.memory_store.database import MemoryDatabase
+from outboxkit.testing.memory_store.database import Growth, MemoryDatabase
 from outboxkit.testing.memory_store.retained import MemoryRetainedLog
 from outboxkit.testing.memory_store.rows import State
 from outboxkit.testing.memory_store.transaction import MemoryConnection, MemoryTransaction
@@ -166,7 +166,7 @@ class MemoryStore(ConsumingStore):
         def read(state: State) -> Sequence[LogEntry]:
             self.database.flush()  # what is read is durable first
             entries = log.read(state, after, limit, max_bytes)
-            self._read_at = -1 if entries else self.database.commits  # there may be more behind them
+            self._read_at = -1 if entries else self.database.log_growth.count  # there may be more behind them
             return entries
 
         return await self._query("read", read)
@@ -177,7 +177,7 @@ class MemoryStore(ConsumingStore):
 
     async def wait(self, seconds: float) -> None:
         """See `outboxkit.store.Store.wait`."""
-        await self._wait(seconds, self._read_at)
+        await self._wait(seconds, self.database.log_growth, self._read_at)
 
     async def progress(self) -> Progress:
         """See `outboxkit.store.Store.progress`."""
@@ -197,14 +197,14 @@ class MemoryStore(ConsumingStore):
         """See `outboxkit.later.LaterStore.next_due`."""
 
         def look(state: State) -> float | None:
-            self._due_at = self.database.commits
+            self._due_at = self.database.later_growth.count
             return later.next_due(state)
 
         return await self._query("next_due", look)
 
     async def wait_due(self, seconds: float) -> None:
         """See `outboxkit.later.LaterStore.wait_due`."""
-        await self._wait(seconds, self._due_at)
+        await self._wait(seconds, self.database.later_growth, self._due_at)
 
     async def publish_due(self, limit: int) -> int:
         """See `outboxkit.later.LaterStore.publish_due`."""
@@ -269,11 +269,10 @@ class MemoryStore(ConsumingStore):
         await self.answer(what)
         return result
 
-    async def _wait(self, seconds: float, looked_at: int) -> None:
+    async def _wait(self, seconds: float, growth: Growth, looked_at: int) -> None:
         await self.reach("wait")
         with anyio.move_on_after(seconds):
-            while self.database.commits == looked_at:
-                await self.database.change()
+            await growth.past(looked_at)
 
     def _require_open(self) -> None:
         if not self._is_open:
