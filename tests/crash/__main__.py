@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from random import Random
 from typing import get_args
+from zlib import crc32
 
 import click
 
@@ -29,6 +30,7 @@ from tests.crash.ward import Ward
 @click.option("--seed", default=0, show_default=True, help="Draws the acts, and which of the times a site is come by.")
 @click.option("--part", type=click.Choice(["all", "core", "adapters"]), default="all", show_default=True, help="Whose awaits.")
 @click.option("--sample", type=int, help="So many cases only, drawn from the seed.")
+@click.option("--share", type=(int, int), default=(1, 1), help="2 4: the second quarter, the same cases each time.")
 @click.option("--minutes", type=float, help="Begin with nothing more after so long.")
 @click.option("--side-by-side", default=6, show_default=True, help="Cases at once.")
 @click.option("--act", type=click.Choice(ACTS), help="With --point: where it is.")
@@ -42,6 +44,7 @@ def main(
     seed: int,
     part: str,
     sample: int | None,
+    share: tuple[int, int],
     minutes: float | None,
     side_by_side: int,
     act: Act | None,
@@ -63,12 +66,19 @@ def main(
             for case in found.cases(seed)
             if (part == "all" or (part == "core") == sites[case.point.partition("@")[0]].is_core)
             and fault in (None, case.fault)
+            and _is_in(share, case)
         ]
         # In no order, so that those that were run when somebody interrupts are a sample.
         cases = Random(seed).sample(cases, len(cases) if sample is None else min(sample, len(cases)))
         _tell_points(found, len(cases))
         reports = _run(ward, found, cases, f"--store {store} --broker {broker}", minutes)
     sys.exit(_tell_table(reports))
+
+
+def _is_in(share: tuple[int, int], case: Request) -> bool:
+    number, of = share
+    site = case.point.partition("@")[0]
+    return crc32(f"{site} {case.fault}".encode()) % of == number - 1
 
 
 def _tell_points(found: Found, cases: int) -> None:
