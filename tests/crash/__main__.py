@@ -23,7 +23,6 @@ from tests.crash.protocol import ACTS, Act, Fault, Report, Request
 from tests.crash.sites import all_sites
 from tests.crash.ward import Ward
 
-
 _LOG_CHARACTERS = 3000
 
 

@@ -22,7 +22,7 @@ from tests.crash.sites import ROOT
 
 _MEMORY = Path("/dev/shm")
 _CONNECTIONS = 1000
-"""Of Postgres: up to five apps at once in each of several cases, each with a pool, and those of who was killed are still there."""
+"""Of Postgres: there are up to five apps at once in each of several cases, each with a pool."""
 
 
 class _Child:
