@@ -24,7 +24,7 @@ from tests.waiting import until
 KEYS = ("a", "b")
 NEW_KEY = "g"
 """Of a partition that nothing was published to before."""
-_LOOK_SECONDS = 0.04
+_LOOK_SECONDS = 0.1
 _VICTIM_WAITS_SECONDS = 3.0
 STALL_SECONDS = 2.0
 """Four times as long as a lease lasts."""
