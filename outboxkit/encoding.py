@@ -60,11 +60,10 @@ class Encoder:
         check_plain(data, self._limits.max_depth, where)
         for value in (key, *(headers or {}).values()):
             check_plain(value, 1, f"{where}: key or header")
-        id = new_id()
-        trace = cause if cause and _TRACEPARENT.fullmatch(cause) else _root_trace()
-        envelope = self._envelope(spec, str(id), key, data, headers, trace, where, _time(due))
+        id = str(new_id())
+        envelope = self._envelope(spec, id, key, data, headers, _trace(cause), where, _time(due))
         count = self._settings.partitions_of(spec.topic)
-        return OutboxRow(str(id), spec.topic, partition(key or str(id), count), key, spec.name, envelope, due)
+        return OutboxRow(id, spec.topic, partition(key or id, count), key, spec.name, envelope, due)
 
     def _envelope(
         self,
@@ -84,7 +83,7 @@ class Encoder:
             "type": spec.name,
             "time": time.isoformat().replace("+00:00", "Z"),
             "datacontenttype": "application/json",
-            "traceparent": _child_trace(trace),
+            "traceparent": trace,
         }
         if key is not None:
             attributes["subject"] = key
@@ -148,11 +147,10 @@ def _time(due: Due | None) -> datetime:
     return now + timedelta(seconds=due.delay_seconds) if due.at is None else max(now, datetime.fromtimestamp(due.at, UTC))
 
 
-def _root_trace() -> str:
-    return f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-00"
-
-
-def _child_trace(trace: str) -> str:
-    """Return the same trace with a span of its own (W3C Trace Context, section 3.2)."""
-    version, trace_id, _, flags = trace.split("-")
-    return f"{version}-{trace_id}-{secrets.token_hex(8)}-{flags}"
+def _trace(cause: str | None) -> str:
+    """Return a span of its own in the trace of a cause, or in a new one (W3C Trace Context, section 3.2)."""
+    if cause and _TRACEPARENT.fullmatch(cause):
+        _, trace_id, _, flags = cause.split("-")
+    else:
+        trace_id, flags = secrets.token_hex(16), "00"
+    return f"00-{trace_id}-{secrets.token_hex(8)}-{flags}"
