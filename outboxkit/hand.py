@@ -11,6 +11,9 @@ from outboxkit.message import Delivery, Position, Stream
 _WORTH_A_READ = 2
 """So many times the room there is may be in hand when it is worth a read of its own."""
 
+_FIRST = 64
+"""How many deliveries there is taken to be room for as long as none has shown how large they are."""
+
 _MORE_SECONDS = 0.02
 """How long more room than there is is waited for: a slow stream's messages must not keep others out."""
 
@@ -28,6 +31,8 @@ class Hand:
         self._max_bytes = max_bytes
         self._bytes = 0
         self._count = 0
+        self._average = max(1, max_bytes // _FIRST)
+        """The size that deliveries had lately."""
         self._held: dict[Stream, set[Position]] = {}
         self._waiting: dict[Stream, list[Delivery]] = {}
         self._turns: deque[Stream] = deque()
@@ -48,6 +53,8 @@ class Hand:
                 self._count += 1
                 self._bytes += len(delivery.envelope)
                 self._wait(delivery)
+        if self._count:
+            self._average = max(1, self._bytes // self._count)
         self._call()
 
     async def take(self, limit: int) -> Sequence[Delivery]:
@@ -112,7 +119,7 @@ class Hand:
         """How many more deliveries may be added at this moment: 0 when the hand is full."""
         if self._bytes >= self._max_bytes:
             return 0
-        average = max(1, self._bytes // self._count) if self._count else 1
+        average = max(1, self._bytes // self._count) if self._count else self._average
         return max(0, min(self._max_messages - self._count, max(1, (self._max_bytes - self._bytes) // average)))
 
     def positions(self) -> Mapping[Stream, Sequence[Position]]:

@@ -168,6 +168,15 @@ async def test_room_is_what_is_left_by_the_size_deliveries_have_had() -> None:
     assert await hand.room() == 1  # there is some, though less than one more is likely to need
 
 
+async def test_there_is_room_for_few_until_it_shows_how_large_they_are_and_that_is_remembered() -> None:
+    hand = Hand(1000, 64_000)
+    assert hand.room_now == 64
+    for size, room in ((6_400, 10), (16, 1000), (64, 1000), (128, 500)):
+        hand.add(deliveries(ONE, 1, size=size))
+        hand.give_back(await hand.take(1), 1)
+        assert hand.room_now == room
+
+
 @pytest.mark.parametrize(("max_messages", "size"), [(2, 10), (100, 600)])
 async def test_a_full_hand_is_waited_for(max_messages: int, size: int) -> None:
     hand = Hand(max_messages, 1_000)
