@@ -10,7 +10,13 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from outboxkit.cancellation import uninterrupted
-from outboxkit.errors import ConfigurationError, NoUnitOfWorkError, OutboxkitError, TransactionLostError
+from outboxkit.errors import (
+    ConfigurationError,
+    NoUnitOfWorkError,
+    OutboxkitError,
+    StoreUnavailableError,
+    TransactionLostError,
+)
 from outboxkit.inbox import Floor, Outcome, Retry, Subscription
 from outboxkit.message import Delivery, OutboxRow
 from outboxkit.store import ThreadTransaction
@@ -18,9 +24,10 @@ from outboxkit_sqlalchemy.connection import UnitConnection
 from outboxkit_sqlalchemy.cutting import CUT_OFF, was_cancelled
 from outboxkit_sqlalchemy.takeover import TakenOver, on_thread
 from outboxkit_sqlalchemy.unit import SessionUnit, cut
+from outboxkit_sqlite.failures import may_pass
 from outboxkit_sqlite.savepoints import LOST
 from outboxkit_sqlite.store import SQLiteStore
-from outboxkit_sqlite.transaction import commit_refused, with_own_factories
+from outboxkit_sqlite.transaction import NOT_UNDONE, commit_refused, with_own_factories
 
 T = TypeVar("T")
 
@@ -59,12 +66,10 @@ class SQLiteUnit(SessionUnit):
 class EngineSQLiteTransaction:
     """See `outboxkit.store.Transaction`."""
 
-    broken = False
-    """One writer at a time: nothing is undone in favour of another."""
-
     def __init__(self, unit: SQLiteUnit, books: SQLiteStore) -> None:
         self.unit = unit
         self._books = books
+        self.broken = False
         self._ending = False
         """From here on nothing more may be asked of the transaction."""
         self.finished = False
@@ -97,7 +102,8 @@ class EngineSQLiteTransaction:
                 raise self._cut_off() from error
             try:
                 await uninterrupted(self._on_session(savepoint.undo()))
-            except TransactionLostError:
+            except Exception as failure:  # whatever the driver, or a listener of the user's, raises
+                self.broken = not isinstance(failure, TransactionLostError)  # if not lost, it still holds what the block did
                 if isinstance(error, Exception):
                     raise  # of a cancellation the caller has to hear, whatever came of the connection
             raise
@@ -143,6 +149,8 @@ class EngineSQLiteTransaction:
     async def commit(self, rows: Sequence[OutboxRow] = ()) -> None:
         """See `outboxkit.store.Transaction.commit`."""
         self._require_open()
+        if self.broken:
+            raise StoreUnavailableError(NOT_UNDONE)
         await self._flush()
         self._end()
 
@@ -196,6 +204,8 @@ class EngineSQLiteTransaction:
                 raise self._cut_off() from error
             if not self.unit.in_transaction:
                 raise TransactionLostError(LOST) from error
+            if isinstance(error, DBAPIError) and isinstance(error.orig, sqlite3.Error) and may_pass(error.orig):
+                self._books.failed(error.orig)
             raise
 
     async def _library(self, function: Callable[[sqlite3.Connection], T]) -> T:
