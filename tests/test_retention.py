@@ -151,7 +151,8 @@ async def test_the_chain_shows_what_was_lost_and_is_no_longer_retained(tmp_path:
             await reader.app.store.subscribe("noting", stream, Position(1, 0))
         broker.wipe()
         await until(lambda: publisher.observer.losses)
-        assert publisher.observer.gone_for_good == [(stream, ORIGIN, Position(3, 0))]
+        gone = await until(lambda: publisher.observer.gone_for_good)  # told next, once the database was asked
+        assert gone == [(stream, ORIGIN, Position(3, 0))]
         (entry,) = await until(lambda: broker.range(stream, after=ORIGIN, upto=None, limit=10))
         assert (entry.position, entry.prev) == (Position(4, 0), Position(3, 0))
         async with reader.app:
