@@ -210,8 +210,7 @@ class Consumer:
         while run := await self._hand.take(size):
             stream, done = run[0].stream, 0
             try:
-                await self._chain.verify(stream)
-                if (linked := await self._chain.linked(run)) and (subscription := self._reading.subscriptions.get(stream)):
+                if (linked := await self._linked(run)) and (subscription := self._reading.subscriptions.get(stream)):
                     seconds, gone = self._settings.transaction_seconds, self._chain.gone(stream)
                     done = await self._settler.settle(subscription, linked, seconds, gone)
                     self._chain.settled(linked[done - 1])
@@ -228,6 +227,15 @@ class Consumer:
             working()
             # Many in a transaction while handlers are fast, one when they are slow.
             size = min(size * 2, self._settings.transaction_messages) if done == len(run) else max(1, done)
+
+    async def _linked(self, run: Sequence[Delivery]) -> Sequence[Delivery]:
+        stream = run[0].stream
+        if stream not in self._reading.subscriptions:
+            # It arrived just after we lost the stream, and is let go. Then nothing may be read again that is missing before it:
+            # that would be let go as well, and missed once more before the next.
+            return []
+        await self._chain.verify(stream)
+        return await self._chain.linked(run)
 
     async def _ack(self, run: Sequence[Delivery]) -> None:
         if not await self._acks.ack(run):

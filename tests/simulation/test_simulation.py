@@ -39,6 +39,12 @@ def test_an_attempt_whose_counting_has_no_known_outcome_is_given_back() -> None:
     assert result.error is None
 
 
+def test_what_arrives_of_a_stream_that_was_just_lost_leads_to_no_reading_again_and_again() -> None:
+    """What is missing before it was read for nothing, let go, and missed before the next, twice as often each time."""
+    result = simulate(471386)
+    assert result.error is None
+
+
 def test_a_message_that_kills_the_only_consumer_before_the_first_fault_ends_nothing() -> None:
     result = simulate(208024)
     assert result.error is None
