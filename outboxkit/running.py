@@ -19,7 +19,7 @@ from outboxkit.observe import Observer
 from outboxkit.periodic import Periodic
 from outboxkit.relay import Relay
 from outboxkit.retention import Retention
-from outboxkit.slots import Slots, slots
+from outboxkit.slots import Slots
 from outboxkit.store import Store
 
 
@@ -100,12 +100,12 @@ class Loops:
         return Caller(periodic, self._store, self._encoder, self._settings.relay, limit_seconds, self._observer)
 
     def _consumers(self, groups: Mapping[str, Mapping[str, Handler]]) -> Sequence[Consumer]:
-        shared = slots(self._store.concurrency)
-        return [self._consumer(group, handlers, shared) for group, handlers in groups.items()]
+        slots = Slots.of(self._store.concurrency)
+        return [self._consumer(group, handlers, slots) for group, handlers in groups.items()]
 
-    def _consumer(self, group: str, handlers: Mapping[str, Handler], shared: Slots) -> Consumer:
+    def _consumer(self, group: str, handlers: Mapping[str, Handler], slots: Slots) -> Consumer:
         settings = self._settings.consumer
         handling = Handling(group, handlers, self._store, self._encoder, self._settings.retry, self._observer)
         topics = sorted({handler.event.topic for handler in handlers.values()})
         membership = Membership(self._store, group, member_name(self._reader), topics, settings.lease_seconds)
-        return Consumer(handling, shared, membership, topics, self._reader, self._broker, settings, self._observer)
+        return Consumer(handling, slots, membership, topics, self._reader, self._broker, settings, self._observer)

@@ -14,11 +14,7 @@ class Slots(NamedTuple):
     """Held by the one message that is tried alone: when the process ends during an attempt that was counted before, then it was
     that one's and no other's."""
 
-
-def slots(count: int) -> Slots:
-    """Return slots for an app.
-
-    Args:
-        count: transactions that may be open at once.
-    """
-    return Slots(anyio.Semaphore(count, fast_acquire=True), anyio.Lock(fast_acquire=True))
+    @classmethod
+    def of(cls, count: int) -> "Slots":
+        """Return an app's, for so many transactions at once."""
+        return cls(anyio.Semaphore(count, fast_acquire=True), anyio.Lock(fast_acquire=True))

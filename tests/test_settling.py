@@ -17,7 +17,7 @@ from outboxkit.message import ORIGIN, Delivery, OutboxRow, Position, Stream
 from outboxkit.observe import Observer
 from outboxkit.retrying import Retrier
 from outboxkit.settling import WARY_RUNS, Settler
-from outboxkit.slots import slots
+from outboxkit.slots import Slots
 from outboxkit.testing import MemoryBroker
 from outboxkit_sqlite import SQLiteStore
 from outboxkit_sqlite.transaction import SQLiteTransaction
@@ -35,8 +35,8 @@ def delivered(at: int, type: str, data: str, key: str | None = None) -> Delivery
 def of(app: App) -> tuple[Settler, Retrier]:
     (group,) = app.groups()
     handling = Handling(group, app.groups()[group], app.store, Encoder(app.name, QUICK), QUICK.retry, Observer())
-    shared = slots(1)
-    return Settler(handling, shared.open), Retrier(handling, shared)
+    slots = Slots.of(1)
+    return Settler(handling, slots.open), Retrier(handling, slots)
 
 
 async def test_what_is_set_aside_never_counts_for_what_comes_before_it(tmp_path: Path) -> None:
