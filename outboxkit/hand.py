@@ -152,7 +152,7 @@ class Hand:
         self._idle.append(call)
         try:
             await call.wait()
-        except BaseException:
+        except BaseException:  # a cancellation: nobody takes what we were called for
             if call.is_set():
                 self._call()  # somebody else, then
             else:

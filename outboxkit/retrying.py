@@ -67,7 +67,7 @@ class Retrier:
             try:
                 with contextlib.suppress(LeaseLostError):  # it counts, then
                     await again_on_conflict(partial(self._give_back, begun))
-            except BaseException:
+            except BaseException:  # whatever kept it from being given back: the next look tries again
                 self._interrupted.append(begun)
                 raise
 

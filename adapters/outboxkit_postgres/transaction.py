@@ -79,7 +79,7 @@ class PostgresTransaction:
         try:
             yield
             await self._flush()
-        except BaseException as error:
+        except BaseException as error:  # a cancellation is undone as well
             if not self._ending:
                 await self._undo(savepoint, error)
             raise

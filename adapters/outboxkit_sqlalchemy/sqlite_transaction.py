@@ -23,7 +23,7 @@ from outboxkit.store import ThreadTransaction
 from outboxkit_sqlalchemy.connection import UnitConnection
 from outboxkit_sqlalchemy.cutting import CUT_OFF, was_cancelled
 from outboxkit_sqlalchemy.takeover import TakenOver, on_thread
-from outboxkit_sqlalchemy.unit import SessionUnit, cut
+from outboxkit_sqlalchemy.unit import SessionSavepoint, SessionUnit, cut
 from outboxkit_sqlite.failures import may_pass
 from outboxkit_sqlite.savepoints import LOST
 from outboxkit_sqlite.store import SQLiteStore
@@ -95,18 +95,23 @@ class EngineSQLiteTransaction:
             yield
             await self._flush()
             await self._on_session(savepoint.release())
-        except BaseException as error:
+        except BaseException as error:  # a cancellation is undone as well
             if self._ending:
                 raise
             if isinstance(error, Exception) and self.unit.lost:
                 raise self._cut_off() from error
-            try:
-                await uninterrupted(self._on_session(savepoint.undo()))
-            except Exception as failure:  # whatever the driver, or a listener of the user's, raises
-                self.broken = not isinstance(failure, TransactionLostError)  # if not lost, it still holds what the block did
-                if isinstance(error, Exception):
-                    raise  # of a cancellation the caller has to hear, whatever came of the connection
+            await self._undo(savepoint, error)
             raise
+
+    async def _undo(self, savepoint: SessionSavepoint, cause: BaseException) -> None:
+        try:
+            await uninterrupted(self._on_session(savepoint.undo()))
+        except Exception as error:  # whatever the driver, or a listener of the user's, raises
+            if not isinstance(error, TransactionLostError):
+                self.broken = True  # what the block did is still in it
+            if isinstance(cause, Exception):
+                raise
+            # Else the cancellation goes on, which whoever asked for it waits for.
 
     async def flush(self) -> None:
         """See `outboxkit.store.Transaction.flush`."""
