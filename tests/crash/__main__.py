@@ -21,6 +21,7 @@ from tests.crash.matrix import Found, find, run
 from tests.crash.outside import BrokerKind, StoreKind
 from tests.crash.protocol import ACTS, Act, Fault, Report, Request
 from tests.crash.sites import all_sites
+from tests.crash.tracing import Point
 from tests.crash.ward import Ward
 
 _LOG_CHARACTERS = 3000
@@ -56,6 +57,8 @@ def main(
     times: int,
 ) -> None:
     """Run the matrix, or a case; exit code 1 when a promise was broken."""
+    if not 1 <= share[0] <= share[1]:
+        raise click.BadParameter(f"{share[0]} of {share[1]}: name one of the shares, the first is 1", param_hint="--share")
     side_by_side = min(side_by_side, times) if point else side_by_side
     with Ward(store, broker, side_by_side=side_by_side) as ward:
         if point is not None:
@@ -66,7 +69,7 @@ def main(
         cases = [
             Request(case.act, case.point, case.fault, mutant)
             for case in found.cases(seed)
-            if (part == "all" or (part == "core") == sites[case.point.partition("@")[0]].is_core)
+            if (part == "all" or (part == "core") == sites[Point.of(case.point).site].is_core)
             and fault in (None, case.fault)
             and _is_in(share, case)
         ]
@@ -79,8 +82,7 @@ def main(
 
 def _is_in(share: tuple[int, int], case: Request) -> bool:
     number, of = share
-    site = case.point.partition("@")[0]
-    return crc32(f"{site} {case.fault}".encode()) % of == number - 1
+    return crc32(f"{Point.of(case.point).site} {case.fault}".encode()) % of == number - 1
 
 
 def _tell_points(found: Found, cases: int) -> None:
@@ -113,7 +115,7 @@ def _run(ward: Ward, found: Found, cases: Sequence[Request], where: str, most_mi
 def _told(report: Report, where: str) -> str:
     request = report.request
     mutant = f" --mutant '{request.mutant}'" if request.mutant else ""
-    site = all_sites().get(request.point.partition("@")[0])
+    site = all_sites().get(Point.of(request.point).site)
     lines = [f"BROKEN: {request.fault}, in act {request.act}, at {site} ({report.seconds:.1f} s)", *report.violations]
     again = f"python -m tests.crash {where} --act '{request.act}' --point '{request.point}' --fault '{request.fault}'{mutant}"
     return "\n  ".join([*lines, f"again: {again}"])
