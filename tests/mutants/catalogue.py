@@ -279,6 +279,11 @@ MUTANTS = (
         (case("tests/guarantees/test_poison.py::test_a_message_that_is_handled_beside_it_is_not_taken_for_one_that_kills"),),
     ),
     Mutant(
+        "read again for a stream that was lost",
+        (Edit("outboxkit/consumer.py", "if stream not in self._reading.subscriptions:", "if False:"),),
+        (case("tests/simulation/test_simulation.py::test_what_seeds_have_found_does_not_come_back"),),
+    ),
+    Mutant(
         "a loss is taken for none",
         (Edit("outboxkit/relay.py", '            return "lost"\n', '            return "go on"\n'),),
         (seeds(120), chaos("sqlite", 0.3, 21)),
