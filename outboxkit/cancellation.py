@@ -7,6 +7,7 @@ then does the cancellation go on.
 """
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
@@ -24,18 +25,16 @@ async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:
     Returns: what `work` returns. Raises: what it raises, or the cancellation.
     """
     task = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    with anyio.CancelScope(shield=True):
-        while not task.done():
-            try:
-                await asyncio.wait([task])
-            except asyncio.CancelledError as error:
-                cancelled = error
-    if cancelled is not None:
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:  # somebody's, or the work's own
+        with anyio.CancelScope(shield=True):
+            while not task.done():
+                with contextlib.suppress(asyncio.CancelledError):  # one more
+                    await asyncio.wait([task])
         if not task.cancelled():
             task.exception()  # seen: the cancellation is what the caller has to hear
-        raise cancelled
-    return task.result()
+        raise
 
 
 @asynccontextmanager

@@ -13,6 +13,8 @@ from outboxkit.errors import SchemaError, StoreError
 from outboxkit.message import ORIGIN, Envelope, OutboxRow, new_id
 from outboxkit.testing.rows import EVERYTHING, envelopes, log_of, new_rows, publish
 from outboxkit_postgres import ticks
+from outboxkit_postgres.connection import whole_transaction
+from outboxkit_postgres.link import BY_INDEX
 from tests.postgres import SOURCE, ask, connected, opened
 from tests.waiting import until
 
@@ -144,9 +146,8 @@ async def test_a_page_of_a_large_log_keeps_to_the_indexes_and_is_not_compiled(po
             "SELECT gen_random_uuid(), 'topic', 0, 'type', repeat('e', 100)::bytea FROM generate_series(1, 60000)"
         )
         (first,) = await store.read(ORIGIN, 1, EVERYTHING)
-        settings, statement = vars(ticks)["_PLAN"], store.outbox.names.sql(vars(ticks)["_READ"])
-        async with outside.transaction():
-            await outside.execute(settings)
+        statement = store.outbox.names.sql(vars(ticks)["_READ"])
+        async with whole_transaction(outside, BY_INDEX):
             for minor in (0, 30_000, 60_000):
                 values = (first.position.major, minor, 500, EVERYTHING)
                 plan = "\n".join(line for (line,) in await outside.fetch(f"EXPLAIN (ANALYZE, BUFFERS) {statement}", *values))

@@ -5,15 +5,9 @@ from contextlib import AbstractAsyncContextManager
 
 from outboxkit.census import Backlog, Count, Delayed, Holder, Reading, counted, readings
 from outboxkit.message import LAST, ORIGIN, Position, Stream
-from outboxkit_postgres.link import Link
+from outboxkit_postgres.link import BY_INDEX, Link
 from outboxkit_postgres.names import Names
 from outboxkit_postgres.progress import ProgressTables
-
-# Each look is the start of an index; without statistics the planner would rather read the whole table and sort it.
-_PLAN = """
-    SELECT set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true),
-        set_config('jit', 'off', true)
-"""
 
 _HOLDER = """
     SELECT holder, until, extract(epoch FROM until - clock_timestamp())::float8 FROM {lease} WHERE name = $1
@@ -104,7 +98,7 @@ class PostgresCensus:
         work: borrows a connection with a transaction of its own, in which the planner is told what to do.
     """
 
-    def __init__(self, names: Names, source: str, work: Callable[[], AbstractAsyncContextManager[Link]]) -> None:
+    def __init__(self, names: Names, source: str, work: Callable[..., AbstractAsyncContextManager[Link]]) -> None:
         self._sql = names.sql
         self._source = source
         self._work = work
@@ -118,16 +112,14 @@ class PostgresCensus:
 
     async def retained(self, limit: int) -> Mapping[Stream, Count]:
         """See `outboxkit.census.Census.retained`."""
-        async with self._work() as link:
-            await link.fetch(_PLAN)
+        async with self._work(BY_INDEX) as link:
             rows = await link.fetch(self._sql(_RETAINED), limit + 1)
         total = sum(count for *_, count in rows)
         return {Stream(topic, partition, self._source): counted(count, total, limit) for topic, partition, count in rows}
 
     async def oldest(self) -> bytes | None:
         """See `outboxkit.census.Census.oldest`."""
-        async with self._work() as link:
-            await link.fetch(_PLAN)
+        async with self._work(BY_INDEX) as link:
             rows = await link.fetch(self._sql(_OLDEST))
         return rows[0][0] if rows else None
 
@@ -138,11 +130,10 @@ class PostgresCensus:
             for stream, end in ends.items()
         ]
         columns = zip(*known, strict=True) if known else ((), (), (), ())
-        async with self._work() as link:
+        async with self._work(BY_INDEX) as link:
             progress = await self._progress.load(link)
             lost = (end for stream, end in ends.items() if end < progress.last.get(stream, ORIGIN))
             start = min([progress.cursor, *lost])
-            await link.fetch(_PLAN)
             rows = await link.fetch(self._sql(_ABOVE), *start, *(list(column) for column in columns), limit + 1, LAST.minor)
         looked_at = sum(row[2] for row in rows)
         found = dict.fromkeys(ends, Backlog(counted(0, looked_at, limit), None))
@@ -152,15 +143,13 @@ class PostgresCensus:
 
     async def delayed(self, limit: int) -> Delayed:
         """See `outboxkit.census.Census.delayed`."""
-        async with self._work() as link:
-            await link.fetch(_PLAN)
+        async with self._work(BY_INDEX) as link:
             found, late = (await link.fetch(self._sql(_DELAYED), limit + 1))[0]
         return Delayed(counted(found, found, limit), late if late is not None and late > 0 else None)
 
     async def readings(self, limit: int) -> Sequence[Reading]:
         """See `outboxkit.census.Census.readings`."""
-        async with self._work() as link:
+        async with self._work(BY_INDEX) as link:
             floors = await link.fetch(self._sql(_FLOORS))
-            await link.fetch(_PLAN)
             windows = await link.fetch(self._sql(_WINDOWS), limit + 1)
         return readings(floors, windows, limit)

@@ -46,30 +46,32 @@ class WorkLink(AsyncpgLink):
 
 
 @asynccontextmanager
-async def whole_transaction(raw: Any) -> AsyncGenerator[None, None]:
+async def whole_transaction(raw: Any, off: Sequence[str] = ()) -> AsyncGenerator[None, None]:
     """Keep a transaction at READ COMMITTED open for the block; ended in any case, whoever is cancelled.
 
-    Not asyncpg's own context manager: a cancel scope of anyio's cancels the rollback that it waits for, too. Neither its begin
-    nor its commit is waited for without end, as a server may fall silent: then the connection is cut.
+    Not asyncpg's own: settings would take it another round trip, and a cancel scope of anyio's would cancel the rollback that
+    it waits for, too. Nothing is waited for without end, as a server may fall silent: then the connection is cut.
+
+    Args:
+        raw: the driver's connection.
+        off: the server's settings that are off until the end of it.
     """
-    transaction = raw.transaction(isolation="read_committed")
+    raw = unwrapped(raw)  # the pool takes its proxy away when the session ends, and this could not be cut then
+    begin = "; ".join(("BEGIN ISOLATION LEVEL READ COMMITTED", *(f"SET LOCAL {name} = off" for name in off)))
     try:
-        with anyio.fail_after(STATEMENT_SECONDS):
-            await transaction.start()
+        await raw.execute(begin, timeout=STATEMENT_SECONDS)
         yield
-        with anyio.fail_after(STATEMENT_SECONDS):
-            await transaction.commit()
+        await raw.execute("COMMIT;", timeout=STATEMENT_SECONDS)
     except BaseException:
-        await uninterrupted(_rolled_back(raw, transaction))
+        await uninterrupted(_rolled_back(raw))
         raise
 
 
-async def _rolled_back(raw: Any, transaction: Any) -> None:
+async def _rolled_back(raw: Any) -> None:
     try:
-        with anyio.fail_after(_ROLLBACK_SECONDS):
-            await transaction.rollback()
+        await raw.execute("ROLLBACK", timeout=_ROLLBACK_SECONDS)
     except Exception:  # the session has ended, or nobody answers
-        unwrapped(raw).terminate()
+        raw.terminate()
 
 
 class AsyncpgSavepoint:

@@ -3,7 +3,7 @@
 The store is written on this, so that it works the same on asyncpg's connections and on those of a user's own engine.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
@@ -100,8 +100,12 @@ class Database(Protocol):
         """Borrow a connection for single statements, each a transaction of its own at READ COMMITTED."""
         ...
 
-    def work(self) -> AbstractAsyncContextManager[Link]:
-        """Borrow a connection with a transaction at READ COMMITTED, committed when the block ends without raising."""
+    def work(self, off: Sequence[str] = ()) -> AbstractAsyncContextManager[Link]:
+        """Borrow a connection with a transaction at READ COMMITTED, committed when the block ends without raising.
+
+        Args:
+            off: the server's settings that are off until its end.
+        """
         ...
 
     def unit(self) -> AbstractAsyncContextManager[Unit]:

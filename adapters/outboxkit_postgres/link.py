@@ -9,6 +9,11 @@ STATEMENT_SECONDS = 60.0
 """A statement of ours that takes longer will not end: the connection is taken for lost."""
 
 
+BY_INDEX = ("enable_seqscan", "enable_bitmapscan", "jit")
+"""Settings that are off where what is asked for is a range of an index: without statistics, as after the first bulk load, the
+planner would rather gather and sort whatever is left; or, thinking it does, compile the plan for half a second."""
+
+
 class Link(Protocol):
     """One connection to the database."""
 

@@ -1,6 +1,6 @@
 """The tables of an open store, and borrowing a connection for statements on them."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
@@ -54,9 +54,9 @@ class OpenedTables:
             yield tables, link
 
     @asynccontextmanager
-    async def _work(self) -> AsyncGenerator[Link, None]:
+    async def _work(self, off: Sequence[str] = ()) -> AsyncGenerator[Link, None]:
         """Borrow a connection with a transaction, and raise what its errors mean."""
-        async with self.translated(), self._database.work() as link:
+        async with self.translated(), self._database.work(off) as link:
             yield link
 
     def _opened(self) -> Tables:

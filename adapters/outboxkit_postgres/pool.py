@@ -1,7 +1,7 @@
 """A pool of asyncpg's connections to one database."""
 
 import weakref
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, NoReturn
 
@@ -130,9 +130,9 @@ class AsyncpgPool:
             yield WorkLink(raw) if self._pooled else AsyncpgLink(raw)
 
     @asynccontextmanager
-    async def work(self) -> AsyncGenerator[Link, None]:
+    async def work(self, off: Sequence[str] = ()) -> AsyncGenerator[Link, None]:
         """Borrow a connection with a transaction."""
-        async with self._borrowed() as raw, whole_transaction(raw):
+        async with self._borrowed() as raw, whole_transaction(raw, off):
             yield AsyncpgLink(raw)
 
     @asynccontextmanager

@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager
 
 from outboxkit.message import LAST, ORIGIN, Position, Stream
 from outboxkit.retained import KnownGroup, Removal
-from outboxkit_postgres.link import Link
+from outboxkit_postgres.link import BY_INDEX, Link
 from outboxkit_postgres.names import Names
 from outboxkit_postgres.ticks import rows_of_tick
 
@@ -61,10 +61,7 @@ _FORGET = """
 _REMOVED = "SELECT topic, partition, major, minor FROM {removed}"
 
 # As in outboxkit_postgres.ticks: each part of a tick is a range of an index, and each row that goes is looked up by its key.
-_PLAN = """
-    SELECT set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true),
-        set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true), set_config('jit', 'off', true)
-"""
+_OFF = (*BY_INDEX, "enable_hashjoin", "enable_mergejoin")
 
 # The same reading as there, after position ($1, $2) up to ($4, $5), without the envelopes; then what of it nobody needs.
 # Answers with how many went, how many were looked at, the last tick that was looked into, and the last row.
@@ -137,7 +134,7 @@ class PostgresRetainedLog:
         work: borrows a connection with a transaction of its own.
     """
 
-    def __init__(self, names: Names, source: str, work: Callable[[], AbstractAsyncContextManager[Link]]) -> None:
+    def __init__(self, names: Names, source: str, work: Callable[..., AbstractAsyncContextManager[Link]]) -> None:
         self._sql = names.sql
         self._source = source
         self._work = work
@@ -197,8 +194,7 @@ class PostgresRetainedLog:
         """See `outboxkit.retained.RetainedLog.remove`."""
         if after.minor == LAST.minor:
             after = Position(after.major + 1, 0)
-        async with self._work() as link:
-            await link.fetch(_PLAN)
+        async with self._work(_OFF) as link:
             ((removed, looked_at, last_tick, *end),) = await link.fetch(self._sql(_REMOVE), *after, limit, *upto)
         if looked_at < limit:  # or of the last tick there may be more
             end = [upto.major if last_tick is None else last_tick, LAST.minor]
@@ -210,6 +206,5 @@ class PostgresRetainedLog:
     async def _remove_ticks(self, upto: int) -> None:
         looked_at: int | None = 0
         while looked_at is not None:
-            async with self._work() as link:
-                await link.fetch(_PLAN)
+            async with self._work(_OFF) as link:
                 ((looked_at,),) = await link.fetch(self._sql(_REMOVE_TICKS), looked_at + 1, upto, _TICKS)

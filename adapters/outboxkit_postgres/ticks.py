@@ -11,6 +11,7 @@ for it. Two things make it quick:
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from outboxkit.errors import SchemaError, StoreError
 from outboxkit.message import LAST, LogEntry, Position, Stream, Streams, made
@@ -51,13 +52,6 @@ _MAKE_TICK = """
 
 _NEXT_TICK = "SELECT tick FROM {tick} WHERE tick > $1 ORDER BY tick LIMIT 1"
 
-# Each part of a tick is a range of an index. Without statistics, as after the first bulk load, the planner would rather gather
-# and sort whatever is left of the log for each page; or, thinking it does, compile the plan for half a second.
-_PLAN = """
-    SELECT set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true),
-        set_config('jit', 'off', true)
-"""
-
 
 def rows_of_tick(columns: str) -> str:
     """Return what finds the rows of the tick ``span`` above ``span.after``, each part of it by a range of an index.
@@ -84,8 +78,12 @@ def rows_of_tick(columns: str) -> str:
     """
 
 
+_ENVELOPE = 4
+"""Where a row of the log has it."""
+
 # Ticks from $1 on that together hold about $3 rows, 500 at most. In the first, what is above $2. By the primary key of both
-# tables, and by (xid, seq) for what came late.
+# tables, and by (xid, seq) for what came late. What does not fit into $4 bytes is left out, but for the first of it, which then
+# has no envelope.
 _READ = f"""
     WITH first AS MATERIALIZED (
         SELECT greatest(coalesce((SELECT high FROM {{tick}} WHERE tick < $1 ORDER BY tick DESC LIMIT 1), 0), $2) AS high
@@ -104,7 +102,8 @@ _READ = f"""
         ) o
         ORDER BY span.tick, o.seq LIMIT $3
     )
-    SELECT tick, seq, topic, partition, envelope FROM entry WHERE bytes <= $4 OR bytes = size ORDER BY tick, seq
+    SELECT tick, seq, topic, partition, CASE WHEN bytes <= $4 OR bytes = size THEN envelope END
+    FROM entry WHERE bytes - size <= $4 ORDER BY tick, seq
 """
 
 _FIND = """
@@ -113,6 +112,14 @@ _FIND = """
     WHERE pg_visible_in_snapshot(o.xid, t.snapshot) AND NOT pg_visible_in_snapshot(o.xid, before.snapshot)
         AND t.tick = $1 AND o.seq = $2 AND o.topic = $3 AND o.partition = $4
 """
+
+
+class Page(NamedTuple):
+    """Entries of some ticks."""
+
+    entries: Sequence[LogEntry]
+    complete: bool
+    """Whether the ticks up to the last entry's hold nothing behind it."""
 
 
 class TickLog:
@@ -154,17 +161,21 @@ class TickLog:
         found = await link.fetch(self._sql(_NEXT_TICK), after)
         return int(found[0][0]) if found else None
 
-    async def read(self, link: Link, after: Position, limit: int, max_bytes: int) -> Sequence[LogEntry]:
+    async def read(self, link: Link, after: Position, limit: int, max_bytes: int) -> Page:
         """Return entries after a position, of its own tick and of some that follow; nothing may come although there are more.
 
-        Within a transaction of its own: it changes the planner's settings until the end of that.
+        With `BY_INDEX` switched off.
         """
-        await link.fetch(self._sql(_PLAN))
+        rows = await link.fetch(self._sql(_READ), *after, limit, max_bytes)
+        cut = bool(rows) and rows[-1][_ENVELOPE] is None
         streams = Streams(self._source)
-        return [
+        entries = [
             made(LogEntry, (streams[topic, partition], made(Position, (tick, seq)), envelope))
-            for tick, seq, topic, partition, envelope in await link.fetch(self._sql(_READ), *after, limit, max_bytes)
+            for tick, seq, topic, partition, envelope in (rows[:-1] if cut else rows)
         ]
+        # One that is larger than all that was asked for comes all the same, and hides whether another would.
+        cut = cut or (len(entries) == 1 and len(entries[0].envelope) > max_bytes)
+        return Page(entries, not cut and 0 < len(entries) < limit)
 
     async def find(self, link: Link, stream: Stream, position: Position) -> bytes | None:
         """See `outboxkit.store.Store.find`."""

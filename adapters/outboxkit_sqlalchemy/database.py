@@ -129,10 +129,14 @@ class EngineDatabase:
             yield WorkLink(connection)
 
     @asynccontextmanager
-    async def work(self) -> AsyncGenerator[Link, None]:
+    async def work(self, off: Sequence[str] = ()) -> AsyncGenerator[Link, None]:
         """Borrow a connection with a transaction."""
         async with self._borrowed(self._books) as connection, connection.begin():
-            yield EngineLink(connection)
+            link = EngineLink(connection)
+            if off:
+                settings = ", ".join(f"set_config('{name}', 'off', true)" for name in off)
+                await link.fetch(f"SELECT {settings}")
+            yield link
 
     @asynccontextmanager
     async def unit(self) -> AsyncGenerator[PostgresUnit, None]:

@@ -126,6 +126,16 @@ class StoreLogContract:
             entries = await store.read(ORIGIN, len(log), max_bytes)
             assert envelopes(entries) == envelopes(log[: max(1, fitting)])
 
+    async def test_reading_on_brings_every_entry_once_whatever_a_read_left_out(self, store: Store) -> None:
+        sizes = ((10,) * 5, (10, 3000, 10), (3000,), (10,), (3000, 3000), (10, 10))
+        log = [row for each in sizes for row in await publish(store, [row for size in each for row in new_rows(1, size=size)])]
+        for limit in (1, 2, 3, 5, len(log), len(log) + 1):
+            for max_bytes in (1, 100, 2999, 3500, EVERYTHING):
+                entries = list(await store.read(ORIGIN, limit, max_bytes))
+                while more := await store.read(entries[-1].position, limit, max_bytes):
+                    entries += more
+                assert envelopes(entries) == envelopes(log)
+
     async def test_waiting_ends_when_its_time_is_over(self, store: Store) -> None:
         await log_of(store)
         with anyio.fail_after(DEADLINE_SECONDS):
