@@ -1,10 +1,10 @@
 """asyncpg's connections: one transaction at a time on each, and who may end it."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-import anyio
 import asyncpg
 
 from outboxkit.cancellation import uninterrupted
@@ -134,7 +134,7 @@ class AsyncpgUnit(AsyncpgLink):
 
     async def begin(self) -> None:
         """Begin it."""
-        with anyio.fail_after(STATEMENT_SECONDS):
+        async with asyncio.timeout(STATEMENT_SECONDS):
             await self._transaction.start()
 
     async def flush(self) -> None:
@@ -150,7 +150,7 @@ class AsyncpgUnit(AsyncpgLink):
     async def commit(self) -> None:
         """Commit it."""
         try:
-            with anyio.fail_after(STATEMENT_SECONDS):
+            async with asyncio.timeout(STATEMENT_SECONDS):
                 await self._transaction.commit()
         except asyncpg.PostgresError:
             self._refused = True
@@ -161,7 +161,7 @@ class AsyncpgUnit(AsyncpgLink):
         if self._refused or self.lost:
             return
         try:
-            with anyio.fail_after(_ROLLBACK_SECONDS):
+            async with asyncio.timeout(_ROLLBACK_SECONDS):
                 await self._transaction.rollback()
         except Exception:  # also what asyncpg calls internal: a session that is just ending does not know its state
             if not self.lost:

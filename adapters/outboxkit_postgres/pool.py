@@ -1,5 +1,6 @@
 """A pool of asyncpg's connections to one database."""
 
+import asyncio
 import weakref
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -37,6 +38,7 @@ class AsyncpgPool:
         self._isolation = address.isolation or "read committed"
         self._lent: weakref.WeakSet[Any] = weakref.WeakSet()
         """Connections that users had, whose settings are not known any more."""
+        self._returning: set[asyncio.Task[None]] = set()
 
     @property
     def name(self) -> str:
@@ -100,13 +102,14 @@ class AsyncpgPool:
 
     # borrowing
 
-    @asynccontextmanager
-    async def _borrowed(self) -> AsyncGenerator[Any, None]:
+    async def _borrow(self) -> tuple[Any, Any]:
+        """Return the pool and a connection of it, to be given back by `_returned`, whatever happens."""
         if self._pool is None:
             raise StoreError(f"{self.name} is not open: use the app inside `async with app:`")
         pool, seconds = self._pool, self._address.acquire_seconds
         try:
-            raw = await pool.acquire(timeout=seconds)
+            async with asyncio.timeout(seconds):  # the pool's own would be a task for each
+                return pool, await pool.acquire()
         except TimeoutError as error:
             if pool.get_size() - pool.get_idle_size() < self._address.max_connections:
                 raise StoreUnavailableError(
@@ -118,10 +121,14 @@ class AsyncpgPool:
             ) from error
         except _FAILURES as error:
             self._failed(error)
+
+    @asynccontextmanager
+    async def _borrowed(self) -> AsyncGenerator[Any, None]:
+        pool, raw = await self._borrow()
         try:
             yield raw
         finally:
-            await uninterrupted(_returned(pool, raw))
+            await _returned(pool, raw)
 
     @asynccontextmanager
     async def link(self) -> AsyncGenerator[Link, None]:
@@ -138,11 +145,17 @@ class AsyncpgPool:
     @asynccontextmanager
     async def unit(self) -> AsyncGenerator[AsyncpgUnit, None]:
         """Borrow a connection for a unit of work."""
-        async with self._borrowed() as raw:
+        pool, raw = await self._borrow()
+        try:
             unit = AsyncpgUnit(raw, self._isolation)
             if not self._pooled:
                 self._lent.add(unwrapped(raw))
             yield unit
+        finally:
+            # Nobody waits until it is as it was: the pool does, before it gives it to another or closes it.
+            returning = asyncio.ensure_future(_returned(pool, raw))
+            self._returning.add(returning)
+            returning.add_done_callback(self._returning.discard)
 
     @asynccontextmanager
     async def fresh_link(self) -> AsyncGenerator[Link, None]:
@@ -188,6 +201,7 @@ class AsyncpgPool:
 
 async def _returned(pool: Any, raw: Any) -> None:
     try:
+        # A cancellation does not reach what the pool does then.
         await pool.release(raw, timeout=_CLOSE_SECONDS)
     except Exception:  # what asyncpg and the system raise has no class in common
         return  # the pool has cut it, or had it back before us as it was lost, and will make another
