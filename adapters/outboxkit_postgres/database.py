@@ -116,9 +116,9 @@ class Database(Protocol):
         """Make a connection that none of those borrowed can hold up."""
         ...
 
-    async def listen(self, channel: str, heard: Callable[[], None]) -> AbstractAsyncContextManager[Link] | None:
-        """Return a connection of its own that calls `heard` at each signal, to be entered; None where that cannot work.
+    async def listen(self, channel: str, heard: Callable[[str], None]) -> AbstractAsyncContextManager[Link] | None:
+        """Return a connection of its own, to be entered, that calls `heard` with each signal; None if that cannot work.
 
-        Best, its block ends by itself when the connection is lost.
+        With an empty text when it is lost. Best, its block ends by itself when the connection is lost.
         """
         ...

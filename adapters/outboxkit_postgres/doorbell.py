@@ -7,7 +7,7 @@ process or its connection: whoever waits also looks by itself now and then.
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import anyio
 
@@ -21,13 +21,20 @@ _ALIVE_SECONDS = 10.0
 
 
 class Doorbell:
-    """Rings on a channel, and hears others ring on it."""
+    """Rings on a channel, and hears others ring on it.
 
-    def __init__(self, database: Database, channel: str, heard: Callable[[], None]) -> None:
+    Args:
+        database: where.
+        channel: which.
+        heard: called with what a ring says; with nothing when that may have been missed.
+    """
+
+    def __init__(self, database: Database, channel: str, heard: Callable[[str], None]) -> None:
         self._database = database
         self._channel = channel
         self._heard = heard
         self._pressed = asyncio.Event()
+        self._news = set[str]()
         self._task: asyncio.Task[None] | None = None
         self.can_hear = False
         """Whether signals arrive; where not, one has to look more often."""
@@ -43,8 +50,9 @@ class Doorbell:
             task.cancel()
             await uninterrupted(_ended(task))
 
-    def press(self) -> None:
-        """Ring soon."""
+    def press(self, news: Iterable[str]) -> None:
+        """Ring soon, and say so."""
+        self._news.update(news)
         self._pressed.set()
 
     async def _run(self) -> None:
@@ -56,10 +64,10 @@ class Doorbell:
 
     async def _ring(self) -> None:
         """Ring whenever the button is pressed, until the connection is lost."""
-        listening = await self._database.listen(self._channel, self._woken)
+        listening = await self._database.listen(self._channel, self._heard)
         async with listening or self._database.fresh_link() as link:
             self.can_hear = listening is not None
-            self._heard()  # something may have come before
+            self._heard("")  # anything may have come before
             while True:
                 with anyio.move_on_after(_ALIVE_SECONDS):
                     await self._pressed.wait()
@@ -67,11 +75,9 @@ class Doorbell:
                     await link.fetch("SELECT 1")
                     continue
                 self._pressed.clear()
-                await link.fetch("SELECT pg_notify($1, '')", self._channel)
+                news, self._news = self._news, set()
+                await link.fetch("SELECT pg_notify($1, $2)", self._channel, " ".join(sorted(news)))
                 await anyio.sleep(_DEBOUNCE_SECONDS)
-
-    def _woken(self) -> None:
-        self._heard()
 
 
 async def _ended(task: asyncio.Task[None]) -> None:

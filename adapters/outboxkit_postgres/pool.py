@@ -152,10 +152,12 @@ class AsyncpgPool:
                 self._lent.add(unwrapped(raw))
             yield unit
         finally:
-            # Nobody waits until it is as it was: the pool does, before it gives it to another or closes it.
+            # Nobody waits until it is as it was: the pool does, before it gives it to another or closes it. But for the
+            # beginning of that, as from there on nothing works any more that was made of it in the unit of work.
             returning = asyncio.ensure_future(_returned(pool, raw))
             self._returning.add(returning)
             returning.add_done_callback(self._returning.discard)
+            await asyncio.sleep(0)
 
     @asynccontextmanager
     async def fresh_link(self) -> AsyncGenerator[Link, None]:
@@ -163,8 +165,8 @@ class AsyncpgPool:
         async with self._connected(statement_cache_size=0) as raw:
             yield WorkLink(raw)
 
-    async def listen(self, channel: str, heard: Callable[[], None]) -> AbstractAsyncContextManager[Link] | None:
-        """Return a connection that calls `heard` at each signal, and once when it is lost, which ends the block too."""
+    async def listen(self, channel: str, heard: Callable[[str], None]) -> AbstractAsyncContextManager[Link] | None:
+        """Return a connection that calls `heard` with each signal, and once when it is lost, which ends the block too."""
         if self._pooled:
             return None
 
@@ -172,11 +174,11 @@ class AsyncpgPool:
         async def listening() -> AsyncGenerator[Link, None]:
             async with self._connected() as raw:
 
-                def signalled(*_: Any) -> None:
-                    heard()
+                def signalled(*signal: Any) -> None:
+                    heard(signal[-1])
 
                 def lost(_: Any) -> None:
-                    heard()
+                    heard("")
                     block.cancel()
 
                 with anyio.CancelScope() as block:

@@ -1,6 +1,6 @@
 """A store on Postgres, whichever way the database is reached: ticks over a log, and an inbox whose floors are locked."""
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any, NoReturn
@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 from outboxkit.cancellation import uninterrupted
 from outboxkit.errors import ConfigurationError, OutboxkitError, StoreError, TransactionLostError
 from outboxkit.later import Period
-from outboxkit.message import ORIGIN, LogEntry, Position, Stream
+from outboxkit.message import ORIGIN, LogEntry, OutboxRow, Position, Stream
 from outboxkit.store import Progress
 from outboxkit_postgres import schema
 from outboxkit_postgres.census import PostgresCensus
@@ -90,7 +90,7 @@ class PostgresTables(ConsumingTables):
         )
         self._read_up = ORIGIN, 0
         self._growth.start(names.channel)
-        self._read_at = self._due_at = self._growth.next
+        self._read_at, self._due_at = self._growth.next("log"), self._growth.next("later")
 
     async def aclose(self) -> None:
         """See `outboxkit.store.Store.aclose`."""
@@ -167,9 +167,19 @@ class PostgresTables(ConsumingTables):
         """See `outboxkit.store.Store.grouped`."""
         raise ConfigurationError("Postgres is not driven from a thread: use `transaction`")
 
-    def commit_seen(self) -> None:
-        """Wake whoever waits for the log, here and in other processes."""
-        self._growth.seen()
+    def commit_seen(self, rows: Collection[OutboxRow]) -> None:
+        """Wake whoever waits for what was committed, here and in other processes."""
+        later = sum(row.due is not None for row in rows)
+        if later:
+            self._growth.seen("later")
+        if later < len(rows):
+            self._growth.seen("log")
+        if not rows:
+            self._growth.unsure()
+
+    def grown(self) -> None:
+        """Wake whoever waits, here and in other processes: something was committed, and nobody knows what."""
+        self._growth.seen("log", "later")
 
     def expect_growth(self) -> None:
         """A commit is coming that nobody will tell of: look often for a while."""
@@ -179,7 +189,7 @@ class PostgresTables(ConsumingTables):
 
     async def read(self, after: Position, limit: int, max_bytes: int) -> Sequence[LogEntry]:
         """See `outboxkit.store.Store.read`."""
-        grown = self._growth.next
+        grown = self._growth.next("log")
         entries = await self._following(after, limit, max_bytes)
         self._read_at = self._growth.past if entries else grown  # there may be more behind them
         return entries
@@ -254,7 +264,7 @@ class PostgresTables(ConsumingTables):
 
     async def next_due(self) -> float | None:
         """See `outboxkit.later.LaterStore.next_due`."""
-        self._due_at = self._growth.next
+        self._due_at = self._growth.next("later")
         async with self._link() as (tables, link):
             return await tables.later.next_due(link)
 
@@ -267,7 +277,7 @@ class PostgresTables(ConsumingTables):
         async with self._link() as (tables, link):
             moved = await tables.later.publish_due(link, limit)
         if moved:
-            self.commit_seen()
+            self._growth.seen("log")
         return moved
 
     async def cancel(self, id: str) -> bool:

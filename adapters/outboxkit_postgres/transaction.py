@@ -42,7 +42,12 @@ class PostgresTransaction:
     """See `outboxkit.store.Transaction`."""
 
     def __init__(
-        self, unit: Unit, database: Database, outbox: OutboxTable, inbox: InboxTables, committed: Callable[[], None]
+        self,
+        unit: Unit,
+        database: Database,
+        outbox: OutboxTable,
+        inbox: InboxTables,
+        committed: Callable[[Sequence[OutboxRow]], None],
     ) -> None:
         self._unit = unit
         self._database = database
@@ -174,7 +179,7 @@ class PostgresTransaction:
             else:  # a deferred constraint, say
                 raise TransactionLostError(f"the database refused the commit: {told(error)}") from error
         self.finished = True
-        self._committed()
+        self._committed(rows)
 
     async def _flush(self) -> None:
         """Have the user's own layer send what it holds back, so that its errors are raised here and as they are."""

@@ -152,8 +152,8 @@ class EngineDatabase:
         async with self._borrowed(self._spare) as connection:
             yield WorkLink(connection)
 
-    async def listen(self, channel: str, heard: Callable[[], None]) -> AbstractAsyncContextManager[Link] | None:
-        """Return a connection that calls `heard` at each signal, and once when it is lost."""
+    async def listen(self, channel: str, heard: Callable[[str], None]) -> AbstractAsyncContextManager[Link] | None:
+        """Return a connection that calls `heard` with each signal, and once when it is lost."""
         if not self._can_listen:
             return None
 
@@ -162,11 +162,14 @@ class EngineDatabase:
             async with self._borrowed(self._spare) as connection:
                 driver: Any = (await connection.get_raw_connection()).driver_connection
 
-                def signalled(*_: Any) -> None:
-                    heard()
+                def signalled(*signal: Any) -> None:
+                    heard(signal[-1])
+
+                def lost(_: Any) -> None:
+                    heard("")
 
                 await driver.add_listener(channel, signalled)
-                driver.add_termination_listener(signalled)
+                driver.add_termination_listener(lost)
                 try:
                     yield WorkLink(connection)
                 finally:  # whoever had it next would hear too

@@ -106,8 +106,8 @@ class SQLiteUnits:
         """Return the prefix and the schema of the tables."""
         return self._books.prefix, None
 
-    def commit_seen(self) -> None:
-        """Wake whoever waits for the log here."""
+    def grown(self) -> None:
+        """Wake whoever waits here: something was committed, and nobody knows what."""
         self._books.grown()
 
     def expect_growth(self) -> None:
