@@ -1,8 +1,9 @@
 """The hand: deliveries this process holds, prefetched or being settled, by stream and in order."""
 
-from bisect import insort
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import groupby
+from operator import attrgetter
 
 import anyio
 
@@ -16,6 +17,9 @@ _FIRST = 64
 
 _MORE_SECONDS = 0.02
 """How long more room than there is is waited for: a slow stream's messages must not keep others out."""
+
+
+_stream, _position = attrgetter("stream"), attrgetter("position")
 
 
 class Hand:
@@ -46,13 +50,15 @@ class Hand:
 
     def add(self, deliveries: Iterable[Delivery]) -> None:
         """Put deliveries in hand."""
-        for delivery in deliveries:
-            held = self._held.setdefault(delivery.stream, set())
-            if delivery.position not in held:
-                held.add(delivery.position)
-                self._count += 1
-                self._bytes += len(delivery.envelope)
-                self._wait(delivery)
+        for stream, found in groupby(deliveries, key=_stream):
+            held = self._held.setdefault(stream, set())
+            # Once each, should one be given twice.
+            new = {delivery.position: delivery for delivery in found if delivery.position not in held}
+            if new:
+                held.update(new)
+                self._count += len(new)
+                self._bytes += sum([len(delivery.envelope) for delivery in new.values()])
+                self._wait(stream, new.values())
         if self._count:
             self._average = max(1, self._bytes // self._count)
         self._call()
@@ -77,8 +83,7 @@ class Hand:
         """Give back what was taken: the first `done` of it are let go, the others wait again."""
         stream = run[0].stream
         self._let_go(stream, run[:done])
-        for delivery in run[done:]:
-            self._wait(delivery)
+        self._wait(stream, run[done:])
         self._taken.discard(stream)
         if stream in self._waiting:
             self._turns.append(stream)
@@ -136,16 +141,19 @@ class Hand:
             self._count -= len(deliveries)
             self._bytes -= sum([len(delivery.envelope) for delivery in deliveries])
 
-    def _wait(self, delivery: Delivery) -> None:
-        waiting = self._waiting.get(delivery.stream)
+    def _wait(self, stream: Stream, deliveries: Collection[Delivery]) -> None:
+        if not deliveries:
+            return
+        waiting = self._waiting.get(stream)
         if waiting is None:
-            self._waiting[delivery.stream] = [delivery]
-            if delivery.stream not in self._taken:
-                self._turns.append(delivery.stream)
-        elif waiting[-1].position < delivery.position:
-            waiting.append(delivery)
-        else:
-            insort(waiting, delivery, key=lambda waiting: waiting.position)
+            waiting = self._waiting[stream] = []
+            if stream not in self._taken:
+                self._turns.append(stream)
+        new = sorted(deliveries, key=_position)
+        before_others = bool(waiting) and waiting[-1].position > new[0].position
+        waiting += new
+        if before_others:
+            waiting.sort(key=_position)
 
     async def _called(self) -> None:
         call = anyio.Event()

@@ -15,7 +15,7 @@ from outboxkit.encoding import Encoder
 from outboxkit.errors import EnvelopeError
 from outboxkit.handler import Handler
 from outboxkit.inbox import Retry, Subscription
-from outboxkit.message import LAST, Delivery, Envelope, Message, OutboxRow, Position
+from outboxkit.message import LAST, Delivery, Envelope, OutboxRow, Position
 from outboxkit.observe import Observer
 from outboxkit.outcomes import Failure, Outcomes, Work
 from outboxkit.retry import RetryPolicy
@@ -110,24 +110,21 @@ class Handling:
 
     def decoded(self, delivery: Delivery, outcomes: Outcomes, retry: Retry | None = None) -> Work | None:
         """Read a delivery; what needs no handler has its outcome."""
-        # One that is tried alone has been counted; of others the attempt is known when they fail.
-        attempt = 1 if retry is None else retry.attempt if retry.alone else retry.attempt + 1
         try:
             envelope = Envelope.decode(delivery.envelope)
             handler = self._handlers.get(envelope.type)
             if handler is None:
                 outcomes.skip(delivery, retry)
                 return None
-            message = Message.of(delivery, envelope, attempt)
             try:
                 event = handler.event.decode(bytes(envelope.data))
             except Exception as error:  # the user's class may raise anything
                 name = handler.event.cls.__name__
                 raise EnvelopeError(f"{envelope.type} {envelope.id} does not fit {name}: {error}") from error
+            return Work(delivery, envelope, event, handler, handler.retry or self._retry, retry)
         except EnvelopeError as error:
             outcomes.unreadable(delivery, error, retry)
             return None
-        return Work(delivery, message, event, handler, handler.retry or self._retry, retry)
 
     def committed(self, subscription: Subscription, outcomes: Outcomes, duplicates: int = 0) -> None:
         """Tell what was committed, and remember what is to be done after that."""

@@ -164,16 +164,18 @@ class Envelope(msgspec.Struct, frozen=True):
             EnvelopeError: they are not one.
         """
         try:
-            raw.decode()  # the decoder passes over what it does not need without looking
+            if not raw.isascii():
+                raw.decode()  # the decoder passes over what it does not need without looking
             try:
                 envelope: Envelope = _plain_decoder.decode(raw)
             except msgspec.ValidationError:
                 envelope = _envelope_decoder.decode(raw)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise EnvelopeError(f"not a CloudEvents 1.0 JSON envelope: {error}") from error
-        _require_storable("id", envelope.id)
-        if envelope.subject is not None:
-            _require_storable("subject", envelope.subject)
+        subject = envelope.subject or ""
+        if "\0" in envelope.id or "\0" in subject or len(envelope.id) + len(subject) > TEXT_BYTES // 4:
+            _require_storable("id", envelope.id)
+            _require_storable("subject", subject)
         return envelope
 
     def headers(self, raw: bytes) -> Mapping[str, str]:
@@ -200,7 +202,7 @@ class PlainEnvelope(Envelope, frozen=True, forbid_unknown_fields=True):
 
 def _require_storable(name: str, value: str) -> None:
     """Refuse what an inbox could not keep: nobody who publishes with this library can have written it."""
-    if len(value) > TEXT_BYTES // 4 and len(value.encode()) > TEXT_BYTES:
+    if len(value.encode()) > TEXT_BYTES:
         raise EnvelopeError(f"its {name} is longer than {TEXT_BYTES} bytes")
     if "\0" in value:
         raise EnvelopeError(f"its {name} holds a NUL character")
@@ -236,11 +238,11 @@ class Message(msgspec.Struct, frozen=True):
     headers: Mapping[str, str]
 
     @classmethod
-    def of(cls, delivery: Delivery, envelope: Envelope, attempt: int) -> "Message":
-        """Describe a delivery whose envelope has been decoded.
+    def of(cls, delivery: Delivery, envelope: Envelope, attempt: int, headers: Mapping[str, str] | None = None) -> "Message":
+        """Describe a delivery whose envelope has been decoded, and its extension attributes if they have been read.
 
         Raises:
-            EnvelopeError: its extension attributes cannot be read.
+            EnvelopeError: they cannot be.
         """
         return cls(
             id=envelope.id,
@@ -252,7 +254,7 @@ class Message(msgspec.Struct, frozen=True):
             position=delivery.position,
             attempt=attempt,
             time=envelope.time,
-            headers=envelope.headers(delivery.envelope),
+            headers=envelope.headers(delivery.envelope) if headers is None else headers,
         )
 
 

@@ -11,8 +11,8 @@ from typing import Literal, NamedTuple, NoReturn
 
 from outboxkit.errors import AttemptLostError, ConflictError
 from outboxkit.handler import Handler
-from outboxkit.inbox import Outcome, Retry
-from outboxkit.message import Delivery, Message, Position
+from outboxkit.inbox import Outcome, Retry, settled
+from outboxkit.message import Delivery, Envelope, Message, Position
 from outboxkit.observe import Observer
 from outboxkit.retry import RetryPolicy
 
@@ -26,27 +26,53 @@ BEGUN_SECONDS = 2.0
 
 
 class Work:
-    """A delivery whose envelope has been read, and the handler for it."""
+    """A delivery whose envelope has been read, and the handler for it.
 
-    __slots__ = ("delivery", "event", "handler", "key", "message", "policy", "retry")
+    Raises:
+        EnvelopeError: its extension attributes cannot be read.
+    """
+
+    __slots__ = ("_envelope", "_headers", "_message", "delivery", "event", "handler", "key", "policy", "retry")
 
     def __init__(
-        self, delivery: Delivery, message: Message, event: object, handler: Handler, policy: RetryPolicy, retry: Retry | None
+        self,
+        delivery: Delivery,
+        envelope: Envelope,
+        event: object,
+        handler: Handler,
+        policy: RetryPolicy,
+        retry: Retry | None,
     ) -> None:
+        self._envelope = envelope
+        self._headers = envelope.headers(delivery.envelope)
+        self._message: Message | None = None
         self.delivery = delivery
-        self.message = message
         self.event = event
         self.handler = handler
         self.policy = policy
         self.retry = retry
         """What it waited as, None when it comes for the first time."""
-        self.key = message.key if handler.ordered else None
+        self.key = envelope.subject if handler.ordered else None
         """What keeps order, None where nothing does."""
+
+    @property
+    def attempt(self) -> int:
+        """Which run of the handler this is, from 1."""
+        # One that is tried alone has been counted; of others the attempt is known when they fail.
+        retry = self.retry
+        return 1 if retry is None else retry.attempt if retry.alone else retry.attempt + 1
+
+    @property
+    def message(self) -> Message:
+        """What a handler may ask for besides the event; made only for those who do."""
+        if self._message is None:
+            self._message = Message.of(self.delivery, self._envelope, self.attempt, self._headers)
+        return self._message
 
     @property
     def cause(self) -> str | None:
         """The trace that events published in handling this one go on with."""
-        return self.message.headers.get("traceparent")
+        return self._headers.get("traceparent")
 
 
 class Failure(NamedTuple):
@@ -114,13 +140,13 @@ class Outcomes:
         """Its handler came to an end."""
         self.tried += 1
         if error is None:
-            self.recorded.append(Outcome(work.delivery, "settled", work.message.attempt, waited=work.retry is not None))
+            self.recorded.append(settled(work.delivery, work.attempt, waited=work.retry is not None))
             if work.handler.after_commit is not None:
                 self.afterwards.append(work)
         elif isinstance(error, ConflictError):  # nobody's failure
             self._fail(work, error, _CONFLICT_SECONDS, counted=False)
         elif work.policy.counts(error):
-            self._fail(work, error, work.policy.delay(work.message.attempt, error), counted=True)
+            self._fail(work, error, work.policy.delay(work.attempt, error), counted=True)
         else:
             waited = work.retry.waited_seconds if work.retry else 0.0
             self._fail(work, error, work.policy.patience(waited), counted=False)
@@ -139,7 +165,7 @@ class Outcomes:
 
     def park(self, work: Work) -> None:
         """It is not tried, as an earlier message of its key waits."""
-        self._record(work, Outcome(work.delivery, "parked", work.message.attempt - 1))
+        self._record(work, Outcome(work.delivery, "parked", work.attempt - 1))
 
     def defer(self, work: Work) -> None:
         """It is not tried, as time is up."""
@@ -149,7 +175,7 @@ class Outcomes:
         elif work.key is not None:  # whose turn it is shows when all of its key have their outcome
             self.park(work)
         else:
-            self._record(work, Outcome(work.delivery, "retry", work.message.attempt - 1))
+            self._record(work, Outcome(work.delivery, "retry", work.attempt - 1))
 
     def set_aside(self, work: Work) -> None:
         """It is to be tried alone."""
@@ -159,23 +185,23 @@ class Outcomes:
     def begin(self, work: Work) -> bool:
         """Count an attempt that is about to begin, should nobody come to its end; False when there were enough of those."""
         error = AttemptLostError(
-            f"the process ended during attempt {work.message.attempt} of {work.handler.name}, or was killed: look at its exit "
+            f"the process ended during attempt {work.attempt} of {work.handler.name}, or was killed: look at its exit "
             "code and at the memory it took"
         )
-        if work.message.attempt > work.policy.attempts:
+        if work.attempt > work.policy.attempts:
             ended = AttemptLostError(
-                f"attempt {work.message.attempt - 1} of {work.handler.name}, its last, never came to an end: the process ended "
+                f"attempt {work.attempt - 1} of {work.handler.name}, its last, never came to an end: the process ended "
                 "during it, or was killed: look at its exit code and at the memory it took"
             )
             self._fail(work, ended, None, counted=False)
             return False
-        delay = max(BEGUN_SECONDS, work.policy.delay(work.message.attempt, error) or 0.0)
-        self._record(work, Outcome(work.delivery, "retry", work.message.attempt, delay, str(error), alone=True))
+        delay = max(BEGUN_SECONDS, work.policy.delay(work.attempt, error) or 0.0)
+        self._record(work, Outcome(work.delivery, "retry", work.attempt, delay, str(error), alone=True))
         return True
 
     def give_back(self, work: Work) -> None:
         """An attempt that was begun is none, through no fault of the handler's."""
-        self._record(work, Outcome(work.delivery, "retry", work.message.attempt - 1, alone=True))
+        self._record(work, Outcome(work.delivery, "retry", work.attempt - 1, alone=True))
 
     def report(self, topic: str, duplicates: int = 0) -> None:
         """Tell the observer; only after the commit, because until then it may all happen again."""
@@ -197,7 +223,7 @@ class Outcomes:
 
     def _fail(self, work: Work, error: Exception, delay: float | None, *, counted: bool) -> None:
         self._reports.append(partial(self._observer.failed, self._group, work.message, error, delay))
-        attempt = work.message.attempt if counted else work.message.attempt - 1
+        attempt = work.attempt if counted else work.attempt - 1
         if delay is None:
             holds = work.handler.on_dead == "hold" and work.key is not None
             state: Literal["dead", "held"] = "held" if holds else "dead"

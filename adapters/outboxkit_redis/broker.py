@@ -209,7 +209,7 @@ class RedisBroker:
 
     async def ack(self, group: str, positions: Mapping[Stream, Sequence[Position]]) -> None:
         """Forget deliveries."""
-        await self._forget(group, {key: [str(position) for position in found] for key, found in self._by_key(positions)})
+        await self._forget(group, {key: [b"%d-%d" % position for position in found] for key, found in self._by_key(positions)})
 
     async def range(self, stream: Stream, *, after: Position, upto: Position | None, limit: int) -> Sequence[Delivery]:
         """Return entries in ``(after, upto]``."""

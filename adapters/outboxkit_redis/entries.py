@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from outboxkit.message import LAST, ORIGIN, Delivery, Position, Stream, made
 
+_MOST = LAST.major
 _ANNOUNCED = re.compile(r"(0|[1-9][0-9]{0,4}):(.+)")
 
 
@@ -53,9 +54,12 @@ def page(stream: Stream, raw_entries: Sequence[Any]) -> Page:
             result.gone.append(raw_position)
             continue
         at = position(raw_position)
-        if not storable(at):
+        if at[0] > _MOST or at[1] > _MOST:
             continue  # something else wrote it, where no log of ours can ever come: nothing could remember having seen it
-        envelope, prev = _content(fields)
+        if len(fields) == 4 and fields[0] == b"event" and fields[2] == b"prev":
+            envelope, prev = fields[1], fields[3]
+        else:
+            envelope, prev = _content(fields)
         if type(envelope) is not bytes:
             raise TypeError(f"{type(envelope).__name__} as an envelope")
         before = last if prev == last_raw else _chained(prev, at)  # mostly it is the one that was just read
@@ -67,9 +71,7 @@ def page(stream: Stream, raw_entries: Sequence[Any]) -> Page:
 
 
 def _content(fields: Sequence[bytes]) -> tuple[bytes, bytes]:
-    """Return the envelope and the raw `prev` (empty when there is none) of an entry's fields."""
-    if len(fields) == 4 and fields[0] == b"event" and fields[2] == b"prev":
-        return fields[1], fields[3]
+    """Return the envelope and the raw `prev` (empty when there is none) of the fields of an entry that we did not write."""
     named = dict(zip(fields[::2], fields[1::2], strict=True))
     return named.get(b"event") or _readable(named), named.get(b"prev", b"")
 
