@@ -1,23 +1,17 @@
-"""Acking: the broker is told what is committed, of all streams that have come to that at the same time in one round trip."""
+"""Acking: the broker is told what is committed, beside the settling of what comes next.
+
+Nobody waits for it, as nothing depends on it: what is not acked comes again, and the inbox knows it. All streams that have
+come to it by the time the broker has answered share the next round trip.
+"""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import anyio
-import anyio.lowlevel
 
 from outboxkit.broker import Broker
 from outboxkit.errors import BrokerUnavailableError, GroupMissingError
 from outboxkit.message import Delivery, Position, Stream
-
-
-class _Round:
-    """Deliveries that are acked together."""
-
-    def __init__(self) -> None:
-        self.positions = defaultdict[Stream, list[Position]](list)
-        self.arrived: bool | None = None
-        """Whether the broker has taken it; None until somebody has sent it."""
 
 
 class Acks:
@@ -26,30 +20,58 @@ class Acks:
     Args:
         group: whose.
         broker: where.
+        doubt: called when an ack may not have arrived.
     """
 
-    def __init__(self, group: str, broker: Broker) -> None:
+    def __init__(self, group: str, broker: Broker, doubt: Callable[[], None]) -> None:
         self._group = group
         self._broker = broker
-        self._sending = anyio.Lock(fast_acquire=True)
-        self._next = _Round()
-        """What is acked by whoever comes to send next."""
+        self._doubt = doubt
+        self._waiting = defaultdict[Stream, list[Position]](list)
+        self._sending = False
+        self._closed = False
+        self._changed = anyio.Event()
+        """Set, and another one, when there is more to send, or nothing any more."""
 
-    async def ack(self, run: Sequence[Delivery]) -> bool:
-        """Ack deliveries of one stream, with what else there is by then; whether it is certain that this arrived."""
-        mine = self._next
-        mine.positions[run[0].stream] += (delivery.position for delivery in run)
-        await anyio.lowlevel.checkpoint()  # those who shared the commit come in this turn of the event loop
-        async with self._sending:
-            if mine.arrived is None:
-                self._next = _Round()
-                mine.arrived = False  # should it be cut off, too
-                mine.arrived = await self._send(mine)
-        return mine.arrived
+    def add(self, run: Sequence[Delivery]) -> None:
+        """Ack deliveries of one stream soon; they are committed."""
+        self._waiting[run[0].stream] += [delivery.position for delivery in run]
+        self._notify()
 
-    async def _send(self, round: _Round) -> bool:
+    def close(self) -> None:
+        """Nothing more will be added: `loop` returns when all has been sent."""
+        self._closed = True
+        self._notify()
+
+    async def sent(self) -> None:
+        """Return when all that was added has been sent, whether it has arrived or not."""
+        while self._waiting or self._sending:
+            await self._changed.wait()
+
+    async def loop(self, working: Callable[[], None]) -> None:
+        """Send what is added."""
+        while True:
+            while not self._waiting:
+                if self._closed:
+                    return
+                await self._changed.wait()
+            await self._send()
+            working()
+
+    async def _send(self) -> None:
+        positions, self._waiting = self._waiting, defaultdict(list)
+        self._sending, arrived = True, False
         try:
-            await self._broker.ack(self._group, round.positions)
+            await self._broker.ack(self._group, positions)
+            arrived = True
         except (BrokerUnavailableError, GroupMissingError):
-            return False
-        return True
+            pass  # who reads finds out what that means
+        finally:
+            self._sending = False
+            if not arrived:
+                self._doubt()
+            self._notify()
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = anyio.Event()

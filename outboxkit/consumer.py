@@ -1,10 +1,10 @@
 """The consumer: brings the deliveries of one group into the database, and acks them only after the commit.
 
-*Sharing* decides which streams this process reads. Five kinds of loops have a hand of deliveries of these: *receiving* fills
+*Sharing* decides which streams this process reads. Six kinds of loops have a hand of deliveries of these: *receiving* fills
 it, *settling* empties it (the only one that changes the user's rows for the first time a message comes, and, where the store
-allows it, several at once on different streams), *keeping* says "still busy" and takes over what dead readers left, *mending*
-reads holes again, *retrying* runs what failed before. Each may fail and start again by itself; whatever is repeated meets the
-inbox.
+allows it, several at once on different streams), *acking* tells the broker what is committed, *keeping* says "still busy" and
+takes over what dead readers left, *mending* reads holes again, *retrying* runs what failed before. Each may fail and start
+again by itself; whatever is repeated meets the inbox.
 
 Order comes from the chain: an entry is settled only when the one before it is, or is gone for good. What a run does not link to
 is read from the broker first, whoever it was delivered to.
@@ -66,7 +66,6 @@ class Consumer:
         self._broker = broker
         self._settings = settings
         self._observer = observer
-        self._acks = Acks(self.group, broker)
         self._hand = Hand(settings.prefetch_messages, settings.prefetch_bytes)
         self._chain = Chain(self.group, self._store, broker, self._hand, settings.behind_seconds, observer)
         doing = f"group {self.group}: reading"
@@ -76,6 +75,7 @@ class Consumer:
         self._reading = Reading(
             self.group, reader, self._store, broker, self._circuits, self._hand, self._chain, settings, observer
         )
+        self._acks = Acks(self.group, broker, self._reading.doubt_acks)  # they come again, and the inbox knows them
         self._found: _Streams = {}
         """The streams of each topic, as far as we know."""
         self._leaving: Mapping[Stream, Subscription] = {}
@@ -104,20 +104,23 @@ class Consumer:
                 await self._leave_or_try_again()
 
     async def _run(self) -> None:
-        async with anyio.create_task_group() as settling:
-            for _ in range(self._at_once):
-                settling.start_soon(self._supervised, "settling", self._settle)
-            for _ in range(self._store.concurrency):
-                settling.start_soon(self._supervised, "retrying", self._retry)
-            async with anyio.create_task_group() as reading:
-                reading.start_soon(self._circuits.watch)
-                reading.start_soon(self._registries.watch)
-                reading.start_soon(self._supervised, "sharing streams", self._share)
-                reading.start_soon(self._supervised, "receiving", self._reading.loop)
-                reading.start_soon(self._supervised, "keeping deliveries", self._keep)
-                reading.start_soon(self._supervised, "looking for holes", self._mend)
-                await self._stopping.wait()
-                reading.cancel_scope.cancel()
+        async with anyio.create_task_group() as acking:
+            acking.start_soon(self._supervised, "acking", self._acks.loop)
+            async with anyio.create_task_group() as settling:
+                for _ in range(self._at_once):
+                    settling.start_soon(self._supervised, "settling", self._settle)
+                for _ in range(self._store.concurrency):
+                    settling.start_soon(self._supervised, "retrying", self._retry)
+                async with anyio.create_task_group() as reading:
+                    reading.start_soon(self._circuits.watch)
+                    reading.start_soon(self._registries.watch)
+                    reading.start_soon(self._supervised, "sharing streams", self._share)
+                    reading.start_soon(self._supervised, "receiving", self._reading.loop)
+                    reading.start_soon(self._supervised, "keeping deliveries", self._keep)
+                    reading.start_soon(self._supervised, "looking for holes", self._mend)
+                    await self._stopping.wait()
+                    reading.cancel_scope.cancel()
+            self._acks.close()
 
     async def _supervised(self, doing: str, loop: Callable[[Callable[[], None]], Awaitable[None]]) -> None:
         await Supervisor(f"group {self.group}: {doing}", self._settings.backoff, self._observer).run(loop)
@@ -186,6 +189,7 @@ class Consumer:
             if not self._hand.works_on(stream) and stream not in self._retrying
         }
         if done:
+            await self._acks.sent()  # or who gets them would be given again what we have settled
             await self._membership.hand_over(done)
 
     async def _leave_or_try_again(self) -> None:
@@ -205,7 +209,7 @@ class Consumer:
     # settling
 
     async def _settle(self, working: Callable[[], None]) -> None:
-        """Take a run of entries of one stream, commit what they lead to, and only then ack."""
+        """Take a run of entries of one stream, commit what they lead to, and only then have it acked."""
         size = 1
         while run := await self._hand.take(size):
             stream, done = run[0].stream, 0
@@ -214,7 +218,7 @@ class Consumer:
                     seconds, gone = self._settings.transaction_seconds, self._chain.gone(stream)
                     done = await self._settler.settle(subscription, linked, seconds, gone)
                     self._chain.settled(linked[done - 1])
-                    await self._ack(linked[:done])
+                    self._acks.add(linked[:done])
             except LostAgainError:
                 done = len(run)  # not acked: it is let go, and comes again
             except UnlinkedError:
@@ -236,10 +240,6 @@ class Consumer:
             return []
         await self._chain.verify(stream)
         return await self._chain.linked(run)
-
-    async def _ack(self, run: Sequence[Delivery]) -> None:
-        if not await self._acks.ack(run):
-            self._reading.doubt_acks()  # they come again, and the inbox knows them
 
     # keeping
 

@@ -84,10 +84,15 @@ class Reading:
     async def start(self, subscriptions: Mapping[Stream, Subscription]) -> None:
         """Read these streams, too; left out are those that cannot be reached, or where something else stands."""
         new = [stream for stream in subscriptions if stream not in self._subscriptions]
-        for stream in await self.reachable(new, self._subscriptions):
-            if not self._circuits.is_open(stream.topic) and await self.make_group(stream):
-                self._subscriptions[stream] = subscriptions[stream]
-                self._fresh.add(stream)
+        ready: dict[Stream, Subscription] = {}
+        try:
+            for stream in await self.reachable(new, self._subscriptions):
+                if not self._circuits.is_open(stream.topic) and await self.make_group(stream):
+                    ready[stream] = subscriptions[stream]
+        finally:
+            if ready:  # all at once: who reads some alone does not look at others until one of those has something
+                self._subscriptions |= ready
+                self._fresh.update(ready)
                 self._notify()
 
     def keep_to(self, subscriptions: Mapping[Stream, Subscription]) -> None:

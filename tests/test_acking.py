@@ -1,13 +1,15 @@
-"""Acking comes after the commit, never before."""
+"""Acking comes after the commit, never before, and holds nobody up."""
 
-import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
+import pytest
 
 from outboxkit.acking import Acks
 from outboxkit.cancellation import alongside
+from outboxkit.errors import BrokerUnavailableError, GroupMissingError
 from outboxkit.message import Delivery, Position, Stream
 from outboxkit.testing import MemoryBroker
 from outboxkit.testing.rows import deliveries
@@ -52,43 +54,84 @@ class Slow(MemoryBroker):
         super().__init__()
         self.rounds: list[int] = []
         self.go_on = anyio.Event()
+        self.failure: Exception | None = None
 
     async def ack(self, group: str, positions: Mapping[Stream, Sequence[Position]]) -> None:
         self.rounds.append(len(positions))
         await self.go_on.wait()
+        if self.failure is not None:
+            raise self.failure
         await super().ack(group, positions)
+
+
+@pytest.fixture(params=[BrokerUnavailableError, GroupMissingError])
+def broker_error(request: pytest.FixtureRequest) -> Exception:
+    error: Exception = request.param("as a broker that is away says it")
+    return error
 
 
 def runs(count: int) -> list[list[Delivery]]:
     return [deliveries(Stream("topic", number, "shop"), [1, 2]) for number in range(count)]
 
 
-async def test_what_is_acked_at_the_same_time_is_one_round_trip_and_the_next_one_what_came_meanwhile() -> None:
-    broker = Slow()
-    acks = Acks("group", broker)
-    first, second = runs(8)[:5], runs(8)[5:]
-    async with alongside(gathered(acks, first)) as one:
-        await until(lambda: broker.rounds)
-        async with alongside(gathered(acks, second)) as two:
-            await anyio.wait_all_tasks_blocked()
-            broker.go_on.set()
-            assert await one == [True] * 5
-            assert await two == [True] * 3
-    assert broker.rounds == [5, 3]
+@asynccontextmanager
+async def acking(broker: MemoryBroker, doubts: list[None]) -> AsyncGenerator[Acks, None]:
+    acks = Acks("group", broker, lambda: doubts.append(None))
+    async with alongside(acks.loop(lambda: None)) as sending:
+        yield acks
+        acks.close()
+        await sending
 
 
-async def test_who_shared_a_round_trip_that_was_cut_off_cannot_know_that_it_arrived() -> None:
+async def test_what_has_come_by_the_time_of_an_answer_is_the_next_round_trip() -> None:
     broker = Slow()
-    acks = Acks("group", broker)
-    sender, other = runs(2)
-    async with alongside(acks.ack(sender)) as cut, alongside(acks.ack(other)) as shared:
+    doubts: list[None] = []
+    async with acking(broker, doubts) as acks:
+        for run in runs(8)[:5]:
+            acks.add(run)
         await until(lambda: broker.rounds)
-        cut.cancel()
-        assert not await shared
-    assert broker.rounds == [2]
+        for run in runs(8)[5:]:
+            acks.add(run)
+        broker.go_on.set()
+        await acks.sent()
+        assert broker.rounds == [5, 3]
+    assert not doubts
+
+
+async def test_what_is_left_when_nothing_more_comes_is_acked_before_the_end() -> None:
+    broker = Slow()
     broker.go_on.set()
-    assert await acks.ack(sender), "it goes on afterwards"
+    async with acking(broker, []) as acks:
+        for run in runs(3):
+            acks.add(run)
+    assert sum(broker.rounds) == 3
 
 
-async def gathered(acks: Acks, runs: Sequence[Sequence[Delivery]]) -> list[bool]:
-    return await asyncio.gather(*map(acks.ack, runs))
+async def test_an_ack_that_may_not_have_arrived_is_doubted_and_others_go_on(broker_error: Exception) -> None:
+    broker = Slow()
+    doubts: list[None] = []
+    async with acking(broker, doubts) as acks:
+        first, second = runs(2)
+        acks.add(first)
+        await until(lambda: broker.rounds)
+        broker.failure = broker_error
+        broker.go_on.set()
+        await acks.sent()
+        assert len(doubts) == 1
+        broker.failure = None
+        acks.add(second)
+        await acks.sent()
+    assert len(doubts) == 1
+    assert broker.rounds == [1, 1]
+
+
+async def test_an_ack_that_is_cut_off_is_doubted() -> None:
+    broker = Slow()
+    doubts: list[None] = []
+    acks = Acks("group", broker, lambda: doubts.append(None))
+    async with alongside(acks.loop(lambda: None)) as sending:
+        acks.add(*runs(1))
+        await until(lambda: broker.rounds)
+        sending.cancel()
+        await acks.sent()
+    assert len(doubts) == 1

@@ -34,7 +34,7 @@ MUTANTS = (
             Edit(
                 "outboxkit/consumer.py",
                 "                    done = await self._settler.settle(",
-                "                    await self._ack(linked)\n                    done = await self._settler.settle(",
+                "                    self._acks.add(linked)\n                    done = await self._settler.settle(",
             ),
         ),
         (case("tests/test_acking.py::test_nothing_is_acked_before_its_effect_is_committed"),),
@@ -167,8 +167,8 @@ MUTANTS = (
         (
             Edit(
                 "outboxkit/cancellation.py",
-                "the cancellation is what the caller has to hear\n        raise cancelled\n",
-                "the cancellation is swallowed\n",
+                "the cancellation is what the caller has to hear\n        raise\n",
+                "the cancellation is swallowed\n        return task.result()\n",
             ),
         ),
         (case("tests/test_cancellation.py::test_a_cancelled_task_finishes_the_work_first"),),
