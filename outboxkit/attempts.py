@@ -105,7 +105,8 @@ async def _attempt(transaction: Transaction, unit: UnitOfWork, works: Sequence[W
     """Run an async handler, inside a savepoint or not; return what it raised, unless that is no failure of its own."""
     handler = works[0].handler
     try:
-        async with unit.joined(handler.publishes, works[0].cause, alone=alone) as inner:
+        opened = unit.joined if alone else unit.sharing
+        async with opened(handler.publishes, works[0].cause) as inner:
             publish_returned(inner, await _within_limit(works, inner), handler.name)
     except asyncio.CancelledError as error:
         task = asyncio.current_task()

@@ -6,7 +6,7 @@ joined call is a unit of its own inside a savepoint: if it raises, its rows and 
 
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager, nullcontext
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
@@ -165,15 +165,12 @@ class UnitOfWork:
         self._open = False
 
     @asynccontextmanager
-    async def joined(
-        self, declared: Declared | None, cause: str | None = None, *, alone: bool = True
-    ) -> AsyncGenerator["UnitOfWork", None]:
+    async def joined(self, declared: Declared | None, cause: str | None = None) -> AsyncGenerator["UnitOfWork", None]:
         """Open a unit of work inside this one: a savepoint, and events that go with it if the block raises.
 
         Args:
             declared: the events that may be published in it.
             cause: the trace that these go on with.
-            alone: whether what the block did is undone alone; else the whole transaction has to go when it raises.
         """
         if not self._open:
             raise NoUnitOfWorkError("this unit of work has ended: nothing can join it")
@@ -182,14 +179,12 @@ class UnitOfWork:
         cancelled: set[str] = set()
         try:
             self._joining = self._joining or anyio.Lock(fast_acquire=True)
-            async with self._joining, self._transaction.savepoint() if alone else _NO_SAVEPOINT:
+            async with self._joining, self._transaction.savepoint():
                 inner = self._inside(self.connection, declared, cause)
                 self._inner += 1
                 try:
                     with inner.current():
                         yield inner
-                    if not alone:
-                        await self._transaction.flush()
                     rows, cancelled = inner.end(), inner._cancelled  # noqa: SLF001 - its own class
                 finally:
                     self._inner -= 1
@@ -200,6 +195,19 @@ class UnitOfWork:
             self._rows = [row for row in self._rows if row not in rows]
             self._cancelled -= cancelled
             raise
+
+    def sharing(self, declared: Declared | None, cause: str | None = None) -> "Sharing":
+        """Open a unit of work inside this one, without a savepoint: when its block raises, the whole transaction has to go.
+
+        One after the other. Arguments as with `joined`.
+        """
+        return Sharing(self, self._inside(self.connection, declared, cause))
+
+    async def take_over(self, inner: "UnitOfWork") -> None:
+        """Have the events of a unit of work inside this one that came to its end."""
+        await self._transaction.flush()
+        self._rows += inner.end()
+        self._cancelled |= inner._cancelled  # noqa: SLF001 - its own class
 
     def join_on_thread(
         self,
@@ -262,6 +270,29 @@ class UnitOfWork:
     def is_open(self) -> bool:
         """Whether it can still be used."""
         return self._open
+
+
+class Sharing:
+    """See `UnitOfWork.sharing`. There is one for each message that is handled, so it is no generator."""
+
+    __slots__ = ("_inner", "_outer", "_token")
+    _token: Token[UnitOfWork | None]
+
+    def __init__(self, outer: UnitOfWork, inner: UnitOfWork) -> None:
+        self._outer = outer
+        self._inner = inner
+
+    async def __aenter__(self) -> UnitOfWork:
+        self._token = _current.set(self._inner)
+        return self._inner
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        _current.reset(self._token)
+        try:
+            if error is None:
+                await self._outer.take_over(self._inner)
+        finally:
+            self._inner.close()
 
 
 def enclosing_unit() -> UnitOfWork | None:

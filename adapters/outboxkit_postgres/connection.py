@@ -195,9 +195,11 @@ class UnitConnection:
             return found
 
         def call(*values: Any, **options: Any) -> Any:
+            self._open()
             refuse_control(values[0] if values else options.get("query"))
-            return getattr(self._open(), name)(*values, **options)
+            return found(*values, **options)
 
+        self.__dict__[name] = call  # so that this is not made again for each statement
         return call
 
     def end(self) -> None:

@@ -173,7 +173,10 @@ class StoreWaitingContract:
     async def _blocked(store: Store, subscription: Subscription) -> set[str]:
         async with store.transaction() as transaction:
             await transaction.receive(subscription, [])
-            return set(await transaction.blocked(subscription, {"a", "b", "c", "d", "e"}))
+            found = set(await transaction.blocked(subscription, {"a", "b", "c", "d", "e"}))
+            others = {f"other {number}" for number in range(50)}
+            assert set(await transaction.blocked(subscription, {*others, "a", "b", "c", "d", "e"})) == found, "of how many ever"
+            return found
 
     @staticmethod
     async def _end(store: Store, retry: Retry, outcome: Outcome) -> None:
