@@ -1,9 +1,11 @@
 """Group commit: transactions that wait at the same time share one, each in a savepoint, and with it the wait for the disk.
 
-Whoever finds the writer free runs all that wait by then, in one visit to the connection's thread, and commits once; each hears
-of its own only after that. One that raises goes back to its savepoint, and the others do not notice.
+Whoever comes first waits for the writer, and then runs all that wait by then, in one visit to the connection's thread, and
+commits once; each hears of its own only after that, and the first who came meanwhile is the next. One that raises goes back to
+its savepoint, and the others do not notice.
 """
 
+import asyncio
 import contextvars
 import sqlite3
 import time
@@ -36,10 +38,17 @@ class Job(Generic[T]):
         self.work = work
         self.context = contextvars.copy_context()
         """Of its caller: context variables are there on the thread, too."""
-        self.ended = anyio.Event()
+        self.called = asyncio.Event()
+        """Set when it is over, or it is its caller who is next to commit what waits."""
+        self.ended = False
         self.outcome: tuple[T, Sequence[OutboxRow]] | None = None
         """What came of it and the rows it wrote, once it has run well."""
         self.error: BaseException | None = None
+
+    def end(self) -> None:
+        """Tell its caller that it is over."""
+        self.ended = True
+        self.called.set()
 
     def result(self) -> T:
         """Return what came of it, or raise."""
@@ -97,21 +106,34 @@ class CommitGroup:
         self._failed = failed
         # Added to and taken away from by tasks, and taken from on the thread, one at a time.
         self._waiting: deque[Job[Any]] = deque()
+        self._next: Job[Any] | None = None
+        """Whose caller commits what waits, or is called to."""
 
     async def run(self, work: Work[T]) -> T:
         """Run a transaction; see `outboxkit.store.Store.grouped`."""
         job = Job(work)
         self._waiting.append(job)
         try:
-            async with self._turn:
-                if not job.ended.is_set():
+            if self._next is None:
+                self._next = job
+            else:
+                await job.called.wait()
+            if self._next is job:
+                async with self._turn:
                     await self._commit_what_waits()
         except BaseException:
-            if self._withdrawn(job):
-                raise
-            await uninterrupted(_seen(job))  # somebody runs it: its caller has to wait until the outcome is known
+            if not self._withdrawn(job):
+                await uninterrupted(_seen(job))  # somebody runs it: its caller has to wait until the outcome is known
             raise
+        finally:
+            if self._next is job:
+                self._call_next()
         return job.result()
+
+    def _call_next(self) -> None:
+        self._next = self._waiting[0] if self._waiting else None
+        if self._next is not None:
+            self._next.called.set()
 
     def _withdrawn(self, job: Job[Any]) -> bool:
         try:
@@ -126,7 +148,7 @@ class CommitGroup:
             await self._begun(lambda: self._writer.run(lambda connection: self._together(connection, taken)))
         finally:
             for job in taken:
-                job.ended.set()
+                job.end()
             self._committed([row for job in taken for row in job.rows])
 
     # on the thread
@@ -185,7 +207,9 @@ class CommitGroup:
 
 
 async def _seen(job: Job[Any]) -> None:
-    await job.ended.wait()
+    while not job.ended:
+        job.called.clear()
+        await job.called.wait()
 
 
 async def _whole(work: Work[T], transaction: SQLiteTransaction) -> tuple[T, Sequence[OutboxRow]]:
