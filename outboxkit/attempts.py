@@ -8,7 +8,7 @@ in one hop, where nothing can interrupt them.
 
 import asyncio
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -21,7 +21,6 @@ from outboxkit.store import ThreadTransaction, Transaction
 from outboxkit.unit_of_work import UnitOfWork
 
 _Attempts = Generator[Sequence[Work], Exception | None, None]
-_Supply = dict[str, Callable[[Sequence[Work], UnitOfWork], Any]]
 
 
 class HandlerCancelledError(Exception):
@@ -149,14 +148,18 @@ def _attempt_on_thread(unit: UnitOfWork, scope: ThreadTransaction, works: Sequen
     return None
 
 
-_SUPPLY: _Supply = {
-    "event": lambda works, _: works[0].event,
-    "events": lambda works, _: [work.event for work in works],
-    "unit": lambda _, unit: unit,
-    "message": lambda works, _: works[0].message,
-    "messages": lambda works, _: [work.message for work in works],
-}
-
-
 def _arguments(works: Sequence[Work], unit: UnitOfWork) -> dict[str, Any]:
-    return {name: _SUPPLY[kind](works, unit) for name, kind in works[0].handler.arguments.items()}
+    found: dict[str, Any] = {}
+    for name, kind in works[0].handler.arguments.items():
+        match kind:
+            case "event":
+                found[name] = works[0].event
+            case "unit":
+                found[name] = unit
+            case "message":
+                found[name] = works[0].message
+            case "events":
+                found[name] = [work.event for work in works]
+            case "messages":
+                found[name] = [work.message for work in works]
+    return found

@@ -5,7 +5,8 @@ joined call is a unit of its own inside a savepoint: if it raises, its rows and 
 """
 
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping
-from contextlib import asynccontextmanager, contextmanager, nullcontext
+from collections.abc import Set as AbstractSet
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar, Token
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
@@ -21,8 +22,6 @@ from outboxkit.store import ThreadTransaction, Transaction
 
 T = TypeVar("T")
 Declared = Mapping[type[Any], EventType]
-
-_NO_SAVEPOINT = nullcontext()
 
 _current: ContextVar["UnitOfWork | None"] = ContextVar("outboxkit_unit_of_work", default=None)
 
@@ -46,6 +45,8 @@ class UnitOfWork:
     """Joined calls that are running."""
     _joining: anyio.Lock | None = None
     """Held by the joined call that is running; made for the first one, as most units have none."""
+    _cancelled: AbstractSet[str] = frozenset()
+    """Delayed events that were published in this transaction and are not to be written after all."""
 
     def __init__(
         self,
@@ -55,17 +56,16 @@ class UnitOfWork:
         declared: Declared | None = None,
         cause: str | None = None,
         parent: "UnitOfWork | None" = None,
+        connection: Any = None,
     ) -> None:
         """Not to be called by users: see `App.unit_of_work`."""
-        self.connection: Any = transaction.connection
+        self.connection: Any = transaction.connection if connection is None else connection
         self._transaction = transaction
         self._encoder = encoder
         self._declared = declared
         self._cause = cause
         self._parent = parent
         self._rows: list[OutboxRow] = []
-        self._cancelled: set[str] = set()
-        """Delayed events that were published in this transaction and are not to be written after all."""
 
     @property
     def session(self) -> Any:
@@ -135,7 +135,7 @@ class UnitOfWork:
         units = list(self._with_parents())
         if any(row.id == id and row.due is not None for unit in units for row in unit._rows):  # noqa: SLF001 - its own class
             taken_back = any(id in unit._cancelled for unit in units)  # noqa: SLF001
-            self._cancelled.add(id)
+            self._cancelled = {*self._cancelled, id}
             return not taken_back
         return await self._transaction.cancel(id)
 
@@ -158,7 +158,7 @@ class UnitOfWork:
                 "a call that joined this unit of work is still running when it ends: await it inside (a task that goes on has "
                 "to open a unit of work of its own)"
             )
-        return [row for row in self._rows if row.id not in self._cancelled]
+        return [row for row in self._rows if row.id not in self._cancelled] if self._cancelled else self._rows
 
     def close(self) -> None:
         """Refuse further use, whatever is left of it."""
@@ -176,7 +176,7 @@ class UnitOfWork:
             raise NoUnitOfWorkError("this unit of work has ended: nothing can join it")
         # Savepoints nest; two calls that ran at the same time inside one unit of work would undo each other's.
         rows: list[OutboxRow] = []
-        cancelled: set[str] = set()
+        cancelled: AbstractSet[str] = frozenset()
         try:
             self._joining = self._joining or anyio.Lock(fast_acquire=True)
             async with self._joining, self._transaction.savepoint():
@@ -219,34 +219,37 @@ class UnitOfWork:
         alone: bool = True,
     ) -> None:
         """The same for a plain function, which is called on the database's thread with the unit of work inside this one."""
-        with scope.savepoint() if alone else _NO_SAVEPOINT:
-            inner = self._inside(scope.connection, declared, cause)
-            inner._on_thread = True  # noqa: SLF001 - its own class
-            try:
-                function(inner)
-            finally:
-                inner.close()
+        inner = self._inside(scope.connection, declared, cause)
+        if alone:
+            with scope.savepoint():
+                inner.call_on_thread(function)
+        else:
+            inner.call_on_thread(function)
         self._rows += inner.end()
+
+    def call_on_thread(self, function: Callable[["UnitOfWork"], T]) -> T:
+        """Call a plain function with this unit of work, which ends with it."""
+        self._on_thread = True
+        try:
+            return function(self)
+        finally:
+            self.close()
 
     async def run(self, function: Callable[["UnitOfWork"], T]) -> T:
         """Run a plain function on the database's thread, given this unit of work as seen from there."""
 
         def on_thread(scope: ThreadTransaction) -> T:
             inner = self._inside(scope.connection, self._declared, None)
-            inner._on_thread = True  # noqa: SLF001 - its own class
             try:
-                return function(inner)
+                return inner.call_on_thread(function)
             finally:
-                inner.close()
                 self._rows += inner.end()
 
         return await self._transaction.run(on_thread)
 
     def _inside(self, connection: Any, declared: Declared | None, cause: str | None) -> "UnitOfWork":
         cause = cause if cause is not None else self._cause
-        inner = UnitOfWork(self._transaction, self._encoder, declared=declared, cause=cause, parent=self)
-        inner.connection = connection
-        return inner
+        return UnitOfWork(self._transaction, self._encoder, declared=declared, cause=cause, parent=self, connection=connection)
 
     @contextmanager
     def current(self) -> Generator["UnitOfWork", None, None]:
