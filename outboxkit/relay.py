@@ -23,6 +23,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Literal
 
 import anyio
+import anyio.lowlevel
 
 from outboxkit.broker import Append, Broker
 from outboxkit.cancellation import alongside
@@ -106,6 +107,7 @@ class Relay:
             complete = await self._append(entries)
         else:
             async with alongside(self._read(end)) as next_entries:
+                await anyio.lowlevel.checkpoint()  # so that it is under way while these are made into what is sent
                 complete = await self._append(entries)
             following = await next_entries
         if not complete:  # the cursor went back

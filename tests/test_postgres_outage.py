@@ -1,10 +1,10 @@
 """Postgres away, killed and back: what was read stays, what was committed is known, and errors have a type."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 import anyio
@@ -152,8 +152,16 @@ async def test_a_number_that_the_server_forgot_is_of_a_transaction_that_did_not_
 # nobody answers any more, and nothing says so
 
 
-@pytest.mark.parametrize("what", [b"BEGIN", b"COMMIT;"])
-async def test_reading_the_log_of_a_server_that_fell_silent_can_be_cancelled(postgres_url: str, what: bytes) -> None:
+async def retained(store: PostgresStore) -> object:
+    return await store.census.retained(1)
+
+
+Read = Callable[[PostgresStore], Coroutine[Any, Any, object]]
+SILENCED = ((b"span AS MATERIALIZED", log_of), (b"BEGIN", retained), (b"COMMIT;", retained))
+
+
+@pytest.mark.parametrize(("what", "read"), SILENCED)
+async def test_reading_from_a_server_that_fell_silent_can_be_cancelled(postgres_url: str, what: bytes, read: Read) -> None:
     """Or a stop would wait for ever on a half-open connection."""
     async with proxied(postgres_url) as (proxy, store):
         await publish(store, new_rows())
@@ -161,15 +169,15 @@ async def test_reading_the_log_of_a_server_that_fell_silent_can_be_cancelled(pos
         proxy.lose_next(what)
         with anyio.fail_after(10):
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(log_of, store)
+                tasks.start_soon(read, store)
                 await until(lambda: proxy.requests == 1)
                 tasks.cancel_scope.cancel()
         assert len(await log_of(store)) == 1
 
 
-@pytest.mark.parametrize("what", [b"BEGIN", b"COMMIT;"])
-async def test_reading_the_log_of_a_server_that_fell_silent_ends_by_itself(
-    postgres_url: str, what: bytes, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("what", "read"), SILENCED)
+async def test_reading_from_a_server_that_fell_silent_ends_by_itself(
+    postgres_url: str, what: bytes, read: Read, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with proxied(postgres_url) as (proxy, store):
         await publish(store, new_rows())
@@ -177,8 +185,43 @@ async def test_reading_the_log_of_a_server_that_fell_silent_ends_by_itself(
         proxy.silent = True
         proxy.lose_next(what)
         with anyio.fail_after(10), pytest.raises(StoreUnavailableError):
-            await log_of(store)
+            await read(store)
         assert len(await log_of(store)) == 1
+
+
+async def test_the_connection_that_the_log_is_read_on_is_made_again_when_it_was_cut(postgres_url: str) -> None:
+    async with opened(postgres_url) as store:
+        await publish(store, new_rows())
+        assert len(await log_of(store)) == 1
+        reader = (
+            "SELECT pid FROM pg_stat_activity "
+            "WHERE query LIKE '%span AS MATERIALIZED%' AND datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        ((pid,),) = await ask(postgres_url, reader)
+        await ask(postgres_url, "SELECT pg_terminate_backend($1)", pid)
+        await publish(store, new_rows())
+
+        async def read() -> int:
+            try:
+                return len(await log_of(store))
+            except StoreUnavailableError:
+                return 0
+
+        assert await until(read) == 2
+
+
+async def test_the_log_is_read_by_several_at_once(postgres_url: str) -> None:
+    async with opened(postgres_url) as store:
+        rows = await publish(store, new_rows(3))
+        async with anyio.create_task_group() as reading:
+            found: list[list[bytes]] = []
+
+            async def read() -> None:
+                found.append(list(envelopes(await log_of(store))))
+
+            for _ in range(5):
+                reading.start_soon(read)
+        assert found == [list(envelopes(rows))] * 5
 
 
 async def test_a_unit_of_work_that_cannot_even_begin_ends_by_itself(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,6 +108,13 @@ class Database(Protocol):
         """
         ...
 
+    def reading(self) -> AbstractAsyncContextManager[Link]:
+        """Borrow a connection with `outboxkit_postgres.link.BY_INDEX` off, for statements that read, at READ COMMITTED.
+
+        Best, one that is kept for this: then each statement is a round trip, and no more.
+        """
+        ...
+
     def unit(self) -> AbstractAsyncContextManager[Unit]:
         """Borrow a connection for a unit of work, at the database's or the user's isolation level."""
         ...

@@ -14,7 +14,7 @@ from outboxkit.errors import ConfigurationError, StoreError, StoreUnavailableErr
 from outboxkit_postgres.address import Address
 from outboxkit_postgres.connection import AsyncpgLink, AsyncpgUnit, WorkLink, unwrapped, whole_transaction
 from outboxkit_postgres.failures import meaning, sqlstate
-from outboxkit_postgres.link import Link
+from outboxkit_postgres.link import BY_INDEX, Link
 
 _CLOSE_SECONDS = 5.0
 _FAILURES = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
@@ -39,6 +39,9 @@ class AsyncpgPool:
         self._lent: weakref.WeakSet[Any] = weakref.WeakSet()
         """Connections that users had, whose settings are not known any more."""
         self._returning: set[asyncio.Task[None]] = set()
+        self._reader: Any = None
+        self._reading = anyio.Lock(fast_acquire=True)
+        """Held by who reads on that."""
 
     @property
     def name(self) -> str:
@@ -52,6 +55,7 @@ class AsyncpgPool:
 
     async def open(self) -> None:
         """Connect."""
+        self._reading = anyio.Lock(fast_acquire=True)  # belongs to the running event loop
         try:
             await self._look_at_server()
             self._pool = await asyncpg.create_pool(
@@ -68,6 +72,9 @@ class AsyncpgPool:
     async def aclose(self) -> None:
         """Close every connection; what is still borrowed is cut."""
         pool, self._pool = self._pool, None
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            await uninterrupted(_ended(reader))
         if pool is not None:
             await uninterrupted(_closed(pool))
 
@@ -105,7 +112,7 @@ class AsyncpgPool:
     async def _borrow(self) -> tuple[Any, Any]:
         """Return the pool and a connection of it, to be given back by `_returned`, whatever happens."""
         if self._pool is None:
-            raise StoreError(f"{self.name} is not open: use the app inside `async with app:`")
+            self._refuse()
         pool, seconds = self._pool, self._address.acquire_seconds
         try:
             async with asyncio.timeout(seconds):  # the pool's own would be a task for each
@@ -141,6 +148,34 @@ class AsyncpgPool:
         """Borrow a connection with a transaction."""
         async with self._borrowed() as raw, whole_transaction(raw, off):
             yield AsyncpgLink(raw)
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncGenerator[Link, None]:
+        """Return the connection that is kept for reading, or another one if somebody reads on that."""
+        if self._pooled or self._reading.locked():
+            async with self.work(BY_INDEX) as link:
+                yield link
+            return
+        async with self._reading:
+            raw = await self._opened_reader()
+            try:
+                yield AsyncpgLink(raw)
+            except asyncpg.PostgresError:
+                raise  # the server's answer: it goes on
+            except BaseException:
+                raw.terminate()  # nobody knows what is still to come on it
+                raise
+
+    async def _opened_reader(self) -> Any:
+        if self._reader is None or self._reader.is_closed():
+            session = self._session()
+            session["server_settings"] |= dict.fromkeys(BY_INDEX, "off")
+            raw: Any = await asyncpg.connect(self._address.dsn, timeout=self._address.connect_seconds, **session)
+            if self._pool is None:
+                raw.terminate()
+                self._refuse()
+            self._reader = raw
+        return self._reader
 
     @asynccontextmanager
     async def unit(self) -> AsyncGenerator[AsyncpgUnit, None]:
@@ -194,6 +229,9 @@ class AsyncpgPool:
         if raw in self._lent:
             self._lent.discard(raw)
             await raw.execute(f"{raw.get_reset_query()}\n{_RESET}")
+
+    def _refuse(self) -> NoReturn:
+        raise StoreError(f"{self.name} is not open: use the app inside `async with app:`")
 
     def _failed(self, error: Exception) -> NoReturn:
         if isinstance(error, ValueError) or sqlstate(error) in ("42704", "22023"):

@@ -21,7 +21,7 @@ from outboxkit_postgres.inbox import InboxTables
 from outboxkit_postgres.later import LaterTables
 from outboxkit_postgres.leases import LeaseTable
 from outboxkit_postgres.letters import LetterTables
-from outboxkit_postgres.link import BY_INDEX, Link
+from outboxkit_postgres.link import Link
 from outboxkit_postgres.names import Names
 from outboxkit_postgres.opened import Tables
 from outboxkit_postgres.outbox import OutboxTable
@@ -211,7 +211,7 @@ class PostgresTables(ConsumingTables):
 
     async def _read(self, after: Position, limit: int, max_bytes: int) -> Sequence[LogEntry]:
         ticks = self._opened().ticks
-        async with self._work(BY_INDEX) as link:
+        async with self.translated(), self._database.reading() as link:
             page = await ticks.read(link, after, limit, max_bytes)
         if page.complete:
             last = page.entries[-1].position

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, a
 from outboxkit.cancellation import uninterrupted
 from outboxkit.errors import ConfigurationError, StoreError, StoreUnavailableError
 from outboxkit_postgres.failures import meaning
-from outboxkit_postgres.link import Link, Row
+from outboxkit_postgres.link import BY_INDEX, Link, Row
 from outboxkit_sqlalchemy.connection import UnitConnection
 from outboxkit_sqlalchemy.cutting import CUT_OFF, was_cancelled
 from outboxkit_sqlalchemy.starting import all_given_back, start
@@ -137,6 +137,10 @@ class EngineDatabase:
                 settings = ", ".join(f"set_config('{name}', 'off', true)" for name in off)
                 await link.fetch(f"SELECT {settings}")
             yield link
+
+    def reading(self) -> AbstractAsyncContextManager[Link]:
+        """Borrow a connection for reading."""
+        return self.work(BY_INDEX)
 
     @asynccontextmanager
     async def unit(self) -> AsyncGenerator[PostgresUnit, None]:

@@ -6,6 +6,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
+import anyio.lowlevel
+
 from outboxkit.later import Period
 from outboxkit.message import LogEntry, OutboxRow, Position, Stream
 from outboxkit.store import Progress
@@ -53,6 +55,8 @@ class RelayingStore(Access):
 
     async def read(self, after: Position, limit: int, max_bytes: int) -> Sequence[LogEntry]:
         """See `outboxkit.store.Store.read`."""
+        # Who reads beside other work of the event loop has none of it: two threads of Python's only wait for each other.
+        await anyio.lowlevel.checkpoint()
         entries, complete = await self._look(
             self._log_growth, lambda connection: self.outbox.read(connection, self._source, after, limit, max_bytes)
         )
