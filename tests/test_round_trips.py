@@ -82,9 +82,13 @@ async def commands(redis: Any) -> Counter[str]:
     return Counter({name.removeprefix("cmdstat_"): stat["calls"] for name, stat in stats.items()})
 
 
-async def all_relayed(redis: Any) -> bool:
+async def relayed(redis: Any) -> int:
     lengths: list[int] = [await redis.xlen(key) async for key in redis.scan_iter(_type="stream")]
-    return sum(lengths) == MESSAGES
+    return sum(lengths)
+
+
+async def all_relayed(redis: Any) -> bool:
+    return await relayed(redis) == MESSAGES
 
 
 async def stock(redis: Any, url: str, folder: Path) -> None:
@@ -201,6 +205,24 @@ async def test_relaying_costs_less_than_a_round_trip_for_five_messages_on_postgr
             assert cycles.count - before <= 0.2 * MESSAGES
         called = await commands(redis)
     assert called["eval"] + called["evalsha"] <= BATCHES + 5
+
+
+async def test_relaying_a_row_that_comes_alone_costs_a_few_round_trips_on_postgres(postgres_url: str, redis_url: str) -> None:
+    """Its tick and what that holds, and a look that finds no more; the rest is the signal, and looking for delayed events."""
+    async with PostgresCycles(postgres_url).running() as cycles, redis_at(redis_url) as redis:
+        app = App("shop", store=cycles.url, broker=redis_url, settings=SETTINGS)
+        await app.migrate()
+        counts = dict[bool, int]()
+        for relays in (False, True):
+            async with app.running(relay=relays):
+                before = cycles.count
+                for number in range(20):
+                    async with app.unit_of_work() as uow:
+                        uow.publish(Drawn(number))
+                    if relays:
+                        await until(lambda: relayed(redis), lambda count, least=20 + number: count > least)
+                counts[relays] = cycles.count - before
+    assert counts[True] - counts[False] <= 20 * 6
 
 
 # consuming

@@ -20,8 +20,9 @@ class PostgresStore(PostgresTables):
         url: ``postgresql://user:password@host:5432/database`` with the options of libpq that asyncpg knows (``sslmode``, say),
             and these: ``prefix`` (of the tables, by default ``outboxkit_``), ``schema`` (that they are in; the first of the
             search path when not given), ``isolation`` of units of work (``read_committed``, ``repeatable_read``,
-            ``serializable``; the database's default when not given), ``max_connections`` (by default 10, and one more that
-            listens), ``connect_seconds`` (10) and ``acquire_seconds`` (how long to wait for a free connection: 30).
+            ``serializable``; the database's default when not given), ``max_connections`` (by default 10; one more
+            listens, and one reads where it relays), ``connect_seconds`` (10) and ``acquire_seconds`` (how long to wait for a
+            free connection: 30).
 
     Raises:
         ConfigurationError: the URL or an option makes no sense.
