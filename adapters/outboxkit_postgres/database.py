@@ -126,6 +126,6 @@ class Database(Protocol):
     async def listen(self, channel: str, heard: Callable[[str], None]) -> AbstractAsyncContextManager[Link] | None:
         """Return a connection of its own, to be entered, that calls `heard` with each signal; None if that cannot work.
 
-        With an empty text when it is lost. Best, its block ends by itself when the connection is lost.
+        But for signals that are sent on it. With an empty text when it is lost. Best, its block ends by itself then.
         """
         ...

@@ -209,8 +209,9 @@ class AsyncpgPool:
         async def listening() -> AsyncGenerator[Link, None]:
             async with self._connected() as raw:
 
-                def signalled(*signal: Any) -> None:
-                    heard(signal[-1])
+                def signalled(own: Any, pid: int, _: str, word: str) -> None:
+                    if pid != own.get_server_pid():
+                        heard(word)
 
                 def lost(_: Any) -> None:
                     heard("")

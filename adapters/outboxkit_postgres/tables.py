@@ -190,24 +190,26 @@ class PostgresTables(ConsumingTables):
     async def read(self, after: Position, limit: int, max_bytes: int) -> Sequence[LogEntry]:
         """See `outboxkit.store.Store.read`."""
         grown = self._growth.next("log")
-        entries = await self._following(after, limit, max_bytes)
-        self._read_at = self._growth.past if entries else grown  # there may be more behind them
+        entries, newest = await self._following(after, limit, max_bytes)
+        caught_up = not entries or self._read_up == (entries[-1].position, newest)
+        self._read_at = grown if caught_up else self._growth.past
         return entries
 
-    async def _following(self, after: Position, limit: int, max_bytes: int) -> Sequence[LogEntry]:
+    async def _following(self, after: Position, limit: int, max_bytes: int) -> tuple[Sequence[LogEntry], int | None]:
+        """Return the entries that follow, and the newest tick if it was looked for."""
         known, tick = self._read_up
         if known != after:
             tick = after.major
             if entries := await self._read(after, limit, max_bytes):
-                return entries
+                return entries, None
         while True:
-            following = await self._tick_after(tick)
+            following, newest = await self._tick_after(tick)
             if following is None:
                 self._read_up = after, tick
-                return []
+                return [], newest
             tick = following
             if entries := await self._read(Position(tick, 0), limit, max_bytes):
-                return entries
+                return entries, newest
 
     async def _read(self, after: Position, limit: int, max_bytes: int) -> Sequence[LogEntry]:
         ticks = self._opened().ticks
@@ -218,8 +220,8 @@ class PostgresTables(ConsumingTables):
             self._read_up = last, last.major  # so that going on there begins with a look for the next tick
         return page.entries
 
-    async def _tick_after(self, tick: int) -> int | None:
-        """Return the tick that follows one, made if there are rows for it; None when there are none."""
+    async def _tick_after(self, tick: int) -> tuple[int | None, int]:
+        """Return the tick that follows one, made if there are rows for it (None when there are none), and the newest."""
         async with self._link() as (tables, link):
             last = await tables.ticks.make_tick(link, tick)
             if last < tick:
@@ -229,9 +231,9 @@ class PostgresTables(ConsumingTables):
                     f"{self._database.name}: the log ends at tick {last} and has been read up to {tick}: the database went "
                     "back in time (a failover that lost commits, a restored backup)"
                 )
-            if last == tick:
-                return None
-            return last if last == tick + 1 else await tables.ticks.next_tick(link, tick)
+            if last <= tick + 1:
+                return (None if last == tick else last), last
+            return await tables.ticks.next_tick(link, tick), last
 
     async def find(self, stream: Stream, position: Position) -> bytes | None:
         """See `outboxkit.store.Store.find`."""

@@ -166,8 +166,9 @@ class EngineDatabase:
             async with self._borrowed(self._spare) as connection:
                 driver: Any = (await connection.get_raw_connection()).driver_connection
 
-                def signalled(*signal: Any) -> None:
-                    heard(signal[-1])
+                def signalled(own: Any, pid: int, _: str, word: str) -> None:
+                    if pid != own.get_server_pid():
+                        heard(word)
 
                 def lost(_: Any) -> None:
                     heard("")
