@@ -73,10 +73,8 @@ class AsyncpgPool:
         """Close every connection; what is still borrowed is cut."""
         pool, self._pool = self._pool, None
         reader, self._reader = self._reader, None
-        if reader is not None:
-            await uninterrupted(_ended(reader))
         if pool is not None:
-            await uninterrupted(_closed(pool))
+            await uninterrupted(_closed(pool, reader))
 
     def _session(self) -> dict[str, Any]:
         if self._pooled:
@@ -255,7 +253,9 @@ async def _ended(raw: Any) -> None:
         raw.terminate()
 
 
-async def _closed(pool: Any) -> None:
+async def _closed(pool: Any, reader: Any) -> None:
+    if reader is not None:
+        await _ended(reader)
     with anyio.move_on_after(_CLOSE_SECONDS):
         await pool.close()
         return
