@@ -57,11 +57,11 @@ def test_a_sample_of_faults_breaks_no_promise(ward: Ward, found: Found, kind: tu
 
 
 MUTANTS = {
-    "no inbox": Request("consume", "consumer.Consumer._ack#1@1", "killed before", "no inbox", settle_seconds=10.0),
+    "no inbox": Request("consume", "acking.Acks._send#1@1", "killed before", "no inbox", settle_seconds=10.0),
     "progress before append": Request(
         "consume", "relay.Relay._append_and_read_on#1@1", "killed before", "progress before append", settle_seconds=10.0
     ),
-    "no order": Request("retry", "consumer.Consumer._ack#1@2", "killed after", "no order", settle_seconds=10.0),
+    "no order": Request("retry", "acking.Acks._send#1@2", "killed after", "no order", settle_seconds=10.0),
 }
 BROKEN = {"no inbox": "twice", "progress before append": "not noted", "no order": "out of order"}
 
