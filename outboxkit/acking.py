@@ -59,7 +59,7 @@ class Acks:
             working()
 
     async def _send(self) -> None:
-        positions, self._waiting = self._waiting, defaultdict(list)
+        positions, self._waiting = self._waiting, defaultdict[Stream, list[Position]](list)
         self._sending, arrived = True, False
         try:
             await self._broker.ack(self._group, positions)

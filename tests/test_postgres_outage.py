@@ -213,8 +213,8 @@ async def test_the_connection_that_the_log_is_read_on_is_made_again_when_it_was_
 async def test_the_log_is_read_by_several_at_once(postgres_url: str) -> None:
     async with opened(postgres_url) as store:
         rows = await publish(store, new_rows(3))
+        found: list[list[bytes]] = []
         async with anyio.create_task_group() as reading:
-            found: list[list[bytes]] = []
 
             async def read() -> None:
                 found.append(list(envelopes(await log_of(store))))

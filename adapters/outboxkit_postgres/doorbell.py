@@ -75,7 +75,7 @@ class Doorbell:
                     await link.fetch("SELECT 1")
                     continue
                 self._pressed.clear()
-                news, self._news = self._news, set()
+                news, self._news = self._news, set[str]()
                 await link.fetch("SELECT pg_notify($1, $2)", self._channel, " ".join(sorted(news)))
                 await anyio.sleep(_DEBOUNCE_SECONDS)
 

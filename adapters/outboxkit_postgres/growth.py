@@ -93,7 +93,8 @@ class Growth:
     def _heard(self, word: str) -> None:
         """Wake who waits for what others tell of; for all, where they don't say."""
         told = word.split()
-        self._wake(*([what for what in _ALL if what in told] or _ALL))
+        known: list[What] = [what for what in _ALL if what in told]
+        self._wake(*(known or _ALL))
 
     def _wake(self, *grown: What) -> None:
         for what in grown:
