@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from typing import Any
 
 import anyio
 import asyncpg
@@ -41,14 +42,28 @@ async def _measure(work: Work, options: dict[str, object], receiver: dict[str, o
             await task.kiq(key, text)
         broker.is_worker_process = True
         start = time.perf_counter()
-        receiving = asyncio.create_task(module("taskiq.api").run_receiver_task(broker, **receiver))
+        finished: list[asyncio.Event] = []
+        stoppable = _stoppable(finished)
+        receiving = asyncio.create_task(module("taskiq.api").run_receiver_task(broker, stoppable, **receiver))
         await done.wait()
         seconds = time.perf_counter() - start
-        while not receiving.done():  # it keeps a cancellation to itself now and then
-            receiving.cancel()
-            await asyncio.wait([receiving], timeout=0.5)
+        for event in finished:
+            event.set()
+        await asyncio.wait([receiving])  # it ends as if it had been cancelled
         await broker.shutdown()
         return seconds
+
+
+def _stoppable(finished: list[asyncio.Event]) -> Any:
+    """Return a receiver that leaves what ends it in a list: a cancellation it keeps to itself now and then."""
+    receiver: Any = module("taskiq.receiver").Receiver
+
+    class Stoppable(receiver):  # type: ignore[misc]
+        async def listen(self, finish_event: asyncio.Event) -> None:
+            finished.append(finish_event)
+            await receiver.listen(self, finish_event)
+
+    return Stoppable
 
 
 _WHAT = "an autocommit for each message, many at once in any order; no inbox; failures are logged and acked"
