@@ -5,9 +5,11 @@ import re
 import uuid
 from typing import Any
 
+import anyio
 import asyncpg
 import pytest
 
+from outboxkit.cancellation import alongside
 from outboxkit.encoding import partition
 from outboxkit.errors import SchemaError, StoreError
 from outboxkit.message import ORIGIN, Envelope, OutboxRow, new_id
@@ -161,6 +163,19 @@ async def test_a_page_of_a_large_log_keeps_to_the_indexes_and_is_not_compiled(po
 
 
 CALL = "SELECT outboxkit_publish($1, $2, $3, $4::text::jsonb)"
+
+
+async def test_what_a_unit_of_work_publishes_in_sql_is_looked_for_soon_here_and_elsewhere(postgres_url: str) -> None:
+    async with opened(postgres_url) as store, opened(postgres_url) as peer:
+        for reader in (store, peer):
+            await log_of(reader)
+            async with alongside(reader.wait(60.0)) as woken:
+                async with store.transaction() as transaction:
+                    await transaction.connection.fetch(CALL, "orders", "order-7", "order.placed", "{}")
+                    await transaction.commit()
+                with anyio.fail_after(10):
+                    await woken
+                assert await log_of(reader)
 
 
 async def test_what_sql_publishes_is_an_envelope_like_any_other(postgres_url: str) -> None:
