@@ -5,6 +5,7 @@ is noted already is tried alone, one in the app at a time, and has its attempt c
 """
 
 import contextlib
+from collections import deque
 from collections.abc import Sequence
 from functools import partial
 
@@ -15,7 +16,7 @@ from outboxkit.conflicts import again_on_conflict
 from outboxkit.errors import ConflictError, LeaseLostError, StoreUnavailableError, TransactionLostError
 from outboxkit.handling import Handling
 from outboxkit.inbox import Retry, Subscription
-from outboxkit.message import Stream
+from outboxkit.message import Position, Stream
 from outboxkit.outcomes import BEGUN_SECONDS, Outcomes
 from outboxkit.slots import Slots
 
@@ -23,6 +24,9 @@ _Sizes = dict[Stream, int]
 
 _TOGETHER = 200
 """Waiting messages that are tried in one transaction at most."""
+
+_SUCCESSES = 1_000
+"""Successes that are remembered: more than a failover takes back, as each is of a message that was tried alone."""
 
 
 class Retrier:
@@ -39,6 +43,8 @@ class Retrier:
         self._slots = slots
         self._interrupted: list[Retry] = []
         """Attempts that were begun and came to no end."""
+        self._succeeded = deque[tuple[int, Position, int]](maxlen=_SUCCESSES)
+        """Attempts that were made alone and whose effect was committed: the subscription, the position, the attempt."""
         self._stopping = False
         self._together: _Sizes = {}
         """How many waiting messages of a stream share a transaction."""
@@ -93,6 +99,10 @@ class Retrier:
         async with self._slots.alone, self._slots.open:
             if self._stopping:
                 return
+            if _attempt(retry) in self._succeeded:
+                # A failover took its commit back, but not that it was counted: it ended no process.
+                self._interrupted.append(retry._replace(begun=True))
+                return
             begun = retry._replace(attempt=retry.attempt + 1, begun=True)
             try:
                 if await again_on_conflict(partial(self._begin, retry, begun)):
@@ -103,7 +113,9 @@ class Retrier:
 
     async def _try_alone(self, begun: Retry) -> None:
         try:
-            await again_on_conflict(partial(self._try, begun.subscription, [begun], 0.0))
+            outcomes = await again_on_conflict(partial(self._try, begun.subscription, [begun], 0.0))
+            if not outcomes.failed:
+                self._succeeded.append(_attempt(begun))
         except (ConflictError, TransactionLostError) as error:
             await again_on_conflict(partial(self._handling.blame, begun.subscription, begun.delivery, error, begun))
 
@@ -142,3 +154,7 @@ class Retrier:
                 outcomes.give_back(work)
                 await transaction.settle(begun.subscription, outcomes.recorded)
                 await uninterrupted(transaction.commit())
+
+
+def _attempt(begun: Retry) -> tuple[int, Position, int]:
+    return begun.subscription.id, begun.delivery.position, begun.attempt

@@ -279,6 +279,15 @@ MUTANTS = (
         (case("tests/guarantees/test_poison.py::test_a_message_that_is_handled_beside_it_is_not_taken_for_one_that_kills"),),
     ),
     Mutant(
+        "a success that a failover lost counts as an end of the process",
+        (Edit("outboxkit/retrying.py", "if _attempt(retry) in self._succeeded:", "if False:"),),
+        (
+            case(
+                "tests/test_consumer_failover.py::test_an_attempt_whose_success_a_failover_lost_is_none_that_ended_the_process"
+            ),
+        ),
+    ),
+    Mutant(
         "read again for a stream that was lost",
         (Edit("outboxkit/consumer.py", "if stream not in self._reading.subscriptions:", "if False:"),),
         (case("tests/simulation/test_simulation.py::test_what_seeds_have_found_does_not_come_back"),),
