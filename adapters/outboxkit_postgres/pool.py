@@ -12,6 +12,7 @@ import asyncpg
 from outboxkit.cancellation import uninterrupted
 from outboxkit.errors import ConfigurationError, StoreError, StoreUnavailableError
 from outboxkit_postgres.address import Address
+from outboxkit_postgres.arrays import know_arrays
 from outboxkit_postgres.connection import AsyncpgLink, AsyncpgUnit, WorkLink, unwrapped, whole_transaction
 from outboxkit_postgres.failures import meaning, sqlstate
 from outboxkit_postgres.link import BY_INDEX, Link
@@ -63,6 +64,7 @@ class AsyncpgPool:
                 min_size=0,  # the look at the server has shown that connecting works; asyncpg logs each floor it cannot hold
                 max_size=self._address.max_connections,
                 timeout=self._address.connect_seconds,
+                init=know_arrays,
                 reset=self._reset,
                 **self._session(),
             )
@@ -97,9 +99,14 @@ class AsyncpgPool:
             if self._address.isolation is None:
                 self._isolation = level
 
+    async def _connection(self, **options: Any) -> Any:
+        raw: Any = await asyncpg.connect(self._address.dsn, timeout=self._address.connect_seconds, **options)
+        await know_arrays(raw)
+        return raw
+
     @asynccontextmanager
     async def _connected(self, **options: Any) -> AsyncGenerator[Any, None]:
-        raw: Any = await asyncpg.connect(self._address.dsn, timeout=self._address.connect_seconds, **options)
+        raw = await self._connection(**options)
         try:
             yield raw
         finally:
@@ -168,7 +175,7 @@ class AsyncpgPool:
         if self._reader is None or self._reader.is_closed():
             session = self._session()
             session["server_settings"] |= dict.fromkeys(BY_INDEX, "off")
-            raw: Any = await asyncpg.connect(self._address.dsn, timeout=self._address.connect_seconds, **session)
+            raw = await self._connection(**session)
             if self._pool is None:
                 raw.terminate()
                 self._refuse()

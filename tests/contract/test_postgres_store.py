@@ -1,7 +1,9 @@
 """The Postgres store keeps the contract."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Iterator
+from typing import Any
 
+import asyncpg
 import pytest
 
 from outboxkit.testing import StoreContract
@@ -14,6 +16,20 @@ class TestPostgresStore(StoreContract):
     def database(self, postgres_url: str) -> None:
         self.url = postgres_url
         self.made = 0
+
+    @pytest.fixture(autouse=True)
+    def nothing_is_asked_about_types(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        """A new connection has no round trips but those that were meant."""
+        connection: Any = asyncpg.Connection
+        introspect, asked = connection._introspect_types, list[int]()
+
+        async def introspecting(raw: Any, types: Collection[int], timeout: float | None) -> Any:
+            asked.extend(types)
+            return await introspect(raw, types, timeout)
+
+        monkeypatch.setattr(connection, "_introspect_types", introspecting)
+        yield
+        assert not asked
 
     @pytest.fixture
     async def store(self) -> AsyncIterator[PostgresStore]:

@@ -35,7 +35,7 @@ _LOG_CHARACTERS = 3000
 @click.option("--sample", type=int, help="So many cases only, drawn from the seed.")
 @click.option("--share", type=(int, int), default=(1, 1), help="2 4: the second quarter, the same cases each time.")
 @click.option("--minutes", type=float, help="Begin with nothing more after so long.")
-@click.option("--side-by-side", default=6, show_default=True, help="Cases at once.")
+@click.option("--side-by-side", default=4, show_default=True, help="Cases at once.")
 @click.option("--act", type=click.Choice(ACTS), help="With --point: where it is.")
 @click.option("--point", help="This point alone.")
 @click.option("--fault", type=click.Choice(FAULTS), help="This fault alone.")
