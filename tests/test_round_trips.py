@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from benchmarks.servers import client
 from outboxkit import App, ConsumerSettings, RelaySettings, Settings, UnitOfWork
@@ -252,6 +253,24 @@ async def test_consuming_costs_two_statements_a_message_and_a_few_hops_to_the_th
     # A transaction takes 1, 2, 4 and so on up to a batch.
     assert called["xack"] <= BATCHES + 10
     assert called["xreadgroup"] <= BATCHES + 10
+
+
+async def test_a_message_alone_in_its_transaction_costs_five_round_trips_and_a_reset_on_postgres(
+    postgres_url: str, tmp_path: Path, redis_url: str
+) -> None:
+    """The transaction's beginning, the floor, the effect, a look whether all is well, the commit."""
+    await ask(postgres_url, "CREATE TABLE effect (number bigint)")
+    alone = structs.replace(SETTINGS, consumer=structs.replace(SETTINGS.consumer, transaction_messages=1))
+    async with PostgresCycles(postgres_url).running() as cycles, redis_at(redis_url) as redis:
+        await stock(redis, redis_url, tmp_path)
+        app = App("reader", store=cycles.url, broker=redis_url, settings=alone)
+        seen: list[int] = []
+        handle(app, "async", seen)
+        await app.migrate()
+        before = cycles.count
+        async with app.running(relay=False):
+            await until(lambda: len(seen) == MESSAGES)
+            assert cycles.count - before <= 6.3 * MESSAGES
 
 
 @pytest.mark.parametrize(("kind", "most"), [("async", 1.5), ("list", 0.5)])

@@ -39,10 +39,13 @@ _SUSPECT = """
     SELECT tried_major, tried_minor FROM before
 """
 
-# All on the one row: whoever changes what it says holds it, so that what is compared is so as it is now.
+# All on the one row: whoever changes what it says holds it, so that what is compared is so as it is now. Whether anything waits
+# may be as it was before that was waited for, which is all the same: had anybody settled what is new, the floor would stand
+# elsewhere.
 _MOVE_OVER = """
     UPDATE {floor} SET major = $5, minor = $6, digest = $7
-    WHERE id = $1 AND term = $2 AND (major, minor) = ($3, $4) AND NOT ragged RETURNING 1
+    WHERE id = $1 AND term = $2 AND (major, minor) = ($3, $4) AND NOT ragged
+    RETURNING EXISTS (SELECT FROM {inbox} WHERE floor_id = $1 AND state IN ('retry', 'parked', 'held'))
 """
 
 _AT = "SELECT major, minor FROM {floor} WHERE id = $1"
@@ -132,11 +135,14 @@ class FloorTables:
         if not await link.fetch(self._sql(_LOCK_TERM), subscription.id, subscription.term):
             raise subscription.lost()
 
-    async def move_over(self, link: Link, subscription: Subscription, start: Position, over: Floor) -> bool:
-        """Move a floor that stands at `start`, and hold it; False when it stands elsewhere, or something above it is known."""
-        return bool(
-            await link.fetch(self._sql(_MOVE_OVER), subscription.id, subscription.term, *start, *over.position, over.digest)
-        )
+    async def move_over(self, link: Link, subscription: Subscription, start: Position, over: Floor) -> bool | None:
+        """Move a floor that stands at `start`, and hold it.
+
+        Returns: whether any message waits; None when it stands elsewhere, or something above it is known.
+        """
+        values = (subscription.id, subscription.term, *start, *over.position, over.digest)
+        rows = await link.fetch(self._sql(_MOVE_OVER), *values)
+        return rows[0][0] if rows else None
 
     async def at(self, link: Link, floor_id: int) -> Position:
         """Return where a floor stands that is held."""

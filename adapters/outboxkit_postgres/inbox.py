@@ -5,7 +5,7 @@ for each that fails. Any other has a row for each message until the floor comes 
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from outboxkit.inbox import Floor, Outcome, Subscription
 from outboxkit.linked import back_from, floor_over, is_linked
@@ -63,6 +63,16 @@ _FAIL = """
 """
 
 
+class Received(NamedTuple):
+    """What is new of some deliveries."""
+
+    fresh: Sequence[Delivery]
+    over: Floor | None = None
+    """Where the floor is now, if it was moved over that."""
+    waits: bool = True
+    """Whether any earlier message may wait."""
+
+
 class InboxTables:
     """The statements that settle messages; each method takes the connection it runs on."""
 
@@ -72,26 +82,22 @@ class InboxTables:
         self.waiting = WaitingTables(names, self.floors, plain_texts=plain_texts)
         self.storable = self.waiting.storable
 
-    async def receive(
-        self, link: Link, subscription: Subscription, deliveries: Sequence[Delivery]
-    ) -> tuple[Sequence[Delivery], Floor | None]:
-        """See `outboxkit.store.Transaction.receive`.
-
-        Returns: what is new, and where the floor is now if it was moved over that.
-        """
+    async def receive(self, link: Link, subscription: Subscription, deliveries: Sequence[Delivery]) -> Received:
+        """See `outboxkit.store.Transaction.receive`."""
         if not deliveries:
-            return [], None
+            return Received([])
         if is_linked(deliveries):
             over = floor_over(deliveries[-1])
-            if await self.floors.move_over(link, subscription, deliveries[0].prev, over):
-                return list(deliveries), over
+            waits = await self.floors.move_over(link, subscription, deliveries[0].prev, over)
+            if waits is not None:
+                return Received(list(deliveries), over, waits)
         rows = await link.fetch(self._sql(_RECEIVE), subscription.id, subscription.term, *_rows(deliveries))
         if not rows:
             raise subscription.lost()
         inserted = {tuple(row) for row in rows}
         # Once each, should one be given twice.
         fresh = {delivery.position: delivery for delivery in deliveries if delivery.position in inserted}
-        return list(fresh.values()), None
+        return Received(list(fresh.values()))
 
     async def settle(
         self, link: Link, subscription: Subscription, outcomes: Sequence[Outcome], over: Floor | None = None

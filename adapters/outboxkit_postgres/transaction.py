@@ -57,6 +57,8 @@ class PostgresTransaction:
         self._committed = committed
         self._over: dict[int, Floor] = {}
         """By subscription: where a floor is that was moved over deliveries which have no outcome yet."""
+        self._free: set[int] = set()
+        """Subscriptions of which no message waits, as was seen with their floor."""
         self._ending = False
         """From here on nothing more may be asked of the transaction."""
         self.finished = False
@@ -120,15 +122,19 @@ class PostgresTransaction:
         """See `outboxkit.store.Transaction.receive`."""
         self._require_open()
         with self._translated():
-            fresh, over = await self._inbox.receive(self._unit, subscription, deliveries)
+            received = await self._inbox.receive(self._unit, subscription, deliveries)
         self._over.pop(subscription.id, None)
-        if over:
-            self._over[subscription.id] = over
-        return fresh
+        if received.over:
+            self._over[subscription.id] = received.over
+        if not received.waits:
+            self._free.add(subscription.id)
+        return received.fresh
 
     async def blocked(self, subscription: Subscription, keys: Collection[str]) -> Collection[str]:
         """See `outboxkit.store.Transaction.blocked`."""
         self._require_open()
+        if subscription.id in self._free:
+            return ()
         with self._translated():
             return await self._inbox.waiting.blocked(self._unit, subscription, keys)
 
@@ -147,6 +153,7 @@ class PostgresTransaction:
     async def settle(self, subscription: Subscription, outcomes: Sequence[Outcome]) -> Floor:
         """See `outboxkit.store.Transaction.settle`."""
         self._require_open()
+        self._free.discard(subscription.id)  # what fails waits from here on
         with self._translated():
             return await self._inbox.settle(self._unit, subscription, outcomes, self._over.pop(subscription.id, None))
 

@@ -31,12 +31,6 @@ _GATHER = at_positions("""
     FROM at WHERE i.ctid = at.place
 """)
 
-# The start of the partial index.
-_ANY = "SELECT 1 FROM {inbox} WHERE floor_id = $1 AND state IN ('retry', 'parked', 'held') LIMIT 1"
-
-_MANY = 16
-"""Keys for which it is first asked whether anything waits at all, which is seldom: they need not be sent then."""
-
 _BLOCKED = """
     SELECT key FROM unnest($2::text[]) AS key WHERE EXISTS (
         SELECT FROM {inbox} i WHERE i.floor_id = $1 AND i.key = key.key AND i.state IN ('retry', 'parked', 'held'))
@@ -103,8 +97,6 @@ class WaitingTables:
 
     async def blocked(self, link: Link, subscription: Subscription, keys: Collection[str]) -> Collection[str]:
         """See `outboxkit.store.Transaction.blocked`. A statement after the lock, so that it sees what that waited for."""
-        if len(keys) >= _MANY and not await link.fetch(self._sql(_ANY), subscription.id):
-            return ()
         stored = {key: self.storable(key) for key in keys}
         found = {key for (key,) in await link.fetch(self._sql(_BLOCKED), subscription.id, list({*stored.values()}))}
         return {key for key, text in stored.items() if text in found}

@@ -35,6 +35,23 @@ class StoreLinkedContract:
         ((retry,), _) = await store.retries("group", 10)
         assert retry.delivery == behind, "its turn has come"
 
+    async def test_a_run_sees_what_waits_of_the_ones_before_it(self, store: Store, peer: Store) -> None:
+        stream = new_stream()
+        subscription, _ = await store.subscribe("group", stream)
+        first, fails, behind = deliveries(stream, [1, 2, 3])
+        async with store.transaction() as transaction:
+            assert await transaction.receive(subscription, [first]) == [first]
+            assert set(await transaction.blocked(subscription, ["key"])) == set()
+            await transaction.settle(subscription, [Outcome(first, "settled")])
+            assert await transaction.receive(subscription, [fails]) == [fails]
+            assert set(await transaction.blocked(subscription, ["key"])) == set()
+            await transaction.settle(subscription, [Outcome(fails, "retry", 1, 60.0, "boom", "id", "type", "key")])
+            assert set(await transaction.blocked(subscription, ["key"])) == {"key"}, "also in the same transaction"
+            await transaction.commit()
+        async with peer.transaction() as transaction:
+            assert await transaction.receive(subscription, [behind]) == [behind]
+            assert set(await transaction.blocked(subscription, ["key", "other"])) == {"key"}
+
     async def test_what_was_not_tried_of_a_run_comes_again_and_nothing_else_of_it(self, store: Store, peer: Store) -> None:
         stream = new_stream()
         subscription, _ = await store.subscribe("group", stream)
