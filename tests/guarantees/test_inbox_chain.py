@@ -150,7 +150,7 @@ class Attack:
         self.publisher = SQLiteDatabase(folder / "publisher.db")
         self.observer = Counting()
         self.published = 0
-        self.attacked, self.finished = asyncio.Event(), asyncio.Event()
+        self.attacked, self.silent, self.finished = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     def app(self, name: str, store: str, broker: str | RedisBroker, reader: str) -> App:
         settings = msgspec.structs.replace(SETTINGS, partitions={"chain": self.side.partitions})
@@ -187,6 +187,7 @@ class Attack:
                 await anyio.sleep(self.rng.random() * self.side.pause_seconds)
                 while self.published - self.observer.count["settled"] > BACKLOG and not self.attacked.is_set():
                     await anyio.sleep(0.02)
+            self.silent.set()
             await self.finished.wait()
 
     async def nemesis(self) -> None:
@@ -228,7 +229,7 @@ class Attack:
 
     async def watch(self) -> None:
         """End when everything is settled, or after the deadline: the assertions say which."""
-        await self.attacked.wait()
+        await self.silent.wait()  # what is being published just when the attack ends has to be settled, too
         with anyio.move_on_after(DEADLINE_SECONDS):
             while not await anyio.to_thread.run_sync(self.settled):  # beside the readers, not in their way
                 await anyio.sleep(0.1)
