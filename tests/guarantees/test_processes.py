@@ -74,13 +74,14 @@ async def processes(place: Place, broker: str, count: int) -> AsyncGenerator[Pro
             await process.wait()
 
 
-async def _publish(publisher: Publisher, published: list[int], over: anyio.Event) -> None:
+async def _publish(publisher: Publisher, published: list[int], over: anyio.Event, silent: anyio.Event) -> None:
     while not over.is_set():
         async with publisher.app.unit_of_work() as uow:
             for number in range(len(published), len(published) + 10):
                 uow.publish(Drawn(number))
         published.extend(range(len(published), len(published) + 10))
         await anyio.sleep(0.1)  # a steady stream, that outlasts every kind of fault
+    silent.set()
 
 
 async def test_kills_stops_and_joins_neither_double_an_effect_nor_break_the_order_of_a_key(
@@ -89,10 +90,10 @@ async def test_kills_stops_and_joins_neither_double_an_effect_nor_break_the_orde
     rng = random.Random(20)
     publisher, reader = await Publisher(place, redis_url).migrate(), await Reader(place, redis_url).migrate()
     published: list[int] = []
-    over = anyio.Event()
+    over, silent = anyio.Event(), anyio.Event()
     faults = 0
     async with publisher.app, processes(place, redis_url, 4) as group, anyio.create_task_group() as tasks:
-        tasks.start_soon(_publish, publisher, published, over)
+        tasks.start_soon(_publish, publisher, published, over, silent)
         await until(lambda: len(reader.noted()), lambda count: count > 100)
         tasks.start_soon(group.stop_for, group.any_running(rng), STOPPED_SECONDS)
         end = time.monotonic() + SECONDS
@@ -111,6 +112,7 @@ async def test_kills_stops_and_joins_neither_double_an_effect_nor_break_the_orde
             while len(group.alive) - len(group.stopped) < 3:
                 await group.join()
         over.set()
+        await silent.wait()  # or what is being published just now would be missing
         await until(lambda: len(reader.noted()), lambda count: count >= len(published), seconds=180)
     noted = reader.noted()
     assert faults > SECONDS / 3
