@@ -6,7 +6,8 @@ from outboxkit import App
 _AT_ONCE = 100_000
 
 _FLOOR = """
-    INSERT INTO outboxkit_floor ("group", topic, partition, source, major, minor) VALUES ('past', 'past', 0, 'past', 0, 0)
+    INSERT INTO outboxkit_floor (id, "group", topic, partition, source, major, minor)
+    VALUES (1, 'past', 'past', 0, 'past', 0, 0)
 """
 
 _SETTLE = {

@@ -5,11 +5,21 @@ above it, waits for a retry or behind one, or is dead. What decides who runs is 
 floor, compared and moved over a run that goes on right there (see `outboxkit.linked`).
 """
 
+import os
 from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol
 
 from outboxkit.errors import LeaseLostError
 from outboxkit.message import ORIGIN, Delivery, Position, Stream, made
+
+
+def new_subscription_id() -> int:
+    """Return the id for a new subscription: 62 bits by chance, and so never one that was given out before.
+
+    A database that counts gives one out again after a failover that took back how far it was. Then whoever still had a
+    subscription that was lost with it would settle another stream's messages under its id.
+    """
+    return int.from_bytes(os.urandom(8), "big") >> 2
 
 
 class Subscription(NamedTuple):
@@ -109,7 +119,7 @@ class InboxStore(Protocol):
     """What a store does about the inbox outside the transactions in which messages are settled."""
 
     async def subscribe(self, group: str, stream: Stream, floor: Position = ORIGIN) -> tuple[Subscription, Position]:
-        """Return the group's subscription and its floor; made with `floor` if there was none."""
+        """Return the group's subscription and its floor; made with `floor`, and a `new_subscription_id`, if there was none."""
         ...
 
     async def floor_of(self, group: str, stream: Stream) -> Floor | None:

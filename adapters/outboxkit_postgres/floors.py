@@ -11,7 +11,7 @@ transaction then does, so that no two can wait for each other here.
 
 from collections.abc import Sequence
 
-from outboxkit.inbox import Floor, Subscription
+from outboxkit.inbox import Floor, Subscription, new_subscription_id
 from outboxkit.message import Position, Stream
 from outboxkit_postgres.link import Link, Row
 from outboxkit_postgres.names import Names
@@ -21,7 +21,7 @@ _GET_FLOOR = """
 """
 
 _ADD_FLOOR = """
-    INSERT INTO {floor} ("group", topic, partition, source, major, minor) VALUES ($1, $2, $3, $4, $5, $6)
+    INSERT INTO {floor} (id, "group", topic, partition, source, major, minor) VALUES ($1, $2, $3, $4, $5, $6, $7)
     ON CONFLICT ("group", topic, partition, source) DO NOTHING
 """
 
@@ -110,7 +110,7 @@ class FloorTables:
 
     async def subscribe(self, link: Link, group: str, stream: Stream, floor: Position) -> tuple[Subscription, Position]:
         """See `outboxkit.inbox.InboxStore.subscribe`."""
-        await link.fetch(self._sql(_ADD_FLOOR), group, *stream, *floor)
+        await link.fetch(self._sql(_ADD_FLOOR), new_subscription_id(), group, *stream, *floor)
         id, major, minor, _, term = (await link.fetch(self._sql(_GET_FLOOR), group, *stream))[0]
         return Subscription(id, group, stream, term), Position(major, minor)
 

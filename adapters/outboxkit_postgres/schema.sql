@@ -127,7 +127,7 @@ CREATE TABLE {schema}.{prefix}member (
 
 -- Up to where a group has settled everything of a stream, and which member reads it. Whoever changes a stream's inbox holds its row.
 CREATE TABLE {schema}.{prefix}floor (
-    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    id bigint PRIMARY KEY, -- drawn by chance, so that none is given out twice
     "group" text NOT NULL,
     topic text NOT NULL,
     partition integer NOT NULL,

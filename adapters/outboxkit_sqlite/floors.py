@@ -8,7 +8,7 @@ deleted, because being at or below it already means "seen".
 import sqlite3
 from collections.abc import Iterator
 
-from outboxkit.inbox import Floor, Subscription
+from outboxkit.inbox import Floor, Subscription, new_subscription_id
 from outboxkit.message import Position, Stream
 from outboxkit_sqlite.names import filled
 
@@ -16,7 +16,8 @@ _WALK_LIMIT = 10_000
 """Rows walked over in one transaction; what is left is walked in the next."""
 
 _ADD = """
-    INSERT INTO {floor} ("group", topic, partition, source, major, minor) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING
+    INSERT INTO {floor} (id, "group", topic, partition, source, major, minor) VALUES (?, ?, ?, ?, ?, ?, ?)
+    ON CONFLICT ("group", topic, partition, source) DO NOTHING
 """
 
 _OF_STREAM = """
@@ -61,7 +62,7 @@ class FloorTables:
         self, connection: sqlite3.Connection, group: str, stream: Stream, floor: Position
     ) -> tuple[Subscription, Position]:
         """See `outboxkit.inbox.InboxStore.subscribe`; within the caller's transaction."""
-        connection.execute(self._sql(_ADD), (group, *stream, *floor))
+        connection.execute(self._sql(_ADD), (new_subscription_id(), group, *stream, *floor))
         id, major, minor, _, term = connection.execute(self._sql(_OF_STREAM), (group, *stream)).fetchone()
         return Subscription(id, group, stream, term), Position(major, minor)
 

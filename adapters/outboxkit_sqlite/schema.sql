@@ -105,7 +105,7 @@ CREATE TABLE {prefix}member (
 
 -- Up to where a group has settled everything of a stream, and which member reads it.
 CREATE TABLE {prefix}floor (
-    id INTEGER PRIMARY KEY,
+    id INTEGER PRIMARY KEY, -- drawn by chance, so that none is given out twice
     "group" TEXT NOT NULL,
     topic TEXT NOT NULL,
     partition INTEGER NOT NULL,

@@ -16,7 +16,7 @@ from outboxkit.testing.contract_store_status import StoreStatusContract
 from outboxkit.testing.contract_store_transactions import StoreTransactionsContract
 from outboxkit.testing.contract_store_waiting import StoreWaitingContract
 from outboxkit.testing.contract_store_writers import StoreWritersContract
-from outboxkit.testing.rows import SOURCE, log_of, new_rows, publish
+from outboxkit.testing.rows import SOURCE, log_of, new_rows, new_stream, publish
 from outboxkit.testing.streams import raised
 
 
@@ -95,6 +95,17 @@ class StoreContract(
         (foreign,) = await store.check("another")
         assert SOURCE in foreign
         assert "another" in foreign
+
+    async def test_an_id_of_a_subscription_is_not_given_out_again_by_a_database_that_begins_anew(self) -> None:
+        """As one does that fails over: whoever had it before must not settle another stream's messages."""
+        given: list[int] = []
+        for _ in range(2):
+            store = self.fresh()
+            await store.migrate(SOURCE)
+            await store.open(SOURCE)
+            given += [(await store.subscribe("group", new_stream()))[0].id for _ in range(2)]
+            await store.aclose()
+        assert len(set(given)) == len(given)
 
     async def test_closing_twice_and_opening_again_is_fine(self) -> None:
         store = self.fresh()

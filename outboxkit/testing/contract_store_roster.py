@@ -112,6 +112,17 @@ class StoreRosterContract:
         assert await settle(peer, new, [second]) == [2]
         assert await peer.suspect(new, Position(9, 0)) == ORIGIN
 
+    async def test_whoever_has_a_subscription_that_is_gone_settles_nothing(self, store: Store) -> None:
+        """A failover has lost it: the database knows nothing of it."""
+        stream = new_stream()
+        (known,) = await claimed(store, "one", [stream])
+        gone = known._replace(id=known.id + 1)
+        (delivery,) = deliveries(stream, [1])
+        async with store.transaction() as transaction:
+            await raised(LeaseLostError, transaction.receive(gone, [delivery]))
+        await raised(LeaseLostError, store.suspect(gone, Position(9, 0)))
+        assert await settle(store, known, [delivery]) == [1]
+
     async def test_nobody_claims_a_stream_while_messages_of_it_are_being_settled(self, store: Store, peer: Store) -> None:
         """Also when its owner seems to be dead: it commits, or its transaction ends, first."""
         stream = new_stream()

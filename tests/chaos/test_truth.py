@@ -91,7 +91,8 @@ async def test_what_waits_visibly_is_not_lost_and_not_settled(world: World) -> N
     world.undo("audit", "orders", "a")
     audit = database_at(world.folder, "audit")
     audit.ask(
-        """INSERT INTO outboxkit_floor ("group", topic, partition, source, major, minor) VALUES ('audit', 'x', 0, 'x', 0, 0)"""
+        'INSERT INTO outboxkit_floor (id, "group", topic, partition, source, major, minor) '
+        "VALUES (1, 'audit', 'x', 0, 'x', 0, 0)"
     )
     for type, lost in (("posted", 1), ("ordered", 0)):
         envelope = json.dumps({"type": type, "data": {"unit": "a", "item": 0}}).encode()

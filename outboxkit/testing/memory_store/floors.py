@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from outboxkit.inbox import Floor, Subscription
+from outboxkit.inbox import Floor, Subscription, new_subscription_id
 from outboxkit.message import Position, Stream
 from outboxkit.testing.memory_store.rows import FloorRow, InboxRow, State
 
@@ -22,7 +22,7 @@ def subscribe(state: State, group: str, stream: Stream, floor: Position) -> tupl
     """See `outboxkit.inbox.InboxStore.subscribe`."""
     found = of_group(state, group).get(stream)
     if found is None:
-        found = state.count("floor"), FloorRow(group, stream, floor)
+        found = new_subscription_id(), FloorRow(group, stream, floor)
         state.floors.put(*found)
     id, row = found
     return row.subscription(id), row.position
