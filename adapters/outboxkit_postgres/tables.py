@@ -6,17 +6,15 @@ from datetime import datetime
 from typing import Any, NoReturn
 
 from outboxkit.cancellation import uninterrupted
-from outboxkit.errors import ConfigurationError, OutboxkitError, StoreError, TransactionLostError
+from outboxkit.errors import ConfigurationError, OutboxkitError, TransactionLostError
 from outboxkit.later import Period
-from outboxkit.message import ORIGIN, LogEntry, OutboxRow, Position, Stream
-from outboxkit.store import Progress
+from outboxkit.message import OutboxRow, Position, Stream
 from outboxkit_postgres import schema
 from outboxkit_postgres.census import PostgresCensus
 from outboxkit_postgres.comparison import compare
 from outboxkit_postgres.consuming import ConsumingTables
 from outboxkit_postgres.database import Database
 from outboxkit_postgres.failures import is_conflict, meaning, went_away
-from outboxkit_postgres.growth import Growth
 from outboxkit_postgres.inbox import InboxTables
 from outboxkit_postgres.later import LaterTables
 from outboxkit_postgres.leases import LeaseTable
@@ -27,13 +25,14 @@ from outboxkit_postgres.opened import Tables
 from outboxkit_postgres.outbox import OutboxTable
 from outboxkit_postgres.progress import ProgressTables
 from outboxkit_postgres.rebasing import rebase
+from outboxkit_postgres.relaying import RelayingTables
 from outboxkit_postgres.retained import PostgresRetainedLog
 from outboxkit_postgres.roster import RosterTables
 from outboxkit_postgres.ticks import TickLog
 from outboxkit_postgres.transaction import PostgresTransaction
 
 
-class PostgresTables(ConsumingTables):
+class PostgresTables(ConsumingTables, RelayingTables):
     """One app's outbox and inbox in a Postgres database, reached in whatever way.
 
     Args:
@@ -48,9 +47,6 @@ class PostgresTables(ConsumingTables):
         super().__init__(database)
         self._prefix = prefix
         self._schema = schema
-        self._growth = Growth(database)
-        self._read_up: tuple[Position, int] = (ORIGIN, 0)
-        """A position behind which no tick up to this one holds anything."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._database.name!r})"
@@ -88,9 +84,9 @@ class PostgresTables(ConsumingTables):
             census=PostgresCensus(names, source, self._work),
             retained=PostgresRetainedLog(names, source, self._work),
         )
-        self._read_up = ORIGIN, 0
         self._growth.start(names.channel)
-        self._read_at, self._due_at = self._growth.next("log"), self._growth.next("later")
+        self._begin_reading()
+        self._due_at = self._growth.next("later")
 
     async def aclose(self) -> None:
         """See `outboxkit.store.Store.aclose`."""
@@ -184,75 +180,6 @@ class PostgresTables(ConsumingTables):
     def expect_growth(self) -> None:
         """A commit is coming that nobody will tell of: look often for a while."""
         self._growth.expect()
-
-    # the log
-
-    async def read(self, after: Position, limit: int, max_bytes: int) -> Sequence[LogEntry]:
-        """See `outboxkit.store.Store.read`."""
-        grown = self._growth.next("log")
-        entries, newest = await self._following(after, limit, max_bytes)
-        caught_up = not entries or self._read_up == (entries[-1].position, newest)
-        self._read_at = grown if caught_up else self._growth.past
-        return entries
-
-    async def _following(self, after: Position, limit: int, max_bytes: int) -> tuple[Sequence[LogEntry], int | None]:
-        """Return the entries that follow, and the newest tick if it was looked for."""
-        known, tick = self._read_up
-        if known != after:
-            tick = after.major
-            if entries := await self._read(after, limit, max_bytes):
-                return entries, None
-        while True:
-            following, newest = await self._tick_after(tick)
-            if following is None:
-                self._read_up = after, tick
-                return [], newest
-            tick = following
-            if entries := await self._read(Position(tick, 0), limit, max_bytes):
-                return entries, newest
-
-    async def _read(self, after: Position, limit: int, max_bytes: int) -> Sequence[LogEntry]:
-        ticks = self._opened().ticks
-        async with self.translated(), self._database.reading() as link:
-            page = await ticks.read(link, after, limit, max_bytes)
-        if page.complete:
-            last = page.entries[-1].position
-            self._read_up = last, last.major  # so that going on there begins with a look for the next tick
-        return page.entries
-
-    async def _tick_after(self, tick: int) -> tuple[int | None, int]:
-        """Return the tick that follows one, made if there are rows for it (None when there are none), and the newest."""
-        async with self._link() as (tables, link):
-            last = await tables.ticks.make_tick(link, tick)
-            if last < tick:
-                self._read_up = ORIGIN, 0  # or this would be said again for a cursor that is below what went away
-                # Or nobody would make the next tick. A relay takes this for an interruption, and looks where everything stands.
-                raise StoreError(
-                    f"{self._database.name}: the log ends at tick {last} and has been read up to {tick}: the database went "
-                    "back in time (a failover that lost commits, a restored backup)"
-                )
-            if last <= tick + 1:
-                return (None if last == tick else last), last
-            return await tables.ticks.next_tick(link, tick), last
-
-    async def find(self, stream: Stream, position: Position) -> bytes | None:
-        """See `outboxkit.store.Store.find`."""
-        async with self._link() as (tables, link):
-            return await tables.ticks.find(link, stream, position)
-
-    async def wait(self, seconds: float) -> None:
-        """See `outboxkit.store.Store.wait`."""
-        await self._growth.wait(seconds, self._read_at)
-
-    async def progress(self) -> Progress:
-        """See `outboxkit.store.Store.progress`."""
-        async with self._link() as (tables, link):
-            return await tables.progress.load(link)
-
-    async def save_progress(self, progress: Progress) -> None:
-        """See `outboxkit.store.Store.save_progress`."""
-        async with self._link() as (tables, link):
-            await tables.progress.save(link, progress)
 
     async def rebase(self, divergences: Mapping[Stream, tuple[Position, Position]]) -> int:
         """See `outboxkit.store.Store.rebase`."""
