@@ -96,8 +96,8 @@ MUTANTS = (
         (
             Edit(
                 "adapters/outboxkit_postgres/inbox.py",
-                "        return list(fresh.values()), None",
-                "        return list({delivery.position: delivery for delivery in deliveries}.values()), None",
+                "        return Received(list(fresh.values()))",
+                "        return Received(list({delivery.position: delivery for delivery in deliveries}.values()))",
             ),
         ),
         (case(f"{_POSTGRES}::test_a_delivery_is_new_once"), chaos("postgres", 0.3, 6)),
@@ -197,7 +197,7 @@ MUTANTS = (
     ),
     Mutant(
         "the floor is moved over what is known above it, on Postgres",
-        (Edit("adapters/outboxkit_postgres/floors.py", " AND NOT ragged RETURNING 1", " RETURNING 1"),),
+        (Edit("adapters/outboxkit_postgres/floors.py", " AND NOT ragged\n    RETURNING", "\n    RETURNING"),),
         (case(f"{_POSTGRES}::test_a_run_with_something_settled_before_in_it_brings_only_the_rest"),),
     ),
     Mutant(
