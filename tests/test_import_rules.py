@@ -33,6 +33,20 @@ def test_importing_outboxkit_imports_no_adapter_and_no_driver() -> None:
     assert [module for module in modules if module.startswith(FOREIGN)] == []
 
 
+def test_what_helps_with_tests_imports_without_any_extra() -> None:
+    """Users' tests have brokers and stores in memory from it, adapters their contracts, and the demo its servers."""
+    program = """
+import sys, importlib, pkgutil
+sys.modules |= dict.fromkeys(("pytest", "asyncpg", "sqlalchemy", "psycopg", "hypothesis", "alembic", "pydantic"))
+import outboxkit.testing
+for found in pkgutil.walk_packages(outboxkit.testing.__path__, "outboxkit.testing."):
+    if found.name != "outboxkit.testing.certificates":  # pytest's plugin
+        importlib.import_module(found.name)
+print(len(sys.modules))
+"""
+    assert int(python(program)) > 100
+
+
 def test_asking_for_one_adapter_imports_no_other() -> None:
     program = (
         "import sys, json; from outboxkit.adapters import store_of; store_of('sqlite:///shop.db'); "

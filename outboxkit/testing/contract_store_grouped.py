@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 import anyio
 import anyio.lowlevel
-import pytest
 
 from outboxkit.errors import ConfigurationError
 from outboxkit.message import OutboxRow
 from outboxkit.store import Store, Transaction
 from outboxkit.testing.rows import envelopes, log_of, new_rows
+from outboxkit.testing.streams import raised
 
 DEADLINE_SECONDS = 30.0
 _MANY = 40
@@ -39,8 +39,8 @@ class StoreGroupedContract:
     async def test_a_store_without_a_thread_groups_nothing(self, store: Store) -> None:
         if store.runs_plain_functions:
             return
-        with pytest.raises(ConfigurationError, match="not driven from a thread"):
-            await store.grouped(_Writing())
+        error = await raised(ConfigurationError, store.grouped(_Writing()))
+        assert "not driven from a thread" in str(error)
 
     async def test_what_waits_together_is_committed_in_the_order_it_came(self, store: Store, peer: Store) -> None:
         if not store.runs_plain_functions:
