@@ -1,14 +1,24 @@
 """The chain: what is missing before an entry, and when that is gone for good."""
 
+from collections.abc import Sequence
+from typing import Any
+
+from outboxkit import App
 from outboxkit.broker import Append
 from outboxkit.chain import Chain
+from outboxkit.consumer import Consumer
+from outboxkit.encoding import Encoder
 from outboxkit.hand import Hand
+from outboxkit.handling import Handling
 from outboxkit.inbox import Floor
-from outboxkit.message import ORIGIN, LogEntry, Position, Stream
+from outboxkit.membership import Membership
+from outboxkit.message import ORIGIN, Delivery, LogEntry, Position, Stream
 from outboxkit.observe import Observer
+from outboxkit.slots import Slots
 from outboxkit.testing.memory_broker import MemoryBroker
 from outboxkit.testing.memory_store import MemoryStore
 from outboxkit.testing.rows import deliveries, new_stream
+from tests.services import QUICK
 
 GROUP = "mail"
 
@@ -73,3 +83,31 @@ async def test_what_we_settled_and_a_failover_took_back_is_told_as_gone_once_it_
     await held.broker.trim(held.stream, Position(7, 0))
     await held.mend()
     assert held.gone.told == [(Position(1, 0), Position(6, 0))]
+
+
+class Asked(MemoryBroker):
+    def __init__(self) -> None:
+        super().__init__()
+        self.ranges = 0
+
+    async def range(self, stream: Stream, *, after: Position, upto: Position | None, limit: int) -> Sequence[Delivery]:
+        self.ranges += 1
+        return await super().range(stream, after=after, upto=upto, limit=limit)
+
+
+async def test_for_an_entry_that_arrives_after_its_stream_was_lost_nothing_is_read_again() -> None:
+    """It is let go, and so would be what is missing before it, which would be missed once more before the next."""
+    held = Held()
+    held.broker = Asked()
+    await held.begin(floor=1)
+    app = App("mail", store=held.store, broker=held.broker)
+    handling = Handling(GROUP, {}, held.store, Encoder(app.name, QUICK), QUICK.retry, Observer())
+    membership = Membership(held.store, GROUP, "member", [held.stream.topic], QUICK.consumer.lease_seconds)
+    consumer: Any = Consumer(
+        handling, Slots.of(1), membership, [held.stream.topic], "reader", held.broker, QUICK.consumer, Observer()
+    )
+    assert await consumer._linked(deliveries(held.stream, [7], before=6)) == []
+    assert held.broker.ranges == 0
+    await consumer._reading.start({held.stream: (await held.store.subscribe(GROUP, held.stream))[0]})
+    await consumer._linked(deliveries(held.stream, [7], before=6))
+    assert held.broker.ranges > 0, "while it is ours it is"

@@ -290,7 +290,7 @@ MUTANTS = (
     Mutant(
         "read again for a stream that was lost",
         (Edit("outboxkit/consumer.py", "if stream not in self._reading.subscriptions:", "if False:"),),
-        (case("tests/simulation/test_simulation.py::test_what_seeds_have_found_does_not_come_back"),),
+        (case("tests/test_chain.py::test_for_an_entry_that_arrives_after_its_stream_was_lost_nothing_is_read_again"),),
     ),
     Mutant(
         "a loss is taken for none",
