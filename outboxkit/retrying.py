@@ -114,7 +114,7 @@ class Retrier:
     async def _try_alone(self, begun: Retry) -> None:
         try:
             outcomes = await again_on_conflict(partial(self._try, begun.subscription, [begun], 0.0))
-            if not outcomes.failed:
+            if outcomes.tried and not outcomes.failed:  # else it was another process that ran it
                 self._succeeded.append(_attempt(begun))
         except (ConflictError, TransactionLostError) as error:
             await again_on_conflict(partial(self._handling.blame, begun.subscription, begun.delivery, error, begun))
