@@ -39,5 +39,6 @@ _TYPES = [
 
 async def know_arrays(raw: Any) -> None:
     """Tell a new connection what arrays are."""
-    with contextlib.suppress(AttributeError):  # asyncpg promises no such method: without it, it asks
+    # asyncpg promises neither the method nor what it takes. Without it, it asks.
+    with contextlib.suppress(AttributeError, LookupError, TypeError):
         raw.get_settings().register_data_types(_TYPES)

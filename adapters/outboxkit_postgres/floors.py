@@ -41,7 +41,7 @@ _SUSPECT = """
 
 # All on the one row: whoever changes what it says holds it, so that what is compared is so as it is now. Whether anything waits
 # may be as it was before that was waited for, which is all the same: had anybody settled what is new, the floor would stand
-# elsewhere.
+# elsewhere or be ragged. A dead letter that is retried at that very moment comes after these, as if it had been a moment later.
 _MOVE_OVER = """
     UPDATE {floor} SET major = $5, minor = $6, digest = $7
     WHERE id = $1 AND term = $2 AND (major, minor) = ($3, $4) AND NOT ragged
