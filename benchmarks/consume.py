@@ -26,9 +26,13 @@ async def measure(store: str, messages: int, rounds: int, tick: Callable[[], Non
         await stock(server.url, messages)
         results: list[Round] = []
         times: list[float] = []
+        raw_times: list[float] = []
         for number in range(rounds):
             limit = await raw.settle(await place.fresh(), messages, LIMIT_BATCH)
             one_by_one = await raw.settle_one_by_one(await place.fresh(), min(messages, _MOST_ONE_BY_ONE))
+            if store == "postgres":
+                together = await raw.settle_together(await place.fresh(), messages, LIMIT_BATCH)
+                raw_times.append(together / one_by_one)
             spent = await consume_once(await place.fresh(), server.url, f"round-{number}", messages, handle_each)
             results.append(Round.of(messages, spent, limit))
             times.append(results[-1].rate / one_by_one)
@@ -41,6 +45,9 @@ async def measure(store: str, messages: int, rounds: int, tick: Callable[[], Non
             at_least=GOAL_POSTGRES if store == "postgres" else None,
         )
     ]
+    if raw_times:
+        # A statement for each message is a round trip, whoever sends it.
+        findings.append(Finding("raw_times_one_by_one", round(median(raw_times), 2), "x: the driver alone, without savepoints"))
     return Report.of("consume", store, messages, results, findings, at_least=GOAL_SQLITE if store == "sqlite" else None)
 
 

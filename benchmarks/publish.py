@@ -33,10 +33,14 @@ async def measure(store: str, messages: int, rounds: int, tick: Callable[[], Non
         overheads: list[float] = []
         events_own: list[float] = []
         one_by_one: list[float] = []
+        raw_events: list[float] = []
         for _ in range(rounds):
             at_once = AT_ONCE if store == "sqlite" else _CONNECTIONS
             limit = await raw.write(await place.fresh(), messages, at_once)
             driver = await raw.write(await place.fresh(), messages, 1) if store == "sqlite" else limit
+            if store == "postgres":
+                with_events = await raw.write_with_events(await place.fresh(), messages, at_once)
+                raw_events.append(_more_percent(messages / limit, messages / with_events))
             without = await publish_once(await place.fresh(), messages, rows_only)
             spent = await publish_once(await place.fresh(), messages, rows_and_events)
             results.append(Round.of(messages, spent, limit))
@@ -48,6 +52,9 @@ async def measure(store: str, messages: int, rounds: int, tick: Callable[[], Non
         Finding("overhead_percent", round(median(overheads), 1), "% beside the driver", at_most=MOST_OVERHEAD_PERCENT),
         Finding("event_percent", round(median(events_own), 1), "% beside a unit of work without an event"),
     ]
+    if raw_events:
+        # A statement more is a round trip more, whoever sends it.
+        findings.append(Finding("raw_event_percent", round(median(raw_events), 1), "%: a row of an outbox by the driver alone"))
     if store == "sqlite":
         times = round(median(one_by_one), 2)
         findings.insert(1, Finding("times_one_by_one", times, "x one by one", at_least=GOAL_TIMES_ONE_BY_ONE))

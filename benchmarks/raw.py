@@ -24,6 +24,11 @@ async def settle(database: Database, messages: int, batch: int) -> float:
     return await _on_thread(raw_sqlite.settle, database, messages, batch)
 
 
+async def settle_together(database: Database, messages: int, batch: int) -> float:
+    """The same on Postgres without savepoints: as if no message ever failed."""
+    return await raw_postgres.settle(database.url, rows_of(messages), batch, alone=False)
+
+
 async def settle_one_by_one(database: Database, messages: int) -> float:
     """The same, a transaction for each message."""
     if database.store == "postgres":
@@ -46,6 +51,11 @@ async def write(database: Database, messages: int, at_once: int) -> float:
     if database.store == "postgres":
         return await raw_postgres.write(database.url, rows_of(messages), at_once)
     return await _on_thread(raw_sqlite.write, database, messages, at_once)
+
+
+async def write_with_events(database: Database, messages: int, at_once: int) -> float:
+    """The same on Postgres with a row of an outbox beside each effect; returns effects a second."""
+    return await raw_postgres.write(database.url, rows_of(messages), at_once, events=True)
 
 
 async def _on_thread(function: Callable[[Path, Rows, int], float], database: Database, messages: int, batch: int) -> float:

@@ -243,25 +243,29 @@ class Relay:
         if now < last:
             return "lost"
         accepted = (await self._store.progress()).last.get(stream)  # a rebase, or a twin, may have moved it
-        # What was removed since had been compared before: only what is below the last entry in the broker is removed.
-        if now == accepted or now <= (await self._store.retained.removed()).get(stream, ORIGIN):
-            self._doubted.discard(stream)
-            return "go on"
-        ours = await self._store.find(stream, now)
-        theirs = await self._broker.range(stream, after=now.before(), upto=now, limit=1)
-        if ours is not None and all(entry.envelope == ours for entry in theirs):
+        instead = None if now == accepted else await self._instead(stream, now)
+        if instead is None:
             self._doubted.discard(stream)
             return "go on"
         if stream not in self._halted:
             self._halted.add(stream)
-            there = "no entry" if ours is None else "another message"
             self._observer.halted(
                 stream,
-                f"the broker has come to {now}, where this outbox has {there}. Either the database went back in time (an older "
-                "backup, a failover that lost commits) or something else writes this stream. Its events wait in the outbox: "
-                "run `outboxkit rebase module:app` to continue above the broker's last position",
+                f"the broker has come to {now}, where this outbox has {instead}. Either the database went back in time (an "
+                "older backup, a failover that lost commits) or something else writes this stream. Its events wait in the "
+                "outbox: run `outboxkit rebase module:app` to continue above the broker's last position",
             )
         return "halt"
+
+    async def _instead(self, stream: Stream, position: Position) -> str | None:
+        """Return what our log has in place of an entry a stream ended with; None when it has that very entry, or had it."""
+        ours = await self._store.find(stream, position)
+        if ours is not None:
+            theirs = await self._broker.range(stream, after=position.before(), upto=position, limit=1)
+            return None if all(entry.envelope == ours for entry in theirs) else "another message"
+        # Asked after the look: the stream may have gone on since it ended there, and the entry been removed just now.
+        # Before that it was compared, as only what is below the last entry in the broker is removed.
+        return None if position <= (await self._store.retained.removed()).get(stream, ORIGIN) else "no entry"
 
     # now and then
 

@@ -34,6 +34,18 @@ class Failing(MemoryStore):
             raise StoreUnavailableError(f"away when asked for {what}")
 
 
+class Removing(MemoryStore):
+    """A store of which another process removes what nobody needs, at the moment when it is asked for an entry."""
+
+    removes = False
+
+    async def reach(self, what: str) -> None:
+        await super().reach(what)
+        if what == "find" and self.removes:
+            self.removes = False
+            assert (await self.retained.remove(ORIGIN, LAST, 10)).rows == 1
+
+
 class Losing(MemoryBroker):
     """A broker that loses a stream with the reply to what is appended to another."""
 
@@ -50,6 +62,16 @@ class Losing(MemoryBroker):
     def lose_the_last_of(self, stream: Stream) -> None:
         self._logs[stream].positions.pop()
         self._logs[stream].deliveries.pop()
+
+
+class Heard(Observer):
+    """Remembers each stream that was said to be stopped."""
+
+    def __init__(self) -> None:
+        self.halts: list[str] = []
+
+    def halted(self, stream: Stream, reason: str) -> None:
+        self.halts.append(reason)
 
 
 class Way:
@@ -71,12 +93,14 @@ class Way:
 
 
 @asynccontextmanager
-async def relaying(store: MemoryStore, broker: MemoryBroker, way: Any = None) -> AsyncGenerator[None, None]:
+async def relaying(
+    store: MemoryStore, broker: MemoryBroker, way: Any = None, observer: Observer | None = None
+) -> AsyncGenerator[None, None]:
     await store.migrate(SOURCE)
     await store.open(SOURCE)
     await broker.open()
     async with anyio.create_task_group() as running:
-        running.start_soon(Relay(store, way or broker, SETTINGS, Observer()).run)
+        running.start_soon(Relay(store, way or broker, SETTINGS, observer or Observer()).run)
         yield
         running.cancel_scope.cancel()
 
@@ -129,21 +153,40 @@ async def test_a_relay_that_comes_back_goes_on_behind_an_entry_that_retention_ha
     store, broker = MemoryStore(), Losing()
     way = Way(broker)
     async with relaying(store, broker, way):
-        await publish(store, new_rows())
-        await until(lambda: all_saved(store, Position(1, 0)))
-        way.is_cut = True
-        await until(lambda: way.missed > 1)
-        twin = anyio.CancelScope()
-        async with anyio.create_task_group() as others:
-            others.start_soon(_run_within, twin, Relay(store, broker, SETTINGS, Observer()))
-            await publish(store, new_rows())
-            await until(lambda: all_saved(store, Position(2, 0)))
-            twin.cancel()
-        _, second = await log_of(store)
+        _, second = await relayed_by_another(store, broker, way)
         assert (await store.retained.remove(ORIGIN, LAST, 10)).rows == 1
         broker.lose_the_last_of(second.stream)
         way.is_cut = False
         await until(lambda: ends(broker, second.stream), second.position.__eq__)
+
+
+async def test_an_entry_that_is_removed_while_it_is_compared_is_not_taken_for_a_strangers() -> None:
+    """Another one relayed, and what our relay knows as the end is removed while it looks whether that is its own."""
+    store, broker, heard = Removing(), Losing(), Heard()
+    way = Way(broker)
+    async with relaying(store, broker, way, heard):
+        _, second = await relayed_by_another(store, broker, way)
+        broker.lose_the_last_of(second.stream)
+        store.removes = True
+        way.is_cut = False
+        await until(lambda: ends(broker, second.stream), second.position.__eq__)
+    assert not store.removes
+    assert not heard.halts
+
+
+async def relayed_by_another(store: MemoryStore, broker: MemoryBroker, way: Way) -> Sequence[LogEntry]:
+    """Publish and relay an entry, cut the relay's way, and have another relay bring a second one; returns both."""
+    await publish(store, new_rows())
+    await until(lambda: all_saved(store, Position(1, 0)))
+    way.is_cut = True
+    await until(lambda: way.missed > 1)
+    twin = anyio.CancelScope()
+    async with anyio.create_task_group() as others:
+        others.start_soon(_run_within, twin, Relay(store, broker, SETTINGS, Observer()))
+        await publish(store, new_rows())
+        await until(lambda: all_saved(store, Position(2, 0)))
+        twin.cancel()
+    return await log_of(store)
 
 
 async def ends(broker: MemoryBroker, stream: Stream) -> Position:

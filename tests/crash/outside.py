@@ -28,9 +28,12 @@ _BROKER_FILE = "broker.db"
 _BROKER_TABLES = ("entries", "groups", "pending", "streams")
 
 
+_OUTSIDE = "outside"
+"""What connections from outside are called."""
+
 _END_SESSIONS = (
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-    "WHERE datname = %s AND pid <> pg_backend_pid() AND application_name <> 'outside'"
+    f"WHERE datname = %s AND pid <> pg_backend_pid() AND application_name <> '{_OUTSIDE}'"
 )
 
 
@@ -42,7 +45,7 @@ class Setting(NamedTuple):
         broker: the kind of the broker.
         folder: for files; each run has one in it.
         postgres_url: of a server where databases may be created; nothing where none is needed.
-        redis_url: of a database of a Redis that nobody else uses.
+        redis_url: of a database of a Redis that nobody else uses; not the first, where all connections begin.
     """
 
     store: StoreKind
@@ -114,7 +117,7 @@ class _Postgres(Database):
 
     def __init__(self, url: str, name: str) -> None:
         self.url = f"{url}?search_path={name}"
-        self._connection = psycopg.connect(url, options=f"-c search_path={name}", autocommit=True, application_name="outside")
+        self._connection = psycopg.connect(url, options=f"-c search_path={name}", autocommit=True, application_name=_OUTSIDE)
         self._connection.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(name)))
 
     def ask(self, query: str) -> list[Any]:
@@ -197,7 +200,7 @@ class Place:
     def _redis_do(self, work: Callable[[Any], object]) -> None:
         if self._setting.broker == "redis":
             driver: Any = redis.Redis  # its annotations are incomplete
-            with driver.from_url(self._setting.redis_url) as client:
+            with driver.from_url(self._setting.redis_url, client_name=_OUTSIDE) as client:
                 work(client)
 
     # what a broker may do to its users
@@ -220,8 +223,8 @@ class Place:
         self._broker_file_do(["DELETE FROM outboxkit_broker_pending"])
 
     def cut_connections(self) -> None:
-        """Have servers end the connections of everybody."""
-        self._redis_do(lambda client: client.client_kill_filter(_type="normal", skipme=True))
+        """Have servers end the connections of everybody, but not those of other runs."""
+        self._redis_do(lambda client: _end_connections(client, urlsplit(self._setting.redis_url).path[1:]))
         if self._setting.store == "postgres":
             with _server(self._setting) as server:
                 server.execute(_END_SESSIONS, [self._postgres_name])
@@ -260,6 +263,12 @@ def _restore(client: Any, path: Path) -> None:
     client.flushdb()
     for key, value in pickle.loads(path.read_bytes()).items():
         client.restore(key, 0, value)
+
+
+def _end_connections(client: Any, database: str) -> None:
+    for connection in client.client_list():
+        if connection["db"] == database and connection["name"] != _OUTSIDE:
+            client.client_kill_filter(_id=connection["id"])
 
 
 def _streams(client: Any) -> list[bytes]:

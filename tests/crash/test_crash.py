@@ -2,13 +2,17 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
+import redis
 
+from outboxkit.testing.redis_server import RedisServer
 from tests.crash.faults import FAULTS
 from tests.crash.matrix import Found, find, run
-from tests.crash.outside import BrokerKind, StoreKind
+from tests.crash.outside import BrokerKind, Place, Setting, StoreKind
 from tests.crash.protocol import Request
 from tests.crash.sites import ROOT, all_sites
 from tests.crash.tracing import Point
@@ -85,3 +89,14 @@ def test_a_point_is_read_as_it_is_written() -> None:
     for point in (Point("relay.Relay._copy#1", 3), Point("lease.Lease.turn#1+enter", 1)):
         assert Point.of(str(point)) == point
     assert Point.of("relay.Relay._copy#1") == ("relay.Relay._copy#1", 1)
+
+
+def test_cutting_the_connections_of_a_run_leaves_those_of_others(redis_binary: str, tmp_path: Path) -> None:
+    driver: Any = redis.Redis  # its annotations are incomplete
+    with RedisServer(redis_binary, options=("--databases", "3")) as server:
+        own, others = (f"{server.url}/{database}" for database in (1, 2))
+        with driver.from_url(own) as cut, driver.from_url(others) as spared:
+            before = cut.client_id(), spared.client_id()
+            Place(Setting("sqlite", "redis", str(tmp_path), redis_url=own), "cut").cut_connections()
+            assert cut.client_id() != before[0]
+            assert spared.client_id() == before[1]

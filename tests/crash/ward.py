@@ -79,7 +79,7 @@ class Ward:
             folder = Path(tempfile.mkdtemp(prefix="outboxkit-crash-", dir=_MEMORY if _MEMORY.is_dir() else None))
             opened.callback(shutil.rmtree, folder, ignore_errors=True)
             postgres_url = opened.enter_context(_postgres()).url() if self._store == "postgres" else ""
-            redis_url = opened.enter_context(_redis(self._side_by_side)).url if self._broker == "redis" else ""
+            redis_url = opened.enter_context(_redis(self._side_by_side + 1)).url if self._broker == "redis" else ""
             children = [_Child(self._setting(folder, postgres_url, redis_url, number)) for number in range(self._side_by_side)]
             for child in children:
                 opened.callback(child.close)
@@ -94,7 +94,7 @@ class Ward:
     def _setting(self, folder: Path, postgres_url: str, redis_url: str, number: int) -> Setting:
         own = folder / f"{folder.name[-8:].lower()}_{number}"
         own.mkdir()
-        url = f"{redis_url}/{number}" if redis_url else ""
+        url = f"{redis_url}/{number + 1}" if redis_url else ""
         return Setting(self._store, self._broker, str(own), postgres_url, url)
 
     def run(self, requests: Sequence[Request]) -> Generator[Report, None, None]:
