@@ -9,6 +9,7 @@ them, although the database forgot.
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
+from outboxkit.agreement import difference
 from outboxkit.broker import Broker
 from outboxkit.message import ORIGIN, LogEntry, Position, Stream
 from outboxkit.store import Store
@@ -41,14 +42,11 @@ async def divergences(store: Store, broker: Broker, source: str, topics: Collect
     progress = (await store.progress()).last
     registered = {stream for topic in topics for stream in await broker.streams(topic) if stream.source == source}
     last = await broker.last(registered | log.keys() | progress.keys())
-    removed = await store.retained.removed()
     found: list[Divergence] = []
     for stream, at in sorted(last.items()):
         agreed, ahead = log.get(stream, (ORIGIN, 0))
-        # What retention removed cannot be compared any more, and has been in the broker before.
-        explained = at in (ORIGIN, progress.get(stream)) or at <= removed.get(stream, ORIGIN)
-        explained = explained or await holds_same(store, broker, stream, at)
-        if not explained:
+        explained = at in (ORIGIN, progress.get(stream))
+        if not explained and await difference(store, broker, stream, at):
             found.append(Divergence(stream, agreed, at, ahead))
     return found
 
@@ -90,10 +88,3 @@ async def _same_from_start(broker: Broker, stream: Stream, entries: Sequence[Log
             break
         same += 1
     return same
-
-
-async def holds_same(store: Store, broker: Broker, stream: Stream, at: Position) -> bool:
-    """Whether the broker's entry at a position is the log's; one that the broker has trimmed is."""
-    ours = await store.find(stream, at)
-    theirs = await broker.range(stream, after=at.before(), upto=at, limit=1)
-    return ours is not None and all(entry.envelope == ours for entry in theirs)

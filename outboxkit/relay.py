@@ -25,6 +25,7 @@ from typing import Literal
 import anyio
 import anyio.lowlevel
 
+from outboxkit.agreement import difference
 from outboxkit.broker import Append, Broker
 from outboxkit.cancellation import alongside
 from outboxkit.config import RelaySettings
@@ -243,7 +244,7 @@ class Relay:
         if now < last:
             return "lost"
         accepted = (await self._store.progress()).last.get(stream)  # a rebase, or a twin, may have moved it
-        instead = None if now == accepted else await self._instead(stream, now)
+        instead = None if now == accepted else await difference(self._store, self._broker, stream, now)
         if instead is None:
             self._doubted.discard(stream)
             return "go on"
@@ -256,16 +257,6 @@ class Relay:
                 "outbox: run `outboxkit rebase module:app` to continue above the broker's last position",
             )
         return "halt"
-
-    async def _instead(self, stream: Stream, position: Position) -> str | None:
-        """Return what our log has in place of an entry a stream ended with; None when it has that very entry, or had it."""
-        ours = await self._store.find(stream, position)
-        if ours is not None:
-            theirs = await self._broker.range(stream, after=position.before(), upto=position, limit=1)
-            return None if all(entry.envelope == ours for entry in theirs) else "another message"
-        # Asked after the look: the stream may have gone on since it ended there, and the entry been removed just now.
-        # Before that it was compared, as only what is below the last entry in the broker is removed.
-        return None if position <= (await self._store.retained.removed()).get(stream, ORIGIN) else "no entry"
 
     # now and then
 

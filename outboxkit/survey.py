@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Literal
 import anyio
 import msgspec
 
+from outboxkit.agreement import difference
 from outboxkit.broker import Broker
 from outboxkit.cancellation import uninterrupted
 from outboxkit.census import Count, Reading
 from outboxkit.errors import BrokerError, EnvelopeError, OutboxkitError, StoreError
 from outboxkit.message import ORIGIN, Envelope, Position, Stream
-from outboxkit.rebase import holds_same
 from outboxkit.retained import KnownGroup
 from outboxkit.status import GroupStatus, KnownGroupStatus, RelayLease, Status, StreamStatus
 from outboxkit.store import Progress, Store
@@ -161,7 +161,7 @@ class Survey:
         for stream in self._own_streams():
             end = self._ends[stream]
             ahead = end > self._progress.last.get(stream, ORIGIN)
-            if ahead and not await holds_same(self._store, self._broker, stream, end):
+            if ahead and await difference(self._store, self._broker, stream, end):
                 accepted = (await self._store.progress()).last.get(stream)  # meanwhile, by a rebase
                 if end != accepted:
                     self._halted.add(stream)

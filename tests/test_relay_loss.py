@@ -11,6 +11,7 @@ from outboxkit.config import RelaySettings
 from outboxkit.errors import BrokerUnavailableError, StoreUnavailableError
 from outboxkit.message import LAST, ORIGIN, LogEntry, Position, Stream
 from outboxkit.observe import Observer
+from outboxkit.rebase import divergences
 from outboxkit.relay import Relay
 from outboxkit.retry import Backoff
 from outboxkit.testing import MemoryBroker, MemoryStore
@@ -172,6 +173,17 @@ async def test_an_entry_that_is_removed_while_it_is_compared_is_not_taken_for_a_
         await until(lambda: ends(broker, second.stream), second.position.__eq__)
     assert not store.removes
     assert not heard.halts
+
+
+async def test_rebase_takes_no_entry_that_is_removed_while_it_is_compared_for_a_strangers() -> None:
+    store, broker = Removing(), Losing()
+    way = Way(broker)
+    async with relaying(store, broker, way):
+        _, second = await relayed_by_another(store, broker, way)
+        broker.lose_the_last_of(second.stream)
+        store.removes = True
+        assert await divergences(store, broker, SOURCE, ["topic"]) == []
+        assert not store.removes
 
 
 async def relayed_by_another(store: MemoryStore, broker: MemoryBroker, way: Way) -> Sequence[LogEntry]:
