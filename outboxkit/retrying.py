@@ -7,6 +7,7 @@ is noted already is tried alone, one in the app at a time, and has its attempt c
 import contextlib
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import anyio
@@ -29,6 +30,15 @@ _SUCCESSES = 1_000
 """Successes that are remembered: more than a failover takes back, as each is of a message that was tried alone."""
 
 
+@dataclass
+class _Interrupted:
+    """An attempt that was begun and came to no end."""
+
+    begun: Retry
+    counted: bool
+    """Whether it is known to be counted still; else it is given back only while nobody else can have begun with one."""
+
+
 class Retrier:
     """Runs waiting messages of one group again.
 
@@ -41,8 +51,7 @@ class Retrier:
         self._handling = handling
         self._store = handling.store
         self._slots = slots
-        self._interrupted: list[Retry] = []
-        """Attempts that were begun and came to no end."""
+        self._interrupted: list[_Interrupted] = []
         self._succeeded = deque[tuple[int, Position, int]](maxlen=_SUCCESSES)
         """Attempts that were made alone and whose effect was committed: the subscription, the position, the attempt."""
         self._stopping = False
@@ -69,12 +78,11 @@ class Retrier:
     async def give_back(self) -> None:
         """Take back the attempts that were begun and then came to no end, as the database went away or we were stopped."""
         while self._interrupted:
-            begun = self._interrupted.pop()
+            attempt = self._interrupted.pop()
             try:
-                with contextlib.suppress(LeaseLostError):  # it counts, then
-                    await again_on_conflict(partial(self._give_back, begun))
+                await again_on_conflict(partial(self._give_back, attempt))
             except BaseException:  # whatever kept it from being given back: the next look tries again
-                self._interrupted.append(begun)
+                self._interrupted.append(attempt)
                 raise
 
     async def _retry_together(self, subscription: Subscription, due: Sequence[Retry], seconds: float) -> None:
@@ -101,14 +109,16 @@ class Retrier:
                 return
             if _attempt(retry) in self._succeeded:
                 # A failover took its commit back, but not that it was counted: it ended no process.
-                self._interrupted.append(retry._replace(begun=True))
+                self._interrupted.append(_Interrupted(retry._replace(begun=True), counted=True))
                 return
             begun = retry._replace(attempt=retry.attempt + 1, begun=True)
+            counted = False
             try:
-                if await again_on_conflict(partial(self._begin, retry, begun)):
+                if counted := await again_on_conflict(partial(self._begin, retry, begun)):
                     await self._try_alone(begun)
-            except (StoreUnavailableError, anyio.get_cancelled_exc_class()):
-                self._interrupted.append(begun)  # counted, or perhaps: the commit that counts it may be the one that failed
+            except (StoreUnavailableError, LeaseLostError, anyio.get_cancelled_exc_class()):
+                # Counted, or perhaps: the commit that counts it may be the one that failed.
+                self._interrupted.append(_Interrupted(begun, counted))
                 raise
 
     async def _try_alone(self, begun: Retry) -> None:
@@ -146,13 +156,26 @@ class Retrier:
         self._handling.committed(subscription, outcomes)
         return outcomes
 
-    async def _give_back(self, begun: Retry) -> None:
+    async def _give_back(self, attempt: _Interrupted) -> None:
+        held = attempt.begun.subscription
+        try:
+            await self._take_back(attempt, held)
+        except LeaseLostError:
+            # Others read the stream by now, and cannot know that this ended no process. Until they begin with the next attempt
+            # it can be told in their term: the floor is held meanwhile, and the message is as we left it.
+            owner = (await self._store.roster(held.group)).owners.get(held.stream)
+            if attempt.counted and owner is not None:
+                with contextlib.suppress(LeaseLostError):  # claimed once more, or made anew: it counts, then
+                    await self._take_back(attempt, held._replace(term=owner.term))
+
+    async def _take_back(self, attempt: _Interrupted, subscription: Subscription) -> None:
         async with self._store.transaction() as transaction:
             outcomes = self._handling.outcomes()
-            mine = await transaction.take(begun.subscription, [begun])
-            if mine and (work := self._handling.decoded(begun.delivery, outcomes, begun)):
+            mine = await transaction.take(subscription, [attempt.begun])
+            if mine and (work := self._handling.decoded(attempt.begun.delivery, outcomes, attempt.begun)):
                 outcomes.give_back(work)
-                await transaction.settle(begun.subscription, outcomes.recorded)
+                await transaction.settle(subscription, outcomes.recorded)
+                attempt.counted = False
                 await uninterrupted(transaction.commit())
 
 

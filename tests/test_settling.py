@@ -2,7 +2,8 @@
 
 import contextlib
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import msgspec
@@ -10,9 +11,9 @@ import pytest
 
 from outboxkit import App, Message, RetryPolicy, UnitOfWork
 from outboxkit.encoding import Encoder
-from outboxkit.errors import CommitUnknownError
+from outboxkit.errors import CommitUnknownError, LeaseLostError
 from outboxkit.handling import Handling
-from outboxkit.inbox import Floor, Outcome, UnlinkedError
+from outboxkit.inbox import Floor, Outcome, Retry, Subscription, UnlinkedError
 from outboxkit.message import ORIGIN, Delivery, OutboxRow, Position, Stream
 from outboxkit.observe import Observer
 from outboxkit.retrying import Retrier
@@ -22,6 +23,7 @@ from outboxkit.testing import MemoryBroker
 from outboxkit_sqlite import SQLiteStore
 from outboxkit_sqlite.transaction import SQLiteTransaction
 from tests.services import QUICK, Drawn
+from tests.waiting import until
 
 STREAM = Stream("numbers", 0, "elsewhere")
 
@@ -223,22 +225,8 @@ async def test_however_little_time_there_is_the_first_message_is_settled(tmp_pat
 @pytest.mark.parametrize("happened", [True, False])
 async def test_an_attempt_of_which_nobody_knows_whether_it_was_counted_is_not_counted(tmp_path: Path, happened: bool) -> None:
     """It is counted in a commit of its own, before it begins: whose outcome nobody knows, it does not begin."""
-    store = SQLiteStore(f"sqlite:///{tmp_path}/settling.db")
-    app = App("settling", store=store, broker=MemoryBroker(), settings=QUICK)
     handled: list[int] = []
-
-    @app.consumes(Drawn)
-    async def note(drawn: Drawn, message: Message) -> None:
-        handled.append(message.attempt)
-
-    (one,) = [delivered(1, "number.drawn", '{"number": 1}')]
-    await app.migrate()
-    async with app.running(relay=False, consume=False):
-        subscription, _ = await store.subscribe("settling", STREAM)
-        async with store.transaction() as transaction:
-            await transaction.receive(subscription, [one])
-            await transaction.settle(subscription, [Outcome(one, "retry", 1, 0.0, "boom", alone=True)])
-            await transaction.commit()
+    async with one_to_be_tried_alone(tmp_path, handled) as (app, store):
         _, retrier = of(app)
         due, _ = await store.retries("settling", 10)
         with pytest.MonkeyPatch.context() as patched, pytest.raises(CommitUnknownError):
@@ -256,3 +244,62 @@ async def test_an_attempt_of_which_nobody_knows_whether_it_was_counted_is_not_co
         assert [retry.attempt for retry in due] == [1]
         await retrier.retry(due, 1.0)
     assert handled == [2]
+
+
+@pytest.mark.parametrize("heir_began", [False, True])
+async def test_an_attempt_that_lost_its_stream_is_given_back_unless_another_has_begun_by_then(
+    tmp_path: Path, heir_began: bool
+) -> None:
+    """It ended no process, which the one that reads the stream now cannot know."""
+    handled: list[int] = []
+    async with one_to_be_tried_alone(tmp_path, handled) as (app, store):
+        await store.enroll("settling", "first", ["numbers"], 60)
+        await store.claim("settling", "first", [STREAM])
+        _, retrier = of(app)
+        due, _ = await store.retries("settling", 10)
+        with pytest.MonkeyPatch.context() as patched, pytest.raises(LeaseLostError):
+            take = SQLiteTransaction.take
+            looks: list[None] = []
+
+            async def overtaken(
+                self: SQLiteTransaction, subscription: Subscription, retries: Sequence[Retry]
+            ) -> Sequence[Retry]:
+                looks.append(None)
+                if len(looks) == 2:  # it is counted, and about to be tried
+                    raise subscription.lost()
+                return await take(self, subscription, retries)
+
+            patched.setattr(SQLiteTransaction, "take", overtaken)
+            await retrier.retry(due, 1.0)
+        await store.leave("settling", "first")
+        await store.enroll("settling", "second", ["numbers"], 60)
+        assert await store.claim("settling", "second", [STREAM])
+        due, _ = await until(lambda: store.retries("settling", 10), lambda found: bool(found[0]))
+        assert [retry.attempt for retry in due] == [2]
+        if heir_began:
+            await of(app)[1].retry(due, 1.0)
+        await retrier.give_back()
+        due, _ = await store.retries("settling", 10)
+        assert [retry.attempt for retry in due] == ([] if heir_began else [1])
+    assert handled == ([3] if heir_began else [])
+
+
+@asynccontextmanager
+async def one_to_be_tried_alone(tmp_path: Path, handled: list[int]) -> AsyncGenerator[tuple[App, SQLiteStore], None]:
+    """An app with a message that failed once and is to be tried alone; attempts are noted in `handled`."""
+    store = SQLiteStore(f"sqlite:///{tmp_path}/settling.db")
+    app = App("settling", store=store, broker=MemoryBroker(), settings=QUICK)
+
+    @app.consumes(Drawn)
+    async def note(drawn: Drawn, message: Message) -> None:
+        handled.append(message.attempt)
+
+    (one,) = [delivered(1, "number.drawn", '{"number": 1}')]
+    await app.migrate()
+    async with app.running(relay=False, consume=False):
+        subscription, _ = await store.subscribe("settling", STREAM)
+        async with store.transaction() as transaction:
+            await transaction.receive(subscription, [one])
+            await transaction.settle(subscription, [Outcome(one, "retry", 1, 0.0, "boom", alone=True)])
+            await transaction.commit()
+        yield app, store

@@ -62,7 +62,8 @@ def page(stream: Stream, raw_entries: Sequence[Any]) -> Page:
             envelope, prev = _content(fields)
         if type(envelope) is not bytes:
             raise TypeError(f"{type(envelope).__name__} as an envelope")
-        before = last if prev == last_raw else _chained(prev, at)  # mostly it is the one that was just read
+        # Mostly it is the one that was just read.
+        before = last if prev == last_raw and last < at else _chained(prev, at)
         if before is None:
             result.unchained.append(len(deliveries))
         deliveries.append(made(Delivery, (stream, at, before or ORIGIN, envelope, False)))

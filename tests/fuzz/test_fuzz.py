@@ -31,6 +31,7 @@ def test_no_input_leads_to_an_error_that_nothing_expects(name: str) -> None:
         ("groups", r"[[b'\x1b[2J', b'7-0', b'', 0]]"),
         ("reclaim", "[]"),
         ("pending", "5"),
+        ("range", "[[b'7-0', [b'event', b'{}', b'prev', b'6-0']], [b'7-0', [b'event', b'{}', b'prev', b'7-0']]]"),
         ("last", "None"),
     ],
 )

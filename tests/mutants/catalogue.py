@@ -279,6 +279,17 @@ MUTANTS = (
         (case("tests/guarantees/test_poison.py::test_a_message_that_is_handled_beside_it_is_not_taken_for_one_that_kills"),),
     ),
     Mutant(
+        "an attempt that lost its stream counts as an end of the process",
+        (
+            Edit(
+                "outboxkit/retrying.py",
+                "except (StoreUnavailableError, LeaseLostError, anyio.get_cancelled_exc_class()):",
+                "except (StoreUnavailableError, anyio.get_cancelled_exc_class()):",
+            ),
+        ),
+        (case("tests/test_settling.py::test_an_attempt_that_lost_its_stream_is_given_back_unless_another_has_begun_by_then"),),
+    ),
+    Mutant(
         "a success that a failover lost counts as an end of the process",
         (Edit("outboxkit/retrying.py", "if _attempt(retry) in self._succeeded:", "if False:"),),
         (
