@@ -14,9 +14,9 @@ Rows = Sequence[tuple[int, str]]
 
 _INBOX = "CREATE TABLE inbox (stream bigint, position bigint, PRIMARY KEY (stream, position))"
 _RECEIVE = "INSERT INTO inbox VALUES (1, $1) ON CONFLICT DO NOTHING RETURNING position"
+_RECEIVE_ALL = "INSERT INTO inbox SELECT 1, * FROM unnest($1::bigint[]) ON CONFLICT DO NOTHING RETURNING position"
 _OUTBOX = "CREATE TABLE outbox (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, key text, envelope bytea)"
 _SEND = "INSERT INTO outbox (key, envelope) VALUES ($1, $2)"
-_RECEIVE_ALL = "INSERT INTO inbox SELECT 1, * FROM unnest($1::bigint[]) ON CONFLICT DO NOTHING RETURNING position"
 
 
 async def settle(url: str, rows: Rows, batch: int, *, alone: bool = True) -> float:

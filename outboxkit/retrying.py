@@ -175,7 +175,7 @@ class Retrier:
             if mine and (work := self._handling.decoded(attempt.begun.delivery, outcomes, attempt.begun)):
                 outcomes.give_back(work)
                 await transaction.settle(subscription, outcomes.recorded)
-                attempt.counted = False
+                attempt.counted = False  # should the reply be lost, another may have counted one of its own in its place
                 await uninterrupted(transaction.commit())
 
 

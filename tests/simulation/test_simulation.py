@@ -30,8 +30,8 @@ FOUND = {
     208024: "a message that kills the only consumer before the first fault ends nothing",
     471386: "what arrives of a stream that was just lost leads to no reading again, twice as often each time",
     713423: "an attempt whose success a failover lost is not taken for one that ended the process",
-    1082139: "an attempt that was interrupted, as another process took the stream, is given back",
     811153: "a subscription that a failover lost has an id that no other stream's is given after it",
+    1082139: "an attempt that was interrupted, as another process took the stream, is given back",
 }
 """Seeds that have broken something, and what has held since."""
 
