@@ -18,8 +18,12 @@ from outboxkit.testing.simulation.trace import Trace
 LAG_SECONDS = 0.0005
 
 
+async def never_frozen(what: str) -> None:
+    await anyio.lowlevel.checkpoint()
+
+
 def line(errors: Ended) -> Line:
-    return Line("test", Place("place", errors, Trace(time.monotonic), Random(1), slowness=0.0), anyio.lowlevel.checkpoint)
+    return Line("test", Place("place", errors, Trace(time.monotonic), Random(1), slowness=0.0), never_frozen)
 
 
 def model_store(database: ModelDatabase | None = None) -> ModelStore:

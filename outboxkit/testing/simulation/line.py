@@ -79,10 +79,10 @@ class Line:
     Args:
         actor: what the process is called.
         place: where it leads.
-        thawed: returns as soon as the process is not stopped.
+        thawed: returns as soon as the process is not stopped; told which call is being made or answered.
     """
 
-    def __init__(self, actor: str, place: Place, thawed: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, actor: str, place: Place, thawed: Callable[[str], Awaitable[None]]) -> None:
         self.actor = actor
         self.place = place
         self._thawed = thawed
@@ -95,7 +95,7 @@ class Line:
             await anyio.sleep(delay)
         else:
             await _turn()
-        await self._thawed()
+        await self._thawed(what)
         self.require(what)
         if self.place.springs((self.place.request,)):
             raise self.failed(what, "the request was lost")
@@ -108,7 +108,7 @@ class Line:
             raise self.failed(what, "the reply was lost")
         if delay := self.place.delay():
             await anyio.sleep(delay)
-        await self._thawed()
+        await self._thawed(what)
 
     def require(self, what: str) -> None:
         """Raise if nothing gets through."""

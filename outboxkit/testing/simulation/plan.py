@@ -86,11 +86,16 @@ class Plan(NamedTuple):
     batch: int
     share: int
     """How many deliveries share a transaction."""
+    removes_soon: float | None
+    """After how many seconds rows and entries may be removed, and how often that is looked at, once all groups are known."""
+    frozen_in_calls: bool
+    """Whether it is in the midst of what it does that a process is frozen: as it makes a call of a certain name."""
 
 
 def plan_of(seed: int) -> Plan:
     """Draw a plan."""
     chance = Random(f"plan {seed}")  # noqa: S311 - to be repeated
+    also = Random(f"also {seed}")  # noqa: S311 - what was added later leaves the rest of older seeds as it was
     partitions, publishers = chance.choice((1, 1, 2, 2, 3)), 2
     keys = [f"key-{number}" for number in range(chance.randint(2, 5))]
     orders: list[Order] = []
@@ -120,6 +125,8 @@ def plan_of(seed: int) -> Plan:
         retains=chance.random() < 0.4,
         batch=chance.choice((2, 5, 50)),
         share=chance.choice((1, 4, 50)),
+        removes_soon=also.choice((None, 0.05, 0.25)),
+        frozen_in_calls=also.random() < 0.7,
     )
 
 

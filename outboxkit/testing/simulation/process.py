@@ -19,7 +19,7 @@ from outboxkit.testing.simulation.line import Line, Place
 from outboxkit.testing.simulation.model_broker import LineBroker, ModelBroker
 from outboxkit.testing.simulation.model_store import ModelDatabase, ModelStore
 from outboxkit.testing.simulation.plan import Order, Plan
-from outboxkit.testing.simulation.record import ATTEMPTS, EFFECTS, Effect, Record
+from outboxkit.testing.simulation.record import ATTEMPTS, EFFECTS, Effect, Record, ViolationError
 from outboxkit.testing.simulation.trace import Trace
 from outboxkit.unit_of_work import UnitOfWork
 
@@ -58,13 +58,22 @@ class Model(Protocol):
     waiting: dict[int, list[Order]]
     runs: dict[int, int]
 
+    @property
+    def removes_soon(self) -> float | None:
+        """After how many seconds rows and entries may be removed by who starts now; None for some seconds, or never."""
+        ...
+
     def fails(self, error: BaseException) -> None:
         """End the simulation: something happened that must not."""
         ...
 
+    def calling(self, process: "Process", what: str) -> None:
+        """Learn of a call that a process makes, or gets the answer to, and freeze the process there if that is planned."""
+        ...
+
 
 class Watching:
-    """An `Observer` that says nothing, and ends the simulation when a loop meets an error nobody expected."""
+    """An `Observer` that says nothing, and ends the simulation when it is told what must not happen."""
 
     def __init__(self, model: Model) -> None:
         self._model = model
@@ -72,6 +81,10 @@ class Watching:
     def crashed(self, doing: str, error: Exception) -> None:  # noqa: ARG002
         """A loop met an error nobody expected."""
         self._model.fails(error)
+
+    def halted(self, stream: Stream, reason: str) -> None:
+        """A stream is said to be stopped, though nobody else writes it and no log went back to before what was sent."""
+        self._model.fails(ViolationError(f"{stream} is stopped: {reason}"))
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return self._ignore
@@ -84,8 +97,10 @@ def _watching(model: Model) -> Observer:
     return cast("Observer", Watching(model))
 
 
-def settings_of(plan: Plan) -> Settings:
+def settings_of(plan: Plan, removes_soon: float | None) -> Settings:
     """Return settings under which much happens within a few seconds."""
+    slow = (3.0, 1.0, 1.0) if plan.retains else (3600.0, 3600.0, 20.0)
+    row_seconds, stream_seconds, look_seconds = (removes_soon,) * 3 if removes_soon is not None else slow
     backoff = Backoff(first_seconds=0.05, cap_seconds=0.5)
     return Settings(
         partitions={"orders": plan.partitions},
@@ -108,9 +123,9 @@ def settings_of(plan: Plan) -> Settings:
             backoff=backoff,
         ),
         retention=RetentionSettings(
-            row_seconds=3.0 if plan.retains else 3600.0,
-            stream_seconds=1.0 if plan.retains else 3600.0,
-            look_seconds=1.0 if plan.retains else 20.0,
+            row_seconds=row_seconds,
+            stream_seconds=stream_seconds,
+            look_seconds=look_seconds,
             lease_seconds=3.0,
             backoff=backoff,
         ),
@@ -145,7 +160,7 @@ class Process:
             store=self.store,
             broker=broker,
             reader=reader,
-            settings=settings_of(model.plan),
+            settings=settings_of(model.plan, model.removes_soon),
             observer=_watching(model),
         )
         if app == MAIL:
@@ -167,7 +182,8 @@ class Process:
             self._frozen.set()
             self._frozen = None
 
-    async def _thawed(self) -> None:
+    async def _thawed(self, what: str) -> None:
+        self.model.calling(self, what)
         while self._frozen is not None:
             await self._frozen.wait()
 

@@ -63,6 +63,11 @@ class World:
         """How often the handler of each order was run."""
         self._processes: _Processes = {}
         self._members: _Processes = {}
+        self.removes_soon: float | None = None
+        self._calls: dict[str, None] = {}
+        """The names of calls that were made."""
+        self._freezing: dict[str, float] = {}
+        """By the name of a call: for how many seconds the process is frozen that makes the next one."""
         self._born = 0
         self._killed = 0
         self._failure: asyncio.Future[None] | None = None
@@ -108,12 +113,15 @@ class World:
                 self._start(app, number)
         if self.plan.retains:
             await self._acquainted()
+            if self.plan.removes_soon is not None:
+                await self._remove_soon(self.plan.removes_soon)
         async with anyio.create_task_group() as plaguing:
             for fault in self.plan.faults:
                 plaguing.start_soon(self._befall, fault)
             plaguing.start_soon(anyio.sleep, FAULT_SECONDS)
         for place in self.places.values():
             place.forget_traps()
+        self._freezing.clear()
         self.trace("world", "no more faults")
         await self._settle()
         streams = {stream: self.broker.entries(stream) for stream in self.broker.all_streams()}
@@ -142,6 +150,15 @@ class World:
                 raise ViolationError("the group is not known to read every stream")
             self._revive()  # a message may have killed a process already
             await anyio.sleep(_LOOK_SECONDS)
+
+    async def _remove_soon(self, seconds: float) -> None:
+        """Have the publisher's processes that come from here on remove what is settled that soon, and these go."""
+        self.removes_soon = seconds
+        going = [process for process in self._processes.values() if process.kind == SHOP]
+        for process in going:
+            process.stop()
+        await asyncio.wait([process.task for process in going])
+        self._revive()
 
     async def _settle(self) -> None:
         """Wait until everything is settled."""
@@ -191,10 +208,7 @@ class World:
             await anyio.sleep(fault.size * 2)
             place.is_slow = False
         elif fault.kind == "frozen":
-            victim = self._victim(fault)
-            victim.freeze()
-            await anyio.sleep(fault.size * 5)
-            victim.thaw()
+            await self._freeze(fault)
         else:
             self._set_trap(fault)
 
@@ -213,6 +227,26 @@ class World:
             self.databases[place.name].disconnect()
         await anyio.sleep(fault.size * 2)
         place.is_away = False
+
+    async def _freeze(self, fault: Fault) -> None:
+        seconds = fault.size * 5
+        if self.plan.frozen_in_calls and self._calls:
+            name = list(self._calls)[fault.target % len(self._calls)]
+            self._freezing[name] = seconds
+            return
+        victim = self._victim(fault)
+        victim.freeze()
+        await anyio.sleep(seconds)
+        victim.thaw()
+
+    def calling(self, process: Process, what: str) -> None:
+        """See `outboxkit.testing.simulation.process.Model.calling`."""
+        name = what.partition(" ")[0]
+        self._calls[name] = None
+        if seconds := self._freezing.pop(name, None):
+            self.trace(process.name, f"is frozen at {what}")
+            process.freeze()
+            asyncio.get_running_loop().call_later(seconds, process.thaw)
 
     def _crash(self, fault: Fault) -> None:
         name = (SHOP, MAIL)[fault.target % 2]
