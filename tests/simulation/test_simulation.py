@@ -25,6 +25,7 @@ def test_a_sample_of_seeds_breaks_no_promise() -> None:
 
 FOUND = {
     110446: "a relay that was frozen while it compared says of no stream that it is stopped, when what it compares is removed",
+    1268: "nor does whoever looks then: `status`, and `rebase`",
     20275: "rows that retention removes while a loss is repaired break no chain: what is behind them names the last of them",
     30800: "a stream whose handing over a failover lost is handed over again",
     204075: "an attempt whose counting has no known outcome is given back",
@@ -36,14 +37,14 @@ FOUND = {
 }
 """Seeds that have broken something, or do when what they are for is put back as it was, and what has held since."""
 PLANNED_LESS = {20275, 30800, 204075, 208024, 471386, 713423, 811153, 1082139}
-"""Of them, those whose plan was drawn before anything was removed soon, or frozen in calls."""
+"""Of them, those whose plan was drawn before anything was removed soon, or frozen in calls, or looked at."""
 
 
 @pytest.mark.parametrize("seed", FOUND, ids=FOUND.values())
 def test_what_seeds_have_found_does_not_come_back(seed: int) -> None:
     plan = plan_of(seed)
     if seed in PLANNED_LESS:
-        plan = plan._replace(removes_soon=None, frozen_in_calls=False)
+        plan = plan._replace(removes_soon=None, frozen_in_calls=False, looks=())
     result = simulate(seed, plan=plan)
     assert result.error is None
 

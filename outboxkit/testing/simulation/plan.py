@@ -90,6 +90,8 @@ class Plan(NamedTuple):
     """After how many seconds rows and entries may be removed, and how often that is looked at, once all groups are known."""
     frozen_in_calls: bool
     """Whether it is in the midst of what it does that a process is frozen: as it makes a call of a certain name."""
+    looks: tuple[float, ...]
+    """When somebody looks whether log and broker agree, in seconds."""
 
 
 def plan_of(seed: int) -> Plan:
@@ -127,6 +129,7 @@ def plan_of(seed: int) -> Plan:
         share=chance.choice((1, 4, 50)),
         removes_soon=also.choice((None, 0.05, 0.25)),
         frozen_in_calls=also.random() < 0.7,
+        looks=tuple(also.uniform(1.0, FAULT_SECONDS) for _ in range(also.choice((0, 0, 4)))),
     )
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import Protocol, cast
 
@@ -10,10 +11,11 @@ import msgspec
 
 from outboxkit.app import App
 from outboxkit.config import ConsumerSettings, RelaySettings, RetentionSettings, Settings
-from outboxkit.errors import CommitUnknownError, ConflictError, StoreUnavailableError
+from outboxkit.errors import CommitUnknownError, ConflictError, OutboxkitError, StoreUnavailableError
 from outboxkit.events import event
 from outboxkit.message import Message, Stream
 from outboxkit.observe import Observer
+from outboxkit.rebase import divergences
 from outboxkit.retry import Backoff, RetryPolicy
 from outboxkit.testing.simulation.line import Line, Place
 from outboxkit.testing.simulation.model_broker import LineBroker, ModelBroker
@@ -213,6 +215,17 @@ class Process:
                 self.model.fails(error)
         finally:
             self.model.databases[self.kind].stores.pop(self.store, None)
+
+    # being looked at
+
+    async def look(self) -> None:
+        """Look whether log and broker agree, as a person does in doubt: it must not be told that they do not."""
+        status = await self._app.status()
+        if halted := [stream.name for stream in status.streams if stream.is_halted]:
+            self.model.fails(ViolationError(f"status says that these are stopped: {', '.join(halted)}"))
+        with suppress(OutboxkitError):  # as they are away
+            if found := await divergences(self._app.store, self._app.broker, self.kind, ["orders"]):
+                self.model.fails(ViolationError(f"rebase would move rows: {found}"))
 
     # publishing
 

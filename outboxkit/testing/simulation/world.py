@@ -118,6 +118,8 @@ class World:
         async with anyio.create_task_group() as plaguing:
             for fault in self.plan.faults:
                 plaguing.start_soon(self._befall, fault)
+            for at in self.plan.looks:
+                plaguing.start_soon(self._look, at)
             plaguing.start_soon(anyio.sleep, FAULT_SECONDS)
         for place in self.places.values():
             place.forget_traps()
@@ -211,6 +213,12 @@ class World:
             await self._freeze(fault)
         else:
             self._set_trap(fault)
+
+    async def _look(self, at: float) -> None:
+        await anyio.sleep(at)
+        self._revive()
+        self.trace("somebody", "looks")
+        await self._processes[f"{SHOP}-0"].look()
 
     def _place(self, fault: Fault) -> Place:
         return self.places["broker" if fault.kind.startswith("broker") else (SHOP, MAIL)[fault.target % 2]]
