@@ -100,7 +100,7 @@ class RetentionSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         row_seconds: how long rows stay in the outbox, so that what a broker lost can be brought again: three days.
-        stream_seconds: how long entries stay in the broker, where a new group starts at the oldest; on a stream that no group
+        stream_seconds: how long entries stay in the broker, where a new group starts at the oldest; on a topic that no group
             reads they stay for `row_seconds`.
         look_seconds: how often is looked what may go, and how far groups are.
         batch_rows: rows removed in one transaction; between two of them writers have their turn.

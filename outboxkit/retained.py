@@ -1,8 +1,9 @@
 """The port to what a log keeps: when its rows were written, which groups read it, and removing what nobody needs any more.
 
 A row may be removed once it is old, stands in the broker below the last entry there (which the relay compares with the log's),
-and is settled by every group that is known to read its stream. Groups live in the broker, which may lose everything: so the
-database remembers them, until they are dismissed by name. All times are by the database's clock.
+and is settled by every group that is known to read its stream, or another one of its topic: a group reads them all, and what it
+has not begun with it has not settled. Groups live in the broker, which may lose everything: so the database remembers them,
+until they are dismissed by name. All times are by the database's clock.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -70,7 +71,8 @@ class RetainedLog(Protocol):
     async def remove(self, after: Position, upto: Position, limit: int) -> Removal:
         """Look at up to `limit` rows in ``(after, upto]``, in the order of the log, and remove those that nobody needs.
 
-        Those are below the last position that was saved as relayed of their stream, and settled by every known group of it.
+        Those are below the last position that was saved as relayed of their stream, and settled by every known group of its
+        topic; nothing of a stream is, with which such a group has not begun, unless it was forgotten there.
         What is not in the log yet is not looked at; where the log ends, and what it has been read up to, is not changed by it.
         """
         ...

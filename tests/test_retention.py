@@ -11,7 +11,7 @@ import pytest
 from outboxkit import RetentionSettings
 from outboxkit.broker import Broker, Standing
 from outboxkit.errors import GroupActiveError, GroupMissingError
-from outboxkit.message import ORIGIN, Position, Stream
+from outboxkit.message import LAST, ORIGIN, Position, Stream
 from outboxkit.retention import Retention
 from outboxkit.testing import MemoryBroker, drain
 from tests.databases import Place
@@ -38,13 +38,15 @@ async def entries_of(broker: Broker) -> int:
     return sum([len(await broker.range(stream, after=ORIGIN, upto=None, limit=10_000)) for stream in streams])
 
 
-async def services(place: Place, broker: Any, settings: Any = AT_ONCE) -> tuple[Publisher, Reader]:
-    """Two services that have met: one number was drawn in each stream, and noted."""
+async def services(
+    place: Place, broker: Any, settings: Any = AT_ONCE, first: Sequence[int] = FIRST
+) -> tuple[Publisher, Reader]:
+    """Two services that have met: one number was drawn in each stream, or in some, and noted."""
     publisher, reader = Publisher(place, broker, settings=LATER), Reader(place, broker, settings=LATER)
     async with (await publisher.migrate()).app, (await reader.migrate()).app:
-        await drawn(publisher, FIRST)
-        await until(reader.noted, lambda noted: len(noted) == len(FIRST))
-        await until(lambda: known_streams(publisher), lambda count: count == len(FIRST))
+        await drawn(publisher, first)
+        await until(reader.noted, lambda noted: len(noted) == len(first))
+        await until(lambda: known_streams(publisher), lambda count: count == len(first))
     return Publisher(place, broker, settings=settings), Reader(place, broker, settings=settings)
 
 
@@ -175,15 +177,36 @@ async def test_a_stream_that_no_group_reads_is_kept_as_long_as_rows(place: Place
         await until(lambda: entries_of(publisher.app.broker), lambda count: count == 4)
 
 
+async def test_a_stream_that_begins_while_its_topics_group_is_away_waits_for_it(
+    place: Place, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publisher, reader = await services(place, redis_url, first=FIRST[1:])
+    rounds = rounds_counted(monkeypatch)
+    async with publisher.app:
+        await drawn(publisher, [FIRST[0], 0, 10])  # of one key
+        new = await until(lambda: publisher_streams(publisher), lambda streams: len(streams) == 4)
+        await until(lambda: known_streams(publisher), lambda count: count == 4)
+        looked = rounds()
+        await until(lambda: positions(publisher), lambda count: count == len(FIRST[1:]) + 3)
+        await until(lambda: rounds() > looked + 5)
+        assert positions(publisher) == await entries_of(publisher.app.broker) == len(FIRST[1:]) + 3
+        assert (await publisher.app.status()).known_groups[-1].group == "noting"
+        async with reader.app:
+            await until(reader.noted, lambda found: list(found[-3:]) == [FIRST[0], 0, 10])
+            await until(lambda: positions(publisher), lambda count: count == len(new))
+
+
 async def test_one_slow_group_holds_its_streams_and_no_others(place: Place, redis_url: str) -> None:
     publisher, reader = await services(place, redis_url)
     async with publisher.app, reader.app:
-        held = min(await publisher_streams(publisher))
-        await publisher.app.broker.subscribe("slow", held, ORIGIN)
-        await until(lambda: known_streams(publisher, "slow"))
+        streams = sorted(await publisher_streams(publisher))
+        held = streams[0]
+        for stream in streams:
+            await publisher.app.broker.subscribe("slow", stream, ORIGIN if stream == held else LAST)
+        await until(lambda: known_streams(publisher, "slow"), lambda count: count == 4)
         await drawn(publisher, range(80))
         await until(lambda: noted(reader), lambda found: len(found) == 80)
-        # What came since in the stream that it reads, and the last of each other.
+        # What came since in the stream where it is behind, and the last of each other.
         await until(lambda: rows_of(publisher, held), lambda rows: rows[1] == 3)
         assert rows_of(publisher, held)[0] >= 8
         await publisher.app.dismiss("slow")

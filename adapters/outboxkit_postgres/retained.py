@@ -80,11 +80,16 @@ _REMOVE = f"""
             {rows_of_tick("o.seq, o.topic, o.partition")}
         ) o
         ORDER BY span.tick, o.seq LIMIT $3
+    ), not_begun AS MATERIALIZED (
+        SELECT s.* FROM (SELECT DISTINCT topic, partition FROM entry) s WHERE EXISTS (
+            SELECT FROM {{known_group}} k WHERE k.topic = s.topic AND k.dismissed_at IS NULL AND NOT EXISTS (
+                SELECT FROM {{known_group}} o WHERE o.topic = s.topic AND o.partition = s.partition AND o."group" = k."group"))
     ), needless AS MATERIALIZED (
         SELECT e.* FROM entry e JOIN {{stream}} s USING (topic, partition)
         WHERE (e.tick, e.seq) <= ($4, $5) AND (e.tick, e.seq) < (s.major, s.minor) AND NOT EXISTS (
             SELECT FROM {{known_group}} k WHERE k.topic = e.topic AND k.partition = e.partition AND k.dismissed_at IS NULL
                 AND (k.major, k.minor) < (e.tick, e.seq))
+            AND NOT EXISTS (SELECT FROM not_begun n WHERE n.topic = e.topic AND n.partition = e.partition)
     ), gone AS (
         DELETE FROM {{outbox}} o USING needless n WHERE o.seq = n.seq RETURNING n.topic, n.partition, n.tick, n.seq
     ), noted AS (

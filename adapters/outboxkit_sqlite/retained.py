@@ -71,6 +71,10 @@ class SQLiteRetainedLog:
             f"SELECT major, minor FROM {known} WHERE topic = ? AND partition = ? AND dismissed_at IS NULL "
             "ORDER BY major, minor LIMIT 1"
         )
+        self._not_begun = (
+            f"SELECT 1 FROM {known} k WHERE topic = ?1 AND dismissed_at IS NULL AND NOT EXISTS "
+            f'(SELECT 1 FROM {known} WHERE topic = ?1 AND partition = ?2 AND "group" = k."group") LIMIT 1'
+        )
         self._remove = f"DELETE FROM {outbox} WHERE position BETWEEN ? AND ?"
         self._note = (
             f"INSERT INTO {prefix}removed VALUES (?, ?, ?, 0) ON CONFLICT DO UPDATE SET major = max(major, excluded.major)"
@@ -153,6 +157,8 @@ class SQLiteRetainedLog:
 
     def _end(self, connection: sqlite3.Connection, stream: tuple[str, int]) -> Position:
         """Return up to where rows of a stream may go."""
+        if connection.execute(self._not_begun, stream).fetchone():
+            return ORIGIN
         relayed = connection.execute(self._relayed, stream).fetchone()
         settled = connection.execute(self._settled, stream).fetchone()
         end = max(ORIGIN, Position(*relayed).before()) if relayed else ORIGIN

@@ -85,13 +85,33 @@ class StoreRetainedContract:
         log = await relayed(store)
         zero = [entry for entry in log if entry.stream == _ZERO]
         now = await store.retained.mark(1.0, 1.0)
-        await store.retained.know({_ZERO: {"slow": zero[3].position, "fast": LAST}, _ONE: {"fast": LAST}}, now)
+        await store.retained.know({_ZERO: {"slow": zero[3].position, "fast": LAST}, _ONE: {"slow": LAST, "fast": LAST}}, now)
         await swept(store, page=3)
         kept = [entry for entry in log if entry in zero[4:] or entry in last_of(log)]
         assert await log_of(store) == kept
         await store.retained.know({_ZERO: {"slow": zero[5].position}}, now)
         await swept(store, page=3)
         assert await log_of(store) == kept[2:]
+
+    async def test_a_group_that_reads_a_stream_holds_those_of_the_topic_that_it_has_not_begun_with(self, store: Store) -> None:
+        """It reads them all, once it comes to it: it may be away while they begin."""
+        log = await relayed(store)
+        other = Stream("other", 0, SOURCE)
+        now = await store.retained.mark(1.0, 1.0)
+        await store.retained.know({_ZERO: {"away": LAST, "there": LAST}, _ONE: {"there": LAST}, other: {"else": LAST}}, now)
+        await swept(store, page=3)
+        kept = [entry for entry in log if entry.stream == _ONE or entry in last_of(log)]
+        assert await log_of(store) == kept
+        await store.retained.know({_ONE: {"away": kept[3].position}}, now)
+        await swept(store, page=3)
+        assert await log_of(store) == kept[4:]
+
+    async def test_a_group_that_is_forgotten_holds_no_stream_that_it_has_not_begun_with(self, store: Store) -> None:
+        log = await relayed(store)
+        asked_at = await store.retained.mark(1.0, 1.0)
+        await store.retained.know({_ZERO: {"gone": ORIGIN}}, asked_at)
+        await store.retained.forget("gone", [_ZERO])
+        assert await swept(store) == len(log) - 2
 
     async def test_a_group_that_went_back_holds_what_it_has_to_read_again(self, store: Store) -> None:
         log = await relayed(store)

@@ -118,5 +118,9 @@ def _horizon(state: State, seconds: float) -> Position:
 def _end(state: State, stream: Stream) -> Position:
     """Return up to where rows of a stream may go."""
     relayed = state.relayed.get(stream) or ORIGIN
-    settled = [row.settled for (of, _), row in state.known.items() if of == stream and row.dismissed_at is None]
+    readers = {group for (of, group), row in state.known.items() if of.topic == stream.topic and row.dismissed_at is None}
+    rows = {group: row for (of, group), row in state.known.items() if of == stream}
+    if readers - rows.keys():
+        return ORIGIN
+    settled = [row.settled for row in rows.values() if row.dismissed_at is None]
     return min([relayed.before() if relayed > ORIGIN else ORIGIN, *settled])
