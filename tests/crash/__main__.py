@@ -32,6 +32,9 @@ _LOG_CHARACTERS = 3000
 @click.option("--broker", type=click.Choice(get_args(BrokerKind)), default="embedded", show_default=True)
 @click.option("--seed", default=0, show_default=True, help="Draws the acts, and which of the times a site is come by.")
 @click.option("--part", type=click.Choice(["all", "core", "adapters"]), default="all", show_default=True, help="Whose awaits.")
+@click.option(
+    "--named", multiple=True, help="Only awaits with this in their name, such as retention.; several: with any of them."
+)
 @click.option("--sample", type=int, help="So many cases only, drawn from the seed.")
 @click.option("--share", type=(int, int), default=(1, 1), help="2 4: the second quarter, the same cases each time.")
 @click.option("--minutes", type=float, help="Begin with nothing more after so long.")
@@ -46,6 +49,7 @@ def main(
     broker: BrokerKind,
     seed: int,
     part: str,
+    named: tuple[str, ...],
     sample: int | None,
     share: tuple[int, int],
     minutes: float | None,
@@ -71,6 +75,7 @@ def main(
             for case in found.cases(seed)
             if (part == "all" or (part == "core") == sites[Point.of(case.point).site].is_core)
             and fault in (None, case.fault)
+            and any(each in Point.of(case.point).site for each in named or ("",))
             and _is_in(share, case)
         ]
         # In no order, so that those that were run when somebody interrupts are a sample.
