@@ -125,6 +125,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 
 def duration(seconds: float) -> str:
     """Return a length of time the way people say it, in its largest unit that makes two or more."""
+    seconds = round(seconds)  # clocks differ by less
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"

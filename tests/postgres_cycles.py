@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator
 from urllib.parse import urlsplit
 
 from tests.postgres import with_options
+from tests.serving import serving
 
 _READY = ord("Z")
 
@@ -25,30 +26,30 @@ class PostgresCycles:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncGenerator["PostgresCycles", None]:
         """Listen on a free port."""
-        server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
-        address = f"{self._target.username}@127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        self.url = with_options(self._target._replace(netloc=address).geturl(), "sslmode=disable")
-        try:
+        async with serving(self._serve) as port:
+            address = f"{self._target.username}@127.0.0.1:{port}"
+            self.url = with_options(self._target._replace(netloc=address).geturl(), "sslmode=disable")
             yield self
-        finally:
-            server.close()
 
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         from_server, to_server = await asyncio.open_connection(self._target.hostname, self._target.port)
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-            await asyncio.gather(self._requests(reader, to_server), self._answers(from_server, writer))
-        writer.close()
-
-    async def _requests(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while request := await reader.read(65536):
-            writer.write(request)
-            await writer.drain()
-        writer.close()
+        back = asyncio.create_task(self._answers(from_server, writer))
+        try:
+            while request := await reader.read(65536):
+                to_server.write(request)
+                await to_server.drain()
+        finally:
+            to_server.close()
+            back.cancel()
+            await asyncio.gather(back, return_exceptions=True)
 
     async def _answers(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while True:
-            head = await reader.readexactly(5)
-            body = await reader.readexactly(int.from_bytes(head[1:]) - 4)
-            self.count += head[0] == _READY
-            writer.write(head + body)
-            await writer.drain()
+        try:
+            while True:
+                head = await reader.readexactly(5)
+                body = await reader.readexactly(int.from_bytes(head[1:]) - 4)
+                self.count += head[0] == _READY
+                writer.write(head + body)
+                await writer.drain()
+        finally:
+            writer.close()

@@ -7,6 +7,8 @@ import ssl
 from collections.abc import AsyncGenerator
 from urllib.parse import urlsplit
 
+from tests.serving import serving
+
 
 class TCPProxy:
     """Stands before a server, with TLS towards the client when given a context.
@@ -36,26 +38,9 @@ class TCPProxy:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncGenerator["TCPProxy", None]:
         """Listen on a free port."""
-        connections: set[asyncio.Task[None]] = set()
-
-        async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            task = asyncio.current_task()
-            assert task is not None
-            connections.add(task)
-            with contextlib.suppress(asyncio.CancelledError, OSError):
-                await self._serve(reader, writer)
-            writer.close()
-            connections.discard(task)
-
-        server = await asyncio.start_server(connected, "127.0.0.1", 0, ssl=self._tls)
-        self.url = self._url(server.sockets[0].getsockname()[1])
-        try:
+        async with serving(self._serve, self._tls) as port:
+            self.url = self._url(port)
             yield self
-        finally:
-            server.close()
-            for task in tuple(connections):
-                task.cancel()
-            await asyncio.gather(*connections, return_exceptions=True)
 
     def _url(self, port: int) -> str:
         user, at, _ = self._target.netloc.rpartition("@")

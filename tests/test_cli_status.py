@@ -164,6 +164,6 @@ def test_a_broker_that_is_away_hides_nothing_of_the_database(tmp_path: Path) -> 
 
 
 def test_a_length_of_time_is_said_in_its_largest_unit() -> None:
-    assert [duration(seconds) for seconds in (0.2, 59, 119, 120, 7199, 7200, 172800)] == [
-        *("0 s", "59 s", "119 s", "2 min", "120 min", "2 h", "2 d"),
+    assert [duration(seconds) for seconds in (0.2, 59, 119, 120, 7199, 7199.6, 7200, 172800)] == [
+        *("0 s", "59 s", "119 s", "2 min", "120 min", "2 h", "2 h", "2 d"),
     ]
