@@ -183,6 +183,7 @@ async def test_a_stream_that_begins_while_its_topics_group_is_away_waits_for_it(
     publisher, reader = await services(place, redis_url, first=FIRST[1:])
     rounds = rounds_counted(monkeypatch)
     async with publisher.app:
+        before = await until(lambda: publisher_streams(publisher), lambda streams: len(streams) == 3)
         await drawn(publisher, [FIRST[0], 0, 10])  # of one key
         new = await until(lambda: publisher_streams(publisher), lambda streams: len(streams) == 4)
         await until(lambda: known_streams(publisher), lambda count: count == 4)
@@ -190,7 +191,9 @@ async def test_a_stream_that_begins_while_its_topics_group_is_away_waits_for_it(
         await until(lambda: positions(publisher), lambda count: count == len(FIRST[1:]) + 3)
         await until(lambda: rounds() > looked + 5)
         assert positions(publisher) == await entries_of(publisher.app.broker) == len(FIRST[1:]) + 3
-        assert (await publisher.app.status()).known_groups[-1].group == "noting"
+        (begun,) = new - before
+        (held,) = [known for known in (await publisher.app.status()).known_groups if known.name == str(begun)]
+        assert (held.group, held.settled_position, held.holds_rows) == ("noting", "0-0", True)
         async with reader.app:
             await until(reader.noted, lambda found: list(found[-3:]) == [FIRST[0], 0, 10])
             await until(lambda: positions(publisher), lambda count: count == len(new))
