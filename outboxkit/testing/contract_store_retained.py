@@ -109,8 +109,9 @@ class StoreRetainedContract:
     async def test_a_group_that_is_forgotten_holds_no_stream_that_it_has_not_begun_with(self, store: Store) -> None:
         log = await relayed(store)
         asked_at = await store.retained.mark(1.0, 1.0)
-        await store.retained.know({_ZERO: {"gone": ORIGIN}}, asked_at)
+        await store.retained.know({_ZERO: {"gone": ORIGIN, "half": LAST}, _ONE: {"half": ORIGIN}}, asked_at)
         await store.retained.forget("gone", [_ZERO])
+        await store.retained.forget("half", [_ONE])
         assert await swept(store) == len(log) - 2
 
     async def test_a_group_that_went_back_holds_what_it_has_to_read_again(self, store: Store) -> None:
