@@ -28,8 +28,8 @@ class HandlerCancelledError(Exception):
 
 
 def segments(works: Sequence[Work]) -> Iterator[Sequence[Work]]:
-    """Split into runs of messages that one handler takes."""
-    for _, segment in groupby(works, key=lambda work: id(work.handler)):
+    """Split into runs of messages that one handler takes; what cannot be given to it is by itself."""
+    for _, segment in groupby(works, key=lambda work: (id(work.handler), id(work) if work.obstacle else None)):
         yield list(segment)
 
 
@@ -96,6 +96,8 @@ def _attempts(segment: Sequence[Work], deadline: float, outcomes: Outcomes) -> _
             outcomes.park(work)
         elif outcomes.tried and time.monotonic() > deadline:
             outcomes.defer(work)
+        elif work.obstacle is not None:
+            outcomes.prevented(work, work.obstacle)
         else:
             outcomes.ended(work, outcomes.known_failure(work) or (yield [work]))
 

@@ -15,7 +15,8 @@
     ├── EnvelopeError               bytes that are no event of ours
     ├── AttemptError                an attempt of a handler that it did not end itself; seen in dead letters, and never raised
     │   ├── TimeLimitError          it took longer than its retry policy allows
-    │   └── AttemptLostError        the process ended during it
+    │   ├── AttemptLostError        the process ended during it
+    │   └── HandlerMissingError     there was no handler for it
     ├── StoreError                  the database
     │   ├── StoreUnavailableError   away or busy: trying again later may help
     │   │   └── CommitUnknownError      it went away during a commit, and there is nothing to tell the outcome by
@@ -98,6 +99,10 @@ class TimeLimitError(AttemptError):
 
 class AttemptLostError(AttemptError):
     """The process ended, or was killed, while a handler ran."""
+
+
+class HandlerMissingError(AttemptError):
+    """A message waits that a function handled once, and no function of its group does in this process."""
 
 
 class StoreError(OutboxkitError):

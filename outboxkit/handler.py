@@ -40,6 +40,26 @@ class Handler(msgspec.Struct, frozen=True):
     """What it may publish; filled while decorators are stacked, and complete when the app is opened."""
 
 
+async def _no_function() -> None: ...
+
+
+NO_HANDLER = Handler(
+    function=_no_function,
+    name="no function",
+    event=EventType("none", "none", object, None, lambda event: event, lambda raw: raw),
+    group=None,
+    retry=None,
+    ordered=True,
+    on_dead="continue",
+    after_commit=None,
+    arguments={},
+    takes_list=False,
+    is_async=True,
+    publishes={},
+)
+"""What stands for the handler of a message that waits, where there is none (see `outboxkit.outcomes.Work`); never called."""
+
+
 def after_commit_of(function: Callable[..., Any], spec: EventType, names: Mapping[str, Any]) -> AfterCommit:
     """Describe a function that is to run once a handler's effect is durable.
 

@@ -12,8 +12,8 @@ from outboxkit.afterwards import run_afterwards
 from outboxkit.attempts import run_segment, segments
 from outboxkit.cancellation import uninterrupted
 from outboxkit.encoding import Encoder
-from outboxkit.errors import EnvelopeError
-from outboxkit.handler import Handler
+from outboxkit.errors import EnvelopeError, HandlerMissingError
+from outboxkit.handler import NO_HANDLER, Handler
 from outboxkit.inbox import Retry, Subscription
 from outboxkit.message import LAST, Delivery, Envelope, OutboxRow, Position
 from outboxkit.observe import Observer
@@ -109,22 +109,22 @@ class Handling:
         return works
 
     def decoded(self, delivery: Delivery, outcomes: Outcomes, retry: Retry | None = None) -> Work | None:
-        """Read a delivery; what needs no handler has its outcome."""
+        """Read a delivery; what is no event, or comes for the first time and has no handler here, has its outcome."""
         try:
             envelope = Envelope.decode(delivery.envelope)
-            handler = self._handlers.get(envelope.type)
-            if handler is None:
-                outcomes.skip(delivery, retry)
-                return None
-            try:
-                event = handler.event.decode(bytes(envelope.data))
-            except Exception as error:  # the user's class may raise anything
-                name = handler.event.cls.__name__
-                raise EnvelopeError(f"{envelope.type} {envelope.id} does not fit {name}: {error}") from error
-            return Work(delivery, envelope, event, handler, handler.retry or self._retry, retry)
+            if handler := self._handlers.get(envelope.type):
+                event, misfit = _event(envelope, handler)
+                return Work(delivery, envelope, event, handler, handler.retry or self._retry, retry, misfit)
+            if retry is not None:  # somebody handled it: it is not for us to give it up
+                missing = HandlerMissingError(
+                    f"no function of group {self.group!r} handles {envelope.type} in this process, although one did when this "
+                    "message failed: deploy it again, or one that does nothing if these are to be given up"
+                )
+                return Work(delivery, envelope, None, NO_HANDLER, self._retry, retry, missing)
+            outcomes.skip(delivery)
         except EnvelopeError as error:
             outcomes.unreadable(delivery, error, retry)
-            return None
+        return None
 
     def committed(self, subscription: Subscription, outcomes: Outcomes, duplicates: int = 0) -> None:
         """Tell what was committed, and remember what is to be done after that."""
@@ -164,3 +164,13 @@ class Handling:
         works, self._afterwards = self._afterwards, []
         if works:
             await run_afterwards(works, self.group, self._observer)
+
+
+def _event(envelope: Envelope, handler: Handler) -> tuple[object, EnvelopeError | None]:
+    """Return what a handler is called with, or why there is no such thing."""
+    try:
+        return handler.event.decode(bytes(envelope.data)), None
+    except Exception as error:  # the user's class may raise anything
+        misfit = EnvelopeError(f"{envelope.type} {envelope.id} does not fit {handler.event.cls.__name__}: {error}")
+        misfit.__cause__ = error
+        return None, misfit

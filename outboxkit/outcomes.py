@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection
 from functools import partial
 from typing import Literal, NamedTuple, NoReturn
 
-from outboxkit.errors import AttemptLostError, ConflictError
+from outboxkit.errors import AttemptLostError, ConflictError, HandlerMissingError
 from outboxkit.handler import Handler
 from outboxkit.inbox import Outcome, Retry, settled
 from outboxkit.message import Delivery, Envelope, Message, Position
@@ -32,7 +32,7 @@ class Work:
         EnvelopeError: its extension attributes cannot be read.
     """
 
-    __slots__ = ("_envelope", "_headers", "_message", "delivery", "event", "handler", "key", "policy", "retry")
+    __slots__ = ("_envelope", "_headers", "_message", "delivery", "event", "handler", "key", "obstacle", "policy", "retry")
 
     def __init__(
         self,
@@ -42,6 +42,7 @@ class Work:
         handler: Handler,
         policy: RetryPolicy,
         retry: Retry | None,
+        obstacle: Exception | None = None,
     ) -> None:
         self._envelope = envelope
         self._headers = envelope.headers(delivery.envelope)
@@ -52,6 +53,8 @@ class Work:
         self.policy = policy
         self.retry = retry
         """What it waited as, None when it comes for the first time."""
+        self.obstacle = obstacle
+        """Why the handler cannot be called; None when it can."""
         self.key = envelope.subject if handler.ordered else None
         """What keeps order, None where nothing does."""
 
@@ -125,16 +128,24 @@ class Outcomes:
         """The first position that was not tried."""
         return min((outcome.delivery.position for outcome in self.recorded if outcome.state == "deferred"), default=None)
 
-    def skip(self, delivery: Delivery, retry: Retry | None) -> None:
+    def skip(self, delivery: Delivery) -> None:
         """Nobody here handles it."""
         self._skipped += 1
-        self.recorded.append(Outcome(delivery, "settled", retry.attempt if retry else 1, waited=retry is not None))
+        self.recorded.append(Outcome(delivery, "settled"))
 
     def unreadable(self, delivery: Delivery, error: Exception, retry: Retry | None) -> None:
-        """It is no event of ours, or does not fit its class."""
+        """It is no event of ours."""
         attempt = retry.attempt if retry else 1
         self.recorded.append(Outcome(delivery, "dead", attempt, error=_text(error), waited=retry is not None))
-        self._reports.append(partial(self._observer.undecodable, self._group, delivery.stream, delivery.position, error))
+        self._tell_undecodable(delivery, error)
+
+    def prevented(self, work: Work, obstacle: Exception) -> None:
+        """Its handler cannot be called: no attempt can mend what does not fit, and who handles it may come yet."""
+        if isinstance(obstacle, HandlerMissingError):
+            self._wait(work, obstacle)
+        else:
+            self._tell_undecodable(work.delivery, obstacle)
+            self._die(work, obstacle, work.attempt)
 
     def ended(self, work: Work, error: Exception | None) -> None:
         """Its handler came to an end."""
@@ -148,8 +159,7 @@ class Outcomes:
         elif work.policy.counts(error):
             self._fail(work, error, work.policy.delay(work.attempt, error), counted=True)
         else:
-            waited = work.retry.waited_seconds if work.retry else 0.0
-            self._fail(work, error, work.policy.patience(waited), counted=False)
+            self._wait(work, error)
 
     def fail_together(self, work: Work, error: Exception) -> NoReturn:
         """Note what a handler raised that is not undone alone, and raise it: nothing of the transaction may be kept."""
@@ -225,11 +235,21 @@ class Outcomes:
         self._reports.append(partial(self._observer.failed, self._group, work.message, error, delay))
         attempt = work.attempt if counted else work.attempt - 1
         if delay is None:
-            holds = work.handler.on_dead == "hold" and work.key is not None
-            state: Literal["dead", "held"] = "held" if holds else "dead"
-            self._record(work, Outcome(work.delivery, state, attempt, error=_text(error)))
+            self._die(work, error, attempt)
         else:
             self._record(work, Outcome(work.delivery, "retry", attempt, delay, _text(error)))
+
+    def _wait(self, work: Work, error: Exception) -> None:
+        waited = work.retry.waited_seconds if work.retry else 0.0
+        self._fail(work, error, work.policy.patience(waited), counted=False)
+
+    def _die(self, work: Work, error: Exception, attempt: int) -> None:
+        holds = work.handler.on_dead == "hold" and work.key is not None
+        state: Literal["dead", "held"] = "held" if holds else "dead"
+        self._record(work, Outcome(work.delivery, state, attempt, error=_text(error)))
+
+    def _tell_undecodable(self, delivery: Delivery, error: Exception) -> None:
+        self._reports.append(partial(self._observer.undecodable, self._group, delivery.stream, delivery.position, error))
 
     def _record(self, work: Work, outcome: Outcome) -> None:
         message = work.message

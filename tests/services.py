@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from outboxkit import App, ConsumerSettings, Observer, RelaySettings, RetryPolicy, Settings, UnitOfWork, event
+from outboxkit import App, ConsumerSettings, Message, Observer, RelaySettings, RetryPolicy, Settings, UnitOfWork, event
 from outboxkit.message import Position, Stream
 from tests.databases import Place, database_at
 
@@ -44,6 +44,8 @@ class Recording(Observer):
         self.gone_for_readers: list[tuple[Stream, Position, Position]] = []
         self.gone_for_good: list[tuple[Stream, Position, Position]] = []
         self.count: collections.Counter[str] = collections.Counter()
+        self.failed_with: collections.Counter[str] = collections.Counter()
+        """Names of the errors with which handlers failed."""
 
     def lost(self, streams: Mapping[Stream, tuple[Position, Position]]) -> None:
         super().lost(streams)
@@ -67,6 +69,10 @@ class Recording(Observer):
 
     def consumed(self, group: str, topic: str, outcome: str, count: int) -> None:
         self.count[outcome] += count
+
+    def failed(self, group: str, message: Message, error: Exception, delay_seconds: float | None) -> None:
+        super().failed(group, message, error, delay_seconds)
+        self.failed_with[type(error).__name__] += 1
 
     def troubled(self, doing: str, error: Exception, failures: int, seconds: float) -> None:
         super().troubled(doing, error, failures, seconds)

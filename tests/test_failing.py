@@ -12,6 +12,7 @@ import pytest
 from outboxkit import App, ConfigurationError, ConsumerSettings, Message, Observer, RetryPolicy, Settings, UnitOfWork, event
 from outboxkit.consumer import Consumer
 from outboxkit.errors import HandlerSignatureError, StoreUnavailableError, TimeLimitError
+from outboxkit.letter import EVERY_LETTER, Letters
 from outboxkit.testing import MemoryBroker
 from tests.databases import Place, database_at
 from tests.services import QUICK, Recording
@@ -24,6 +25,19 @@ class StepTaken(msgspec.Struct, frozen=True):
 
     walker: str
     number: int
+
+
+@event("step.taken", topic="steps", key="walker")
+class StepMistaken(msgspec.Struct, frozen=True):
+    """What a publisher takes for a step, and a consumer cannot read."""
+
+    walker: str
+    number: str
+
+
+@event("steps.counted", topic="steps")
+class StepsCounted(msgspec.Struct, frozen=True):
+    """Another event of the same topic."""
 
 
 ONE_STREAM = msgspec.structs.replace(QUICK, partitions={"steps": 1})
@@ -361,8 +375,8 @@ def test_after_the_commit_there_is_no_unit_of_work() -> None:
         app.consumes(StepTaken, after_commit=afterwards)
 
 
-async def test_what_waits_behind_a_message_that_nobody_handles_any_more_goes_on(place: Place) -> None:
-    """A handler may be taken out, or get another event class, while a message of it waits."""
+async def test_what_waits_for_a_handler_that_was_taken_out_is_not_given_up_and_keeps_its_place(place: Place) -> None:
+    """A process of an older version may get the stream, or a version that lacks the handler by mistake."""
 
     async def fail(_: StepTaken, __: Message) -> None:
         raise ValueError("for now")
@@ -370,20 +384,96 @@ async def test_what_waits_behind_a_message_that_nobody_handles_any_more_goes_on(
     async def fine(_: StepTaken, __: Message) -> None: ...
 
     broker = MemoryBroker()
-    settings = msgspec.structs.replace(ONE_STREAM, retry=RetryPolicy(attempts=1000, first_seconds=0.05, factor=1.0))
-    before = Walk(place, settings, broker).handled_by(fail)
+    settings = msgspec.structs.replace(ONE_STREAM, retry=RetryPolicy(attempts=2, first_seconds=0.05, factor=1.0))
+    patient = RetryPolicy(attempts=1000, first_seconds=0.05, factor=1.0)
+    before = Walk(place, settings, broker).handled_by(fail, retry=patient)
     async with before.running():
-        async with before.app.unit_of_work() as uow:
-            uow.publish(StepTaken("ada", 1))
-            uow.publish(StepTaken("ada", 2))
+        await before.step("ada", 1, 2)
         await until(before.inbox, {"retry": 1, "parked": 1}.__eq__)
-    renamed = "replace(convert_from(envelope, 'UTF8'), 'step.taken', 'step.gone')"
-    statement = "UPDATE outboxkit_inbox SET envelope = {} WHERE state = 'retry'"
-    if isinstance(place, str):
-        before.database.ask(statement.format(f"convert_to({renamed}, 'UTF8')"))
-    else:
-        before.database.ask(statement.format("CAST(replace(CAST(envelope AS TEXT), 'step.taken', 'step.gone') AS BLOB)"))
+    told = Recording()
+    without = Walk(place, settings, broker, observer=told)
+
+    @without.app.consumes(StepsCounted)
+    async def count(counted: StepsCounted) -> None: ...
+
+    async with without.running():
+        await until(lambda: told.failed_with["HandlerMissingError"], lambda count: count > settings.retry.attempts)
+        assert without.inbox() == {"retry": 1, "parked": 1}
+        (error,) = without.database.column("SELECT error FROM outboxkit_inbox WHERE state = 'retry'")
+        assert "no function of group 'walk' handles step.taken" in error
     after = Walk(place, settings, broker).handled_by(fine)
     async with after.running():
-        await until(after.noted, [2].__eq__)
+        await until(after.noted, [1, 2].__eq__)
         await until(after.inbox, {}.__eq__)
+
+
+async def test_a_letter_that_is_retried_where_nobody_handles_it_waits_for_a_handler(place: Place) -> None:
+    async def fail(_: StepTaken, __: Message) -> None:
+        raise ValueError("never")
+
+    broker = MemoryBroker()
+    before = Walk(place, broker=broker).handled_by(fail)
+    async with before.running():
+        await before.step("ada", 1)
+        await until(before.inbox, {"dead": 1}.__eq__)
+    told = Recording()
+    without = Walk(place, broker=broker, observer=told)
+
+    @without.app.consumes(StepsCounted)
+    async def count(counted: StepsCounted) -> None: ...
+
+    async with without.running():
+        await without.app.dead_letters.retry(EVERY_LETTER, everything=True)
+        await until(lambda: told.failed_with["HandlerMissingError"], lambda count: count > 1)
+        assert without.inbox() == {"retry": 1}
+
+
+@pytest.mark.parametrize("kind", ["one by one", "list"])
+async def test_an_event_that_does_not_fit_its_class_is_dead_at_once_and_holds_its_key(place: Place, kind: str) -> None:
+    walk = Walk(place)
+    noted: list[int] = []
+    if kind == "list":
+
+        @walk.app.consumes(StepTaken, on_dead="hold")
+        async def note_all(steps: list[StepTaken]) -> None:
+            noted.extend(step.number for step in steps)
+
+    else:
+
+        @walk.app.consumes(StepTaken, on_dead="hold")
+        async def note(step: StepTaken) -> None:
+            noted.append(step.number)
+
+    async with walk.running():
+        async with walk.app.unit_of_work() as uow:
+            uow.publish(StepTaken("ada", 1))
+            id = uow.publish(StepMistaken("ada", "two"))
+            uow.publish(StepTaken("ada", 3))
+            uow.publish(StepTaken("bob", 11))
+        await until(walk.inbox, {"held": 1, "parked": 1}.__eq__)
+        assert sorted(noted) == [1, 11]
+        (letter,) = await walk.app.dead_letters.find(Letters(type="step.taken"))
+        assert (letter.id, letter.key, letter.attempts, letter.holds) == (str(id), "ada", 1, True)
+        assert "does not fit StepTaken" in letter.summary
+        await walk.app.dead_letters.discard(EVERY_LETTER, everything=True)
+        await until(walk.inbox, {}.__eq__)
+    assert sorted(noted) == [1, 3, 11]
+
+
+async def test_an_event_that_does_not_fit_its_class_comes_in_its_place(place: Place) -> None:
+    mended = anyio.Event()
+
+    async def handle(step: StepTaken, _: Message) -> None:
+        if step.number == 1 and not mended.is_set():
+            raise ValueError("not yet")
+
+    patient = RetryPolicy(attempts=1000, first_seconds=0.02, factor=1.0)
+    async with Walk(place).handled_by(handle, retry=patient, on_dead="hold").running() as walk:
+        async with walk.app.unit_of_work() as uow:
+            uow.publish(StepTaken("ada", 1))
+            uow.publish(StepMistaken("ada", "two"))
+            uow.publish(StepTaken("ada", 3))
+        await until(walk.inbox, {"retry": 1, "parked": 2}.__eq__)
+        mended.set()
+        await until(walk.inbox, {"held": 1, "parked": 1}.__eq__)
+        assert walk.noted() == [1]
