@@ -78,6 +78,8 @@ class Consumer:
         self._acks = Acks(self.group, broker, self._reading.doubt_acks)  # they come again, and the inbox knows them
         self._found: _Streams = {}
         """The streams of each topic, as far as we know."""
+        self._missing: Sequence[str] = ()
+        """Types of events that others have functions for and this process has not."""
         self._leaving: Mapping[Stream, Subscription] = {}
         """Streams that are still ours and should be another's."""
         self._retrying: dict[Stream, Subscription] = {}
@@ -132,6 +134,7 @@ class Consumer:
         while True:
             streams = await self._discover()
             share = await self._membership.look(streams)
+            self._tell_of_missing_functions()
             before = set(self._reading.subscriptions)
             self._reading.keep_to(share.own)
             await self._hand_over(share.surplus)
@@ -142,6 +145,13 @@ class Consumer:
             working()
             if not begun:
                 await anyio.sleep(self._settings.wait_seconds)
+
+    def _tell_of_missing_functions(self) -> None:
+        missing = sorted({*self._membership.handled} - self._handling.types)
+        if missing != self._missing:
+            self._missing = missing
+            if missing:
+                self._observer.unhandled(self.group, missing)
 
     async def _discover(self) -> Collection[Stream]:
         """Return the streams of the topics; of one that nobody can tell about those that were there."""

@@ -50,6 +50,8 @@ class Handling:
         self.group = group
         self.store = store
         self._handlers = handlers
+        self.types = handlers.keys()
+        """Of the events that some function here handles."""
         self.grouped = store.runs_plain_functions and not any(handler.is_async for handler in handlers.values())
         """Whether messages are settled on the database's thread, in transactions that share their commit with others."""
         self._encoder = encoder
@@ -101,30 +103,40 @@ class Handling:
         retry: Retry | None = None,
     ) -> Sequence[Work]:
         """Decode deliveries and find their handlers, and which keys of new ones wait; what needs none has its outcome."""
-        works = [work for delivery in deliveries if (work := self.decoded(delivery, outcomes, retry))]
+        works: Sequence[Work] = [work for delivery in deliveries if (work := self.decoded(delivery, outcomes, retry))]
         if retry:
             return works  # the first of its key, or it would not have been begun
+        works = await self._without_skipped(transaction, works, outcomes)
         if keys := {work.key for work in works if work.key is not None}:
             outcomes.block(await transaction.blocked(subscription, keys))
         return works
 
     def decoded(self, delivery: Delivery, outcomes: Outcomes, retry: Retry | None = None) -> Work | None:
-        """Read a delivery; what is no event, or comes for the first time and has no handler here, has its outcome."""
+        """Read a delivery; what is no event has its outcome."""
         try:
             envelope = Envelope.decode(delivery.envelope)
             if handler := self._handlers.get(envelope.type):
                 event, misfit = _event(envelope, handler)
                 return Work(delivery, envelope, event, handler, handler.retry or self._retry, retry, misfit)
-            if retry is not None:  # somebody handled it: it is not for us to give it up
-                missing = HandlerMissingError(
-                    f"no function of group {self.group!r} handles {envelope.type} in this process, although one did when this "
-                    "message failed: deploy it again, or one that does nothing if these are to be given up"
-                )
-                return Work(delivery, envelope, None, NO_HANDLER, self._retry, retry, missing)
-            outcomes.skip(delivery)
+            missing = HandlerMissingError(
+                f"no function of group {self.group!r} handles {envelope.type} in this process, although one of another version "
+                "does or did: deploy it again, or one that does nothing if these are to be given up"
+            )
+            return Work(delivery, envelope, None, NO_HANDLER, self._retry, retry, missing)
         except EnvelopeError as error:
             outcomes.unreadable(delivery, error, retry)
         return None
+
+    async def _without_skipped(self, transaction: Transaction, works: Sequence[Work], outcomes: Outcomes) -> Sequence[Work]:
+        """Skip what nobody of the group ever had a function for."""
+        unknown = {work.type for work in works if work.handler is NO_HANDLER}
+        if not unknown:
+            return works
+        unknown -= set(await transaction.handled(self.group, unknown))
+        for work in works:
+            if work.type in unknown:
+                outcomes.skip(work.delivery)
+        return [work for work in works if work.type not in unknown]
 
     def committed(self, subscription: Subscription, outcomes: Outcomes, duplicates: int = 0) -> None:
         """Tell what was committed, and remember what is to be done after that."""

@@ -39,14 +39,20 @@ class Membership:
         group: whose.
         name: of this member, which no other process has.
         topics: that it consumes.
+        types: of events that it has functions for.
         seconds: how long it is believed to live without a sign of it.
     """
 
-    def __init__(self, store: Store, group: str, name: str, topics: Collection[str], seconds: float) -> None:
+    def __init__(
+        self, store: Store, group: str, name: str, topics: Collection[str], types: Collection[str], seconds: float
+    ) -> None:
         self.name = name
+        self.handled: Collection[str] = ()
+        """Types of events that some member has, or had, a function for; as far as this one knows."""
         self._store = store
         self._group = group
         self._topics = topics
+        self._types = types
         self._seconds = seconds
         self._enroll_at = 0.0
         self._own: _Subscriptions = {}
@@ -60,7 +66,7 @@ class Membership:
         """Enroll, or renew that when a third of its time is over."""
         if anyio.current_time() >= self._enroll_at:
             enroll_at = anyio.current_time() + self._seconds / 3
-            await self._store.enroll(self._group, self.name, self._topics, self._seconds)
+            self.handled = await self._store.enroll(self._group, self.name, self._topics, self._seconds, self._types)
             self._enroll_at = enroll_at
 
     async def look(self, streams: Collection[Stream]) -> Share:

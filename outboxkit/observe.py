@@ -70,6 +70,15 @@ class Observer:
         """These are the streams that this process reads for a group from now on; other processes may read the rest."""
         logger.info("group %s: this process reads %d stream%s", group, len(streams), "" if len(streams) == 1 else "s")
 
+    def unhandled(self, group: str, types: Collection[str]) -> None:
+        """Other processes of a group have, or had, functions for these types of events, and this one has none."""
+        logger.warning(
+            "group %s: no function here handles %s, although one of another version does or did: such messages wait for it. If "
+            "nobody is to handle them any more, have a function that does nothing",
+            group,
+            ", ".join(types),
+        )
+
     def consumed(self, group: str, topic: str, outcome: str, count: int) -> None:
         """`count` messages are ``settled``, ``skipped``, ``duplicate``, ``retry``, ``parked``, ``aside`` or ``dead`` now.
 

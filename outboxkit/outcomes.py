@@ -7,7 +7,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Collection
 from functools import partial
-from typing import Literal, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Literal, NamedTuple, NoReturn
 
 from outboxkit.errors import AttemptLostError, ConflictError, HandlerMissingError
 from outboxkit.handler import Handler
@@ -15,6 +15,9 @@ from outboxkit.inbox import Outcome, Retry, settled
 from outboxkit.message import Delivery, Envelope, Message, Position
 from outboxkit.observe import Observer
 from outboxkit.retry import RetryPolicy
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _Report = Callable[[], None]
 
@@ -45,7 +48,7 @@ class Work:
         obstacle: Exception | None = None,
     ) -> None:
         self._envelope = envelope
-        self._headers = envelope.headers(delivery.envelope)
+        self._headers: Mapping[str, str] = envelope.headers(delivery.envelope) if obstacle is None else {}
         self._message: Message | None = None
         self.delivery = delivery
         self.event = event
@@ -64,6 +67,11 @@ class Work:
         # One that is tried alone has been counted; of others the attempt is known when they fail.
         retry = self.retry
         return 1 if retry is None else retry.attempt if retry.alone else retry.attempt + 1
+
+    @property
+    def type(self) -> str:
+        """Of its event."""
+        return self._envelope.type
 
     @property
     def message(self) -> Message:

@@ -1,5 +1,8 @@
 """The roster: who takes part in a group, and who reads each of its streams; the part of a store's port that keeps it.
 
+It remembers as well which types of events a group has functions for, whoever lives at the moment. While one version takes over
+from another, a process may read what it has no function for and another one has: that is not for it to skip.
+
 One member at a time reads a stream. A claim gives it the stream's next *term*, and whoever settles messages has to have the
 current one: a member that was stopped for a while, and whose streams others have claimed meanwhile, commits nothing more. So a
 member that only seems to be dead costs time and never order.
@@ -36,8 +39,20 @@ class Roster(NamedTuple):
 class RosterStore(Protocol):
     """What a store does about members; time is the database's."""
 
-    async def enroll(self, group: str, member: str, topics: Collection[str], seconds: float) -> None:
-        """Take part in a group, or go on doing so, for some time from now on."""
+    async def enroll(
+        self, group: str, member: str, topics: Collection[str], seconds: float, types: Collection[str] = ()
+    ) -> Collection[str]:
+        """Take part in a group, or go on doing so, for some time from now on.
+
+        Args:
+            group: which.
+            member: who.
+            topics: what it consumes.
+            seconds: how long it is believed to live.
+            types: of events that it has functions for: remembered for good as handled by the group.
+
+        Returns: all types that are so remembered, these among them.
+        """
         ...
 
     async def leave(self, group: str, member: str) -> None:

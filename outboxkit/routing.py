@@ -131,7 +131,7 @@ class Router:
         Args:
             event: a class declared with ``@event``.
             group: the consumer group; the app's name when not given. Groups are independent readers: another reaction to
-                the same event is another group.
+                the same event is another group. It belongs to one database.
             retry: when to run a failed message again; the app's settings decide when not given.
             ordered: whether later messages of a key wait while an earlier one does.
             on_dead: what they do when it is dead: ``"continue"``, or ``"hold"`` until somebody retries or discards it.

@@ -107,5 +107,5 @@ class Loops:
         settings = self._settings.consumer
         handling = Handling(group, handlers, self._store, self._encoder, self._settings.retry, self._observer)
         topics = sorted({handler.event.topic for handler in handlers.values()})
-        membership = Membership(self._store, group, member_name(self._reader), topics, settings.lease_seconds)
+        membership = Membership(self._store, group, member_name(self._reader), topics, handlers.keys(), settings.lease_seconds)
         return Consumer(handling, slots, membership, topics, self._reader, self._broker, settings, self._observer)

@@ -117,6 +117,10 @@ class Transaction(LaterTransaction, Protocol):
         """
         ...
 
+    async def handled(self, group: str, types: Collection[str]) -> Collection[str]:
+        """Return which of these types of events some member of a group has had a function for; see `outboxkit.roster`."""
+        ...
+
     async def take(self, subscription: Subscription, retries: Sequence[Retry]) -> Sequence[Retry]:
         """Return those that still wait as they did, are due unless begun, and are now this transaction's; all of one stream.
 

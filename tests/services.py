@@ -1,7 +1,7 @@
 """Two small services for the tests of promises: one that publishes, one that consumes, each with its own database."""
 
 import collections
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import msgspec
@@ -44,6 +44,7 @@ class Recording(Observer):
         self.gone_for_readers: list[tuple[Stream, Position, Position]] = []
         self.gone_for_good: list[tuple[Stream, Position, Position]] = []
         self.count: collections.Counter[str] = collections.Counter()
+        self.unhandled_types: list[str] = []
         self.failed_with: collections.Counter[str] = collections.Counter()
         """Names of the errors with which handlers failed."""
 
@@ -66,6 +67,10 @@ class Recording(Observer):
     def gone(self, stream: Stream, after: Position, upto: Position) -> None:
         super().gone(stream, after, upto)
         self.gone_for_good.append((stream, after, upto))
+
+    def unhandled(self, group: str, types: Collection[str]) -> None:
+        super().unhandled(group, types)
+        self.unhandled_types += types
 
     def consumed(self, group: str, topic: str, outcome: str, count: int) -> None:
         self.count[outcome] += count

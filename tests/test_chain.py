@@ -102,7 +102,7 @@ async def test_for_an_entry_that_arrives_after_its_stream_was_lost_nothing_is_re
     await held.begin(floor=1)
     app = App("mail", store=held.store, broker=held.broker)
     handling = Handling(GROUP, {}, held.store, Encoder(app.name, QUICK), QUICK.retry, Observer())
-    membership = Membership(held.store, GROUP, "member", [held.stream.topic], QUICK.consumer.lease_seconds)
+    membership = Membership(held.store, GROUP, "member", [held.stream.topic], [], QUICK.consumer.lease_seconds)
     consumer: Any = Consumer(
         handling, Slots.of(1), membership, [held.stream.topic], "reader", held.broker, QUICK.consumer, Observer()
     )

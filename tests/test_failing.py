@@ -407,6 +407,43 @@ async def test_what_waits_for_a_handler_that_was_taken_out_is_not_given_up_and_k
         await until(after.inbox, {}.__eq__)
 
 
+async def test_what_another_version_handles_is_not_skipped_and_keeps_its_place(place: Place) -> None:
+    """Processes of both share the streams while one takes over from the other."""
+    broker = MemoryBroker()
+    told = Recording()
+    old = Walk(place, broker=broker, observer=told)
+    counted: list[str] = []
+
+    @old.app.consumes(StepsCounted)
+    async def count(event: StepsCounted) -> None:
+        counted.append("old")
+
+    async def fine(_: StepTaken, __: Message) -> None: ...
+
+    new = Walk(place, broker=broker).handled_by(fine)
+
+    @new.app.consumes(StepsCounted)
+    async def count_anew(event: StepsCounted) -> None:
+        counted.append("new")
+
+    async with new.running():
+        await new.step("eve", 9)
+        await until(new.noted, [9].__eq__)
+    async with old.running():
+        await until(lambda: told.unhandled_types, ["step.taken"].__eq__)
+        async with old.app.unit_of_work() as uow:
+            uow.publish(StepTaken("ada", 1))
+            uow.publish(StepsCounted(), key="ada")
+            uow.publish(StepsCounted(), key="bob")
+            uow.publish(StepTaken("ada", 2))
+        await until(old.inbox, {"retry": 1, "parked": 2}.__eq__)
+        assert counted == ["old"], "bob's"
+    async with new.running():
+        await until(new.inbox, {}.__eq__)
+    assert new.noted() == [9, 1, 2]
+    assert counted == ["old", "new"]
+
+
 async def test_a_letter_that_is_retried_where_nobody_handles_it_waits_for_a_handler(place: Place) -> None:
     async def fail(_: StepTaken, __: Message) -> None:
         raise ValueError("never")
@@ -451,7 +488,7 @@ async def test_an_event_that_does_not_fit_its_class_is_dead_at_once_and_holds_it
             uow.publish(StepTaken("ada", 3))
             uow.publish(StepTaken("bob", 11))
         await until(walk.inbox, {"held": 1, "parked": 1}.__eq__)
-        assert sorted(noted) == [1, 11]
+        await until(lambda: sorted(noted), [1, 11].__eq__)
         (letter,) = await walk.app.dead_letters.find(Letters(type="step.taken"))
         assert (letter.id, letter.key, letter.attempts, letter.holds) == (str(id), "ada", 1, True)
         assert "does not fit StepTaken" in letter.summary

@@ -215,8 +215,9 @@ async def test_however_little_time_there_is_the_first_message_is_settled(tmp_pat
         settler, _ = of(app)
         assert await settler.settle(subscription, run, -1.0) == 2
         assert handled == [1]
-        assert await settler.settle(subscription, run[2:], -1.0) == 2
+        assert await settler.settle(subscription, run[2:], -1.0) == 1
         assert handled == [1, 3]
+        assert await settler.settle(subscription, run[3:], -1.0) == 1, "what does not fit comes in its turn"
         floor = await app.store.floor_of("settling", STREAM)
     assert floor is not None
     assert floor.position == Position(4, 0)

@@ -14,10 +14,12 @@ class ConsumingTables(OpenedTables):
 
     # the roster
 
-    async def enroll(self, group: str, member: str, topics: Collection[str], seconds: float) -> None:
+    async def enroll(
+        self, group: str, member: str, topics: Collection[str], seconds: float, types: Collection[str] = ()
+    ) -> Collection[str]:
         """See `outboxkit.roster.RosterStore.enroll`."""
         async with self._link() as (tables, link):
-            await tables.roster.enroll(link, group, member, topics, seconds)
+            return await tables.roster.enroll(link, group, member, topics, seconds, types)
 
     async def leave(self, group: str, member: str) -> None:
         """See `outboxkit.roster.RosterStore.leave`."""

@@ -11,6 +11,7 @@ from outboxkit.inbox import Floor, Outcome, Subscription
 from outboxkit.linked import back_from, floor_over, is_linked
 from outboxkit.message import Delivery, digest
 from outboxkit_postgres.floors import FloorTables
+from outboxkit_postgres.handled import HandledTable
 from outboxkit_postgres.link import Link
 from outboxkit_postgres.names import Names
 from outboxkit_postgres.positions import at_positions, columns
@@ -81,6 +82,7 @@ class InboxTables:
         self.floors = FloorTables(names)
         self.waiting = WaitingTables(names, self.floors, plain_texts=plain_texts)
         self.storable = self.waiting.storable
+        self.handled = HandledTable(names)
 
     async def receive(self, link: Link, subscription: Subscription, deliveries: Sequence[Delivery]) -> Received:
         """See `outboxkit.store.Transaction.receive`."""

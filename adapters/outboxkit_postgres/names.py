@@ -9,7 +9,7 @@ from outboxkit.errors import ConfigurationError
 _SCHEMA = re.compile(r"[A-Za-z_][A-Za-z0-9_$]{0,62}")
 # Only these, as other braces are SQL's own: those of an empty array, '{}', say.
 _NOUN = re.compile(
-    r"\{(schema|topic|outbox|outbox_seq_seq|later|period|tick|cursor|stream|mark|known_group|removed|lease|member|floor|inbox)\}"
+    r"\{(schema|topic|outbox|outbox_seq_seq|later|period|tick|cursor|stream|mark|known_group|removed|lease|member|handled|floor|inbox)\}"
 )
 
 

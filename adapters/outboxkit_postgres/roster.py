@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 from outboxkit.inbox import Subscription
 from outboxkit.message import Position, Stream
 from outboxkit.roster import Ownership, Roster
+from outboxkit_postgres.handled import HandledTable
 from outboxkit_postgres.link import Link
 from outboxkit_postgres.names import Names
 
@@ -61,10 +62,15 @@ class RosterTables:
 
     def __init__(self, names: Names) -> None:
         self._sql = names.sql
+        self._handled = HandledTable(names)
 
-    async def enroll(self, link: Link, group: str, member: str, topics: Collection[str], seconds: float) -> None:
+    async def enroll(
+        self, link: Link, group: str, member: str, topics: Collection[str], seconds: float, types: Collection[str]
+    ) -> Collection[str]:
         """See `outboxkit.roster.RosterStore.enroll`."""
+        handled = await self._handled.add(link, group, types)  # before it lives, and anybody leaves a stream to it
         await link.fetch(self._sql(_ENROLL), group, member, sorted(topics), seconds)
+        return handled
 
     async def leave(self, link: Link, group: str, member: str) -> None:
         """See `outboxkit.roster.RosterStore.leave`."""

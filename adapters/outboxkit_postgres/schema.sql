@@ -125,6 +125,13 @@ CREATE TABLE {schema}.{prefix}member (
     PRIMARY KEY ("group", name)
 ) WITH (fillfactor = 50);
 
+-- The types of events that some process of a group has, or had, a function for: others do not skip them.
+CREATE TABLE {schema}.{prefix}handled (
+    "group" text NOT NULL,
+    type text NOT NULL,
+    PRIMARY KEY ("group", type)
+);
+
 -- Up to where a group has settled everything of a stream, and which member reads it. Whoever changes a stream's inbox holds its row.
 CREATE TABLE {schema}.{prefix}floor (
     id bigint PRIMARY KEY, -- drawn by chance, so that none is given out twice

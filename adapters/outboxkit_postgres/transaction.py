@@ -138,6 +138,12 @@ class PostgresTransaction:
         with self._translated():
             return await self._inbox.waiting.blocked(self._unit, subscription, keys)
 
+    async def handled(self, group: str, types: Collection[str]) -> Collection[str]:
+        """See `outboxkit.store.Transaction.handled`."""
+        self._require_open()
+        with self._translated():
+            return await self._inbox.handled.among(self._unit, group, types)
+
     async def take(self, subscription: Subscription, retries: Sequence[Retry]) -> Sequence[Retry]:
         """See `outboxkit.store.Transaction.take`."""
         self._require_open()

@@ -130,6 +130,10 @@ class EngineSQLiteTransaction:
         """See `outboxkit.store.Transaction.blocked`."""
         return await self._library(lambda connection: self._books.inbox.waiting.blocked(connection, subscription, keys))
 
+    async def handled(self, group: str, types: Collection[str]) -> Collection[str]:
+        """See `outboxkit.store.Transaction.handled`."""
+        return await self._library(lambda connection: self._books.inbox.handled.among(connection, group, types))
+
     async def take(self, subscription: Subscription, retries: Sequence[Retry]) -> Sequence[Retry]:
         """See `outboxkit.store.Transaction.take`."""
         return await self._library(lambda connection: self._books.inbox.waiting.take(connection, subscription, retries))

@@ -29,9 +29,11 @@ class ConsumingStore(Access):
 
     # the roster
 
-    async def enroll(self, group: str, member: str, topics: Collection[str], seconds: float) -> None:
+    async def enroll(
+        self, group: str, member: str, topics: Collection[str], seconds: float, types: Collection[str] = ()
+    ) -> Collection[str]:
         """See `outboxkit.roster.RosterStore.enroll`."""
-        await self._write(lambda connection: self._roster.enroll(connection, group, member, topics, seconds))
+        return await self._write(lambda connection: self._roster.enroll(connection, group, member, topics, seconds, types))
 
     async def leave(self, group: str, member: str) -> None:
         """See `outboxkit.roster.RosterStore.leave`."""

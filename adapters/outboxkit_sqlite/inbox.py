@@ -13,6 +13,7 @@ from outboxkit.inbox import Floor, Outcome, Subscription
 from outboxkit.linked import back_from, floor_over, is_linked
 from outboxkit.message import Delivery, Position, digest
 from outboxkit_sqlite.floors import FloorTables
+from outboxkit_sqlite.handled import HandledTable
 from outboxkit_sqlite.names import filled
 from outboxkit_sqlite.waiting import WaitingTables
 
@@ -54,6 +55,7 @@ class InboxTables:
         self._prefix = prefix
         self.floors = FloorTables(prefix)
         self.waiting = WaitingTables(prefix, self.floors)
+        self.handled = HandledTable(prefix)
 
     def receive(
         self, connection: sqlite3.Connection, subscription: Subscription, deliveries: Sequence[Delivery]

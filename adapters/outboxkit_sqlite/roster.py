@@ -10,6 +10,7 @@ from outboxkit.inbox import Subscription
 from outboxkit.message import Position, Stream
 from outboxkit.roster import Ownership, Roster
 from outboxkit_sqlite.connection import GuardedConnection
+from outboxkit_sqlite.handled import HandledTable
 from outboxkit_sqlite.leases import NOW
 
 _FORGET_SECONDS = 3600
@@ -25,6 +26,7 @@ class RosterTables:
             "ON CONFLICT DO UPDATE SET topics = excluded.topics, until = excluded.until"
         )
         self._forget = f'DELETE FROM {member} WHERE "group" = ? AND until < {NOW} - {_FORGET_SECONDS}'
+        self._handled = HandledTable(prefix)
         self._leave = f'DELETE FROM {member} WHERE "group" = ? AND name = ?'
         self._members = f'SELECT name, topics FROM {member} WHERE "group" = ? AND until > {NOW}'
         self._owners = f'SELECT topic, partition, source, owner, term FROM {floor} WHERE "group" = ?'
@@ -41,10 +43,19 @@ class RosterTables:
             "AND (tried_major, tried_minor) <= (?, ?)"
         )
 
-    def enroll(self, connection: GuardedConnection, group: str, member: str, topics: Collection[str], seconds: float) -> None:
+    def enroll(
+        self,
+        connection: GuardedConnection,
+        group: str,
+        member: str,
+        topics: Collection[str],
+        seconds: float,
+        types: Collection[str],
+    ) -> Collection[str]:
         """See `outboxkit.roster.RosterStore.enroll`."""
         connection.execute(self._forget, (group,))
         connection.execute(self._enroll, (group, member, " ".join(sorted(topics)), seconds))
+        return self._handled.add(connection, group, types)
 
     def leave(self, connection: GuardedConnection, group: str, member: str) -> None:
         """See `outboxkit.roster.RosterStore.leave`."""

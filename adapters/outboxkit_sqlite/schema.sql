@@ -103,6 +103,13 @@ CREATE TABLE {prefix}member (
     PRIMARY KEY ("group", name)
 ) STRICT, WITHOUT ROWID;
 
+-- The types of events that some process of a group has, or had, a function for: others do not skip them.
+CREATE TABLE {prefix}handled (
+    "group" TEXT NOT NULL,
+    type TEXT NOT NULL,
+    PRIMARY KEY ("group", type)
+) STRICT, WITHOUT ROWID;
+
 -- Up to where a group has settled everything of a stream, and which member reads it.
 CREATE TABLE {prefix}floor (
     id INTEGER PRIMARY KEY, -- drawn by chance, so that none is given out twice

@@ -174,6 +174,10 @@ class SQLiteTransaction:
         """See `outboxkit.store.Transaction.blocked`."""
         return await self._library(lambda connection: self._inbox.waiting.blocked(connection, subscription, keys))
 
+    async def handled(self, group: str, types: Collection[str]) -> Collection[str]:
+        """See `outboxkit.store.Transaction.handled`."""
+        return await self._library(lambda connection: self._inbox.handled.among(connection, group, types))
+
     async def take(self, subscription: Subscription, retries: Sequence[Retry]) -> Sequence[Retry]:
         """See `outboxkit.store.Transaction.take`."""
         return await self._library(lambda connection: self._inbox.waiting.take(connection, subscription, retries))

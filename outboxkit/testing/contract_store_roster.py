@@ -51,6 +51,17 @@ class StoreRosterContract:
         await store.enroll("group", "one", ["topic"], _LONG)
         assert await store.claim("group", "one", [stream]) == [], "it comes back too late"
 
+    async def test_what_a_member_has_functions_for_is_remembered_for_its_group(self, store: Store, peer: Store) -> None:
+        assert set(await store.enroll("group", "one", ["topic"], _LONG, ["a", "b"])) == {"a", "b"}
+        assert set(await peer.enroll("group", "two", ["topic"], _LONG, ["c", "b"])) == {"a", "b", "c"}
+        assert set(await peer.enroll("other", "two", ["topic"], _LONG, ["d"])) == {"d"}
+        await store.leave("group", "one")
+        assert set(await peer.enroll("group", "two", ["topic"], _LONG)) == {"a", "b", "c"}
+        async with peer.transaction() as transaction:
+            assert set(await transaction.handled("group", ["a", "c", "d", "e"])) == {"a", "c"}
+            assert set(await transaction.handled("other", ["a", "d"])) == {"d"}
+            assert set(await transaction.handled("third", ["a"])) == set()
+
     async def test_a_stream_is_one_members_at_a_time(self, store: Store, peer: Store) -> None:
         streams = [new_stream() for _ in range(3)]
         (first, second) = await claimed(store, "one", streams[:2])

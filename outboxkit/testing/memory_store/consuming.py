@@ -28,9 +28,11 @@ class ConsumingStore:
 
     # the roster
 
-    async def enroll(self, group: str, member: str, topics: Collection[str], seconds: float) -> None:
+    async def enroll(
+        self, group: str, member: str, topics: Collection[str], seconds: float, types: Collection[str] = ()
+    ) -> Collection[str]:
         """See `outboxkit.roster.RosterStore.enroll`."""
-        await self._write("enroll", lambda state: roster.enroll(state, group, member, topics, seconds))
+        return await self._write("enroll", lambda state: roster.enroll(state, group, member, topics, seconds, types))
 
     async def leave(self, group: str, member: str) -> None:
         """See `outboxkit.roster.RosterStore.leave`."""

@@ -9,13 +9,23 @@ from outboxkit.testing.memory_store import floors
 from outboxkit.testing.memory_store.rows import MemberRow, State
 
 
-def enroll(state: State, group: str, member: str, topics: Collection[str], seconds: float) -> None:
+def enroll(
+    state: State, group: str, member: str, topics: Collection[str], seconds: float, types: Collection[str]
+) -> Collection[str]:
     """See `outboxkit.roster.RosterStore.enroll`."""
     now = state.now()
     for key, row in state.members.items():
         if row.until <= now:
             state.members.remove(key)
     state.members.put((group, member), MemberRow(tuple(sorted(topics)), now + seconds))
+    for type in types:
+        state.handled.put((group, type), True)
+    return [type for (of, type), _ in state.handled.items() if of == group]
+
+
+def handled(state: State, group: str, types: Collection[str]) -> Collection[str]:
+    """See `outboxkit.store.Transaction.handled`."""
+    return [type for type in types if state.handled.get((group, type))]
 
 
 def leave(state: State, group: str, member: str) -> None:

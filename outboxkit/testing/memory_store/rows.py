@@ -168,6 +168,7 @@ class State:
         self.removed: Table[Stream, Position] = Table(under.removed if under else None)
         self.leases: Table[str, LeaseRow] = Table(under.leases if under else None)
         self.members: Table[tuple[str, str], MemberRow] = Table(under.members if under else None)
+        self.handled: Table[tuple[str, str], bool] = Table(under.handled if under else None)
         self.floors: Table[int, FloorRow] = Table(under.floors if under else None)
         self.inbox: Table[tuple[int, Position], InboxRow] = Table(under.inbox if under else None)
         self.counters: Table[str, int] = Table(under.counters if under else None)
@@ -175,7 +176,7 @@ class State:
         """The user's own rows, by the name of their table and their key."""
         self._tables: tuple[Table[Any, Any], ...] = (
             *(self.outbox, self.later, self.periods, self.cursor, self.relayed, self.marks, self.known),
-            *(self.removed, self.leases, self.members, self.floors, self.inbox, self.counters, self.users),
+            *(self.removed, self.leases, self.members, self.handled, self.floors, self.inbox, self.counters, self.users),
         )
 
     def count(self, name: str, step: int = 1) -> int:

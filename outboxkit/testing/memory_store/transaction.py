@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 from outboxkit.errors import ConfigurationError, NoUnitOfWorkError, OutboxkitError
 from outboxkit.inbox import Floor, Outcome, Retry, Subscription
 from outboxkit.message import Delivery, OutboxRow
-from outboxkit.testing.memory_store import inbox, later, waiting
+from outboxkit.testing.memory_store import inbox, later, roster, waiting
 from outboxkit.testing.memory_store.rows import State
 
 T = TypeVar("T")
@@ -143,6 +143,10 @@ class MemoryTransaction:
     async def blocked(self, subscription: Subscription, keys: Collection[str]) -> Collection[str]:
         """See `outboxkit.store.Transaction.blocked`."""
         return await self._in("blocked", lambda state: waiting.blocked(state, subscription, keys))
+
+    async def handled(self, group: str, types: Collection[str]) -> Collection[str]:
+        """See `outboxkit.store.Transaction.handled`."""
+        return await self._in("handled", lambda state: roster.handled(state, group, types))
 
     async def take(self, subscription: Subscription, retries: Sequence[Retry]) -> Sequence[Retry]:
         """See `outboxkit.store.Transaction.take`."""
