@@ -17,7 +17,7 @@ import msgspec
 from outboxkit import shown
 from outboxkit.app import App
 from outboxkit.cli.failures import Commands, Failure, Misuse
-from outboxkit.cli.loading import with_app
+from outboxkit.cli.loading import AppCommand, with_app
 from outboxkit.errors import EnvelopeError
 from outboxkit.letter import DeadLetter, Letters
 from outboxkit.message import Delivery, Envelope, Message
@@ -56,7 +56,7 @@ _as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON 
 _all = click.option("--all", "everything", is_flag=True, help="All that there are.")
 
 
-@dead.command("list")
+@dead.command("list", cls=AppCommand)
 @with_app
 @_chosen
 @click.option("--limit", type=click.IntRange(1, 100_000), default=100, show_default=True, help="How many at most.")
@@ -75,7 +75,7 @@ def list_letters(app: App, *, which: Letters, limit: int, as_json: bool) -> None
         click.echo(_table(letters) if letters else f"app {app.name!r} has no dead letters that fit")
 
 
-@dead.command()
+@dead.command(cls=AppCommand)
 @with_app
 @click.argument("name", metavar="REF | ID")
 @click.option("--payload", is_flag=True, help="Show the event too.")
@@ -97,7 +97,7 @@ def show(app: App, *, name: str, payload: bool, as_json: bool) -> None:
         click.echo("\n\n".join(map(_page, described)))
 
 
-@dead.command()
+@dead.command(cls=AppCommand)
 @with_app
 @_names
 @_chosen
@@ -113,7 +113,7 @@ def retry(app: App, *, which: Letters, everything: bool, as_json: bool) -> None:
     _tell("retried", _some(which, asyncio.run(revive())), as_json=as_json)
 
 
-@dead.command()
+@dead.command(cls=AppCommand)
 @with_app
 @_names
 @_chosen
@@ -132,7 +132,7 @@ def discard(app: App, *, which: Letters, everything: bool, yes: bool, as_json: b
     _tell("discarded", _some(which, asyncio.run(give_up())), as_json=as_json)
 
 
-@dead.command()
+@dead.command(cls=AppCommand)
 @with_app
 @_chosen
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="A new file; stdout if not given.")
@@ -166,7 +166,7 @@ async def _export(app: App, which: Letters, output: Path | None, *, remove: bool
     return len(refs)
 
 
-@dead.command("import")
+@dead.command("import", cls=AppCommand)
 @with_app
 @click.argument("file", type=click.File("r", encoding="utf-8"))
 def import_letters(app: App, *, file: TextIO) -> None:
