@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 
 from outboxkit.errors import ConfigurationError
-from outboxkit.letter import EVERY_LETTER, DeadLetter, Letters, LetterStore
+from outboxkit.letter import EVERY_LETTER, Choice, DeadLetter, Letters, LetterStore
 
 _PAGE = 200
 
@@ -11,21 +11,22 @@ _PAGE = 200
 class DeadLetters:
     """The dead letters of one app's database, while the app is open.
 
-    Everywhere `which` chooses: see `Letters`. Others may work on them at the same time: each is retried, or discarded, once.
+    Everywhere `which` chooses: `Letters`, or a ref or a message's id, or a list of those. Others may work on them at the same
+    time: each is retried, or discarded, once.
     """
 
     def __init__(self, store: LetterStore) -> None:
         self._store = store
 
-    async def find(self, which: Letters = EVERY_LETTER, *, limit: int = 100) -> Sequence[DeadLetter]:
+    async def find(self, which: Choice = EVERY_LETTER, *, limit: int = 100) -> Sequence[DeadLetter]:
         """Return letters without their envelopes, `limit` at most."""
-        return await self._letters(which, None, limit, envelopes=False)
+        return await self._letters(Letters.of(which), None, limit, envelopes=False)
 
     async def show(self, name: str) -> Sequence[DeadLetter]:
         """Return the letter of a ref, or those of a message's id (one for each group it failed in), with their envelopes."""
         return await self._letters(Letters(names=[name]), None, _PAGE, envelopes=True)
 
-    async def retry(self, which: Letters, *, everything: bool = False) -> int:
+    async def retry(self, which: Choice, *, everything: bool = False) -> int:
         """Run letters again, from their first attempt; with the message's id and position, so that the effect happens once.
 
         Later messages of the same key wait until it is settled or dead.
@@ -37,11 +38,11 @@ class DeadLetters:
         Returns: how many wait now for their attempt.
 
         Raises:
-            ConfigurationError: nothing was chosen.
+            ConfigurationError: nothing was chosen, or `which` is nothing that chooses.
         """
-        return await self._for_all(which, self._store.revive, everything=everything)
+        return await self._for_all(Letters.of(which), self._store.revive, everything=everything)
 
-    async def discard(self, which: Letters, *, everything: bool = False) -> int:
+    async def discard(self, which: Choice, *, everything: bool = False) -> int:
         """Give letters up, without their effect; what waited behind them runs.
 
         Args:
@@ -51,13 +52,13 @@ class DeadLetters:
         Returns: how many are gone.
 
         Raises:
-            ConfigurationError: nothing was chosen.
+            ConfigurationError: nothing was chosen, or `which` is nothing that chooses.
         """
-        return await self._for_all(which, self._store.discard, everything=everything)
+        return await self._for_all(Letters.of(which), self._store.discard, everything=everything)
 
-    async def export(self, which: Letters = EVERY_LETTER) -> AsyncIterator[DeadLetter]:
+    async def export(self, which: Choice = EVERY_LETTER) -> AsyncIterator[DeadLetter]:
         """Yield letters with their envelopes, however many; they stay. `DeadLetter.to_json` is a line of JSON of each."""
-        async for page in self._pages(which, envelopes=True):
+        async for page in self._pages(Letters.of(which), envelopes=True):
             for letter in page:
                 yield letter
 

@@ -5,16 +5,17 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from outboxkit import ConfigurationError, Message
+from outboxkit import App, ConfigurationError, Letters, Message
 from outboxkit.errors import EnvelopeError
-from outboxkit.letter import EVERY_LETTER, DeadLetter, Letters
+from outboxkit.letter import EVERY_LETTER, DeadLetter
 from outboxkit.message import Position, Stream
+from outboxkit.testing import MemoryBroker
 from tests.databases import Place, database_at
 from tests.test_failing import StepTaken, Walk
 from tests.waiting import until
@@ -108,6 +109,52 @@ async def test_nothing_is_retried_or_discarded_by_forgetting_to_say_what(place: 
         for change in (walk.app.dead_letters.retry, walk.app.dead_letters.discard):
             with pytest.raises(ConfigurationError, match="which dead letters"):
                 await change(EVERY_LETTER)
+
+
+async def test_letters_are_named_by_their_refs_or_ids_as_text(place: Place) -> None:
+    broken = Broken()
+    async with Walk(place).handled_by(broken.handle).running() as walk:
+        await walk.step("ada", 1, 2, 3, 4)
+        await until(walk.inbox, {"dead": 4}.__eq__)
+        letters = walk.app.dead_letters
+        first, second, third, last = await letters.find()
+        assert await letters.find(first.ref) == await letters.find([str(first.id)]) == [first]
+        assert [letter.ref async for letter in letters.export((first.ref, str(third.id)))] == [first.ref, third.ref]
+        assert await letters.find([]) == []
+        assert await letters.retry([]) == await letters.discard(()) == 0, "none, which is not all"
+        broken.is_so = False
+        assert await letters.retry(first.ref) == 1
+        assert await letters.retry([str(second.id), "no such"]) == 1
+        assert await letters.discard([third.ref]) == 1
+        await until(walk.inbox, {"dead": 1}.__eq__)
+        assert [letter.ref for letter in await letters.find()] == [last.ref]
+    assert sorted(walk.noted()) == [1, 2]
+
+
+WRONG_CHOICES: Any = [LETTER, [LETTER], 7, None, [7], b"3-17-0"]
+
+
+@pytest.mark.parametrize("which", WRONG_CHOICES)
+async def test_what_chooses_no_letters_is_told_as_that_and_not_taken_for_all(tmp_path: Path, which: Any) -> None:
+    app = App("shop", store=f"sqlite:///{tmp_path}/shop.db", broker=MemoryBroker())
+    await app.migrate()
+    async with app.running(relay=False, consume=False):
+        for choose in (app.dead_letters.find, app.dead_letters.retry, app.dead_letters.discard):
+            with pytest.raises(ConfigurationError, match=r"^which dead letters\? .* names none: give refs or ids as text"):
+                await choose(which)
+        with pytest.raises(ConfigurationError, match="which dead letters"):
+            async for _ in app.dead_letters.export(which):
+                raise AssertionError("nothing is exported")
+
+
+def test_a_choice_of_letters_by_what_makes_no_sense_is_refused_by_name() -> None:
+    wrong: Any = timedelta(days=1)
+    with pytest.raises(
+        ConfigurationError, match=r"^Letters.older_seconds is .*: it takes seconds as a number, 86400.0, or None$"
+    ):
+        Letters(older_seconds=wrong)
+    with pytest.raises(ConfigurationError, match=r"^Letters.names is '1-0-0': it takes a list, \['1-0-0'\]$"):
+        Letters(names="1-0-0")
 
 
 @pytest.mark.parametrize(
