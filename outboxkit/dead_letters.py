@@ -8,6 +8,16 @@ from outboxkit.letter import EVERY_LETTER, Choice, DeadLetter, Letters, LetterSt
 _PAGE = 200
 
 
+def require_choice(which: Letters, *, everything: bool) -> None:
+    """Refuse to change all letters by forgetting to say which.
+
+    Raises:
+        ConfigurationError: nothing was chosen.
+    """
+    if which.are_all and not everything:
+        raise ConfigurationError("which dead letters? Name some, or --all (everything=True)")
+
+
 class DeadLetters:
     """The dead letters of one app's database, while the app is open.
 
@@ -62,6 +72,10 @@ class DeadLetters:
             for letter in page:
                 yield letter
 
+    async def refs(self, which: Choice = EVERY_LETTER) -> Sequence[str]:
+        """Return the refs of letters, however many."""
+        return [letter.ref async for page in self._pages(Letters.of(which), envelopes=False) for letter in page]
+
     async def take_out(self, refs: Sequence[str]) -> int:
         """Discard letters that somebody keeps elsewhere; `bring_back` undoes it. Returns how many."""
         return await self._store.discard(refs, exported=True)
@@ -86,8 +100,7 @@ class DeadLetters:
         return done
 
     async def _for_all(self, which: Letters, change: Callable[[Sequence[str]], Awaitable[int]], *, everything: bool) -> int:
-        if which.are_all and not everything:
-            raise ConfigurationError("which dead letters? Name some, or say that all are meant")
+        require_choice(which, everything=everything)
         changed = 0
         async for page in self._pages(which, envelopes=False):
             changed += await change([letter.ref for letter in page])

@@ -254,7 +254,6 @@ def test_dead_letters_from_the_shell(place: Place, tmp_path: Path) -> None:
     assert described["payload"] == {"customer": "eve", "number": 1}
     assert "`outboxkit dead list`" in shop.outboxkit("dead", "show", "shop:app", "1-1-1", code=1)
 
-    assert "which dead letters" in shop.outboxkit("dead", "retry", "shop:app", code=2)
     assert "no dead letter fits" in shop.outboxkit("dead", "retry", "shop:app", "nothing", code=1)
     assert json.loads(shop.outboxkit("dead", "retry", "shop:app", letter["id"], "--json")) == {"retried": 1}
     assert shop.letters() == []
@@ -274,6 +273,26 @@ def test_dead_letters_are_exported_imported_and_discarded_from_the_shell(place: 
     assert "line 1: not a dead letter" in shop.outboxkit("dead", "import", "shop:app", "-", stdin="{}", code=2)
     assert shop.outboxkit("dead", "import", "shop:app", "dead.jsonl") == "1 dead letter brought back\n"
     assert shop.letters() == [letter]
-    assert "Aborted" in shop.outboxkit("dead", "discard", "shop:app", "--all", stdin="n\n", code=1)
     assert shop.outboxkit("dead", "discard", "shop:app", "--error", "eve", "--yes") == "discarded 1 dead letter\n"
     assert shop.letters() == []
+
+
+@pytest.mark.parametrize("command", ["retry", "discard"])
+def test_nothing_named_is_told_before_anything_is_opened_or_asked(tmp_path: Path, command: str) -> None:
+    shop = Shop(tmp_path, tmp_path)  # without tables, which would be told otherwise
+    told = shop.outboxkit("dead", command, "shop:app", "--json", stdin="y\n", code=2)
+    assert told == "Error: which dead letters? Name some, or --all (everything=True)\n"
+
+
+def test_discarding_asks_about_what_it_would_discard_and_not_about_nothing(place: Place, tmp_path: Path) -> None:
+    shop = Shop(place, tmp_path)
+    shop.fail()
+    told = shop.outboxkit("dead", "discard", "shop:app", "no such ref", "--json", stdin="y\n", code=1)
+    assert told == "Error: no dead letter fits that: `outboxkit dead list` shows those that there are\n"
+    told = shop.outboxkit("dead", "discard", "shop:app", "--all", "--json", stdin="n\n", code=1)
+    assert told.startswith("Give up 1 dead letter of shop for good? (`outboxkit dead export` keeps a copy) [y/N]: ")
+    assert told.endswith("Aborted!\n")
+    assert len(shop.letters()) == 1
+    told = shop.outboxkit("dead", "discard", "shop:app", "--all", stdin="y\n")
+    assert told.endswith("[y/N]: discarded 1 dead letter\n")
+    assert shop.outboxkit("dead", "discard", "shop:app", "--all") == "discarded 0 dead letters\n"

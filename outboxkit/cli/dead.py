@@ -18,6 +18,7 @@ from outboxkit import shown
 from outboxkit.app import App
 from outboxkit.cli.failures import Commands, Failure, Misuse
 from outboxkit.cli.loading import AppCommand, with_app
+from outboxkit.dead_letters import require_choice
 from outboxkit.errors import EnvelopeError
 from outboxkit.letter import DeadLetter, Letters
 from outboxkit.message import Delivery, Envelope, Message
@@ -105,6 +106,7 @@ def show(app: App, *, name: str, payload: bool, as_json: bool) -> None:
 @_as_json
 def retry(app: App, *, which: Letters, everything: bool, as_json: bool) -> None:
     """Run dead letters again, from their first attempt; their effect happens once all the same."""
+    require_choice(which, everything=everything)  # before the database is looked for
 
     async def revive() -> int:
         async with app.running(relay=False, consume=False):
@@ -122,14 +124,18 @@ def retry(app: App, *, which: Letters, everything: bool, as_json: bool) -> None:
 @_as_json
 def discard(app: App, *, which: Letters, everything: bool, yes: bool, as_json: bool) -> None:
     """Give dead letters up, without their effect."""
+    require_choice(which, everything=everything)
+    _tell("discarded", _some(which, asyncio.run(_give_up(app, which, yes=yes, as_json=as_json))), as_json=as_json)
 
-    async def give_up() -> int:
-        async with app.running(relay=False, consume=False):
-            return await app.dead_letters.discard(which, everything=everything)
 
-    if not yes:
-        click.confirm("Give them up for good? (`outboxkit dead export` keeps a copy)", abort=True, err=as_json)
-    _tell("discarded", _some(which, asyncio.run(give_up())), as_json=as_json)
+async def _give_up(app: App, which: Letters, *, yes: bool, as_json: bool) -> int:
+    async with app.running(relay=False, consume=False):
+        refs = await app.dead_letters.refs(which)
+        if refs and not yes:
+            question = f"Give up {_letters(len(refs))} of {app.name} for good? (`outboxkit dead export` keeps a copy)"
+            click.confirm(question, abort=True, err=as_json)
+        # Those that were asked about: others may have died meanwhile, and one's id, which others gave it, may be another's ref.
+        return sum([await app.store.discard(page) for page in _pages(refs)])
 
 
 @dead.command(cls=AppCommand)
@@ -161,8 +167,8 @@ async def _export(app: App, which: Letters, output: Path | None, *, remove: bool
             file.flush()
             if remove:
                 os.fsync(file.fileno())  # before they are gone here
-                for first in range(0, len(refs), _PAGE):
-                    await app.dead_letters.take_out(refs[first : first + _PAGE])
+                for page in _pages(refs):
+                    await app.dead_letters.take_out(page)
     return len(refs)
 
 
@@ -193,6 +199,10 @@ def _read(file: TextIO) -> Iterable[DeadLetter]:
             yield DeadLetter.from_json(line)
         except EnvelopeError as error:
             raise Misuse(f"{file.name}, line {number}: {error}: nothing was brought back") from error
+
+
+def _pages(refs: Sequence[str]) -> Iterable[Sequence[str]]:
+    return (refs[first : first + _PAGE] for first in range(0, len(refs), _PAGE))
 
 
 def _some(which: Letters, count: int) -> int:
