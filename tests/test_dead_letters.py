@@ -277,6 +277,20 @@ def test_dead_letters_are_exported_imported_and_discarded_from_the_shell(place: 
     assert shop.letters() == []
 
 
+@pytest.mark.parametrize("bad", [b"\xff\xfe\n", b"\x1f\x8b\x08 no newline", LETTER.to_json().encode("utf-16")])
+def test_a_file_that_is_no_text_is_told_with_its_line_and_nothing_of_it_is_brought_back(tmp_path: Path, bad: bytes) -> None:
+    shop = Shop(tmp_path, tmp_path)
+    shop.fail()
+    shop.outboxkit("dead", "export", "shop:app", "--remove", "--output", "dead.jsonl")
+    with (tmp_path / "dead.jsonl").open("ab") as file:
+        file.write(bad)
+    told = shop.outboxkit("dead", "import", "shop:app", "dead.jsonl", code=2)
+    assert told == (
+        "Error: dead.jsonl, line 2: not UTF-8 text, as `outboxkit dead export` writes it: nothing was brought back\n"
+    )
+    assert shop.letters() == []
+
+
 @pytest.mark.parametrize("command", ["retry", "discard"])
 def test_nothing_named_is_told_before_anything_is_opened_or_asked(tmp_path: Path, command: str) -> None:
     shop = Shop(tmp_path, tmp_path)  # without tables, which would be told otherwise

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any, BinaryIO, cast
 
 import click
 import msgspec
@@ -174,8 +174,8 @@ async def _export(app: App, which: Letters, output: Path | None, *, remove: bool
 
 @dead.command("import", cls=AppCommand)
 @with_app
-@click.argument("file", type=click.File("r", encoding="utf-8"))
-def import_letters(app: App, *, file: TextIO) -> None:
+@click.argument("file", type=click.File("rb"))
+def import_letters(app: App, *, file: BinaryIO) -> None:
     """Bring back dead letters that ``export --remove`` took out of this database; FILE may be - for stdin."""
     letters = list(_read(file))
 
@@ -193,10 +193,13 @@ def import_letters(app: App, *, file: TextIO) -> None:
         )
 
 
-def _read(file: TextIO) -> Iterable[DeadLetter]:
-    for number, line in enumerate(file, 1):
+def _read(file: BinaryIO) -> Iterable[DeadLetter]:
+    for number, line in enumerate(file, 1):  # of bytes: a file of text is decoded ahead, and could not say which line is none
         try:
-            yield DeadLetter.from_json(line)
+            yield DeadLetter.from_json(line.decode())
+        except UnicodeDecodeError as error:
+            wrong = "not UTF-8 text, as `outboxkit dead export` writes it"
+            raise Misuse(f"{file.name}, line {number}: {wrong}: nothing was brought back") from error
         except EnvelopeError as error:
             raise Misuse(f"{file.name}, line {number}: {error}: nothing was brought back") from error
 
