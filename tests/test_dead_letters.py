@@ -39,7 +39,7 @@ app = App("shop", store="{store}", broker="sqlite:///{folder}/broker.db")
 
 @app.consumes(OrderPlaced, retry=RetryPolicy(attempts=1), on_dead="hold")
 async def ship(order: OrderPlaced, uow: UnitOfWork) -> None:
-    if order.customer == "eve":
+    if order.customer.startswith("eve"):
         raise LookupError("no such customer: eve 無")
     await uow.connection.execute("INSERT INTO shipped VALUES (%d)" % order.number)
 """
@@ -200,13 +200,16 @@ class Shop:
         self.database = database_at(place, "shop")
         (folder / "shop.py").write_text(SHOP.format(store=self.database.url, folder=folder))
 
-    def outboxkit(self, *words: str, code: int = 0, stdin: str = "") -> str:
-        """Run a command, and return what it wrote to stdout; to stderr when it is to fail."""
+    def run(self, *words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
         command = (sys.executable, "-m", "outboxkit.cli", *words)
         environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'adapters'}"}
-        done = subprocess.run(
+        return subprocess.run(
             command, cwd=self.folder, env=environment, input=stdin, capture_output=True, text=True, timeout=60, check=False
         )
+
+    def outboxkit(self, *words: str, code: int = 0, stdin: str = "") -> str:
+        """Run a command, and return what it wrote to stdout; to stderr when it is to fail."""
+        done = self.run(*words, stdin=stdin)
         assert done.returncode == code, done.stderr
         return done.stderr if code else done.stdout
 
@@ -214,8 +217,8 @@ class Shop:
         letters: Sequence[Any] = json.loads(self.outboxkit("dead", "list", "shop:app", "--json", *words))["dead"]
         return letters
 
-    def fail(self) -> None:
-        """Have an order of eve's die, with another one of hers behind it."""
+    def fail(self, *customers: str) -> None:
+        """Have an order of eve's die, with another one of hers behind it; or one of each of these, whose names begin so."""
         self.database.create()
         self.outboxkit("migrate", "shop:app")
         self.database.ask("CREATE TABLE shipped (number INTEGER)")
@@ -223,9 +226,10 @@ class Shop:
             "import asyncio, shop\n"
             "async def main():\n"
             "    async with shop.app, shop.app.unit_of_work() as uow:\n"
-            "        for number, name in enumerate(['ada', 'eve', 'eve']): uow.publish(shop.OrderPlaced(name, number))\n"
+            f"        for number, name in enumerate({customers or ('ada', 'eve', 'eve')}):\n"
+            "            uow.publish(shop.OrderPlaced(name, number))\n"
             "    async with shop.app:\n"
-            "        while not await shop.app.dead_letters.find(): await asyncio.sleep(0.01)\n"
+            f"        while len(await shop.app.dead_letters.find()) < {len(customers) or 1}: await asyncio.sleep(0.01)\n"
             "asyncio.run(main())\n"
         )
         environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'adapters'}"}
@@ -257,6 +261,24 @@ def test_dead_letters_from_the_shell(place: Place, tmp_path: Path) -> None:
     assert "no dead letter fits" in shop.outboxkit("dead", "retry", "shop:app", "nothing", code=1)
     assert json.loads(shop.outboxkit("dead", "retry", "shop:app", letter["id"], "--json")) == {"retried": 1}
     assert shop.letters() == []
+
+
+def test_a_list_that_is_cut_says_so(tmp_path: Path) -> None:
+    shop = Shop(tmp_path, tmp_path)
+    shop.fail("eve", "eve2", "eve3")
+
+    def listed(*options: str) -> tuple[list[str], str]:
+        """The rows of the table, and what stands beside it."""
+        done = shop.run("dead", "list", "shop:app", *options)
+        return done.stdout.splitlines()[1:], done.stderr
+
+    rows, beside = listed("--limit", "2")
+    assert (len(rows), beside) == (2, "and more: --limit N shows more, `outboxkit dead export` all\n")
+    assert [(len(rows), beside) for rows, beside in (listed("--limit", "3"), listed())] == [(3, "")] * 2
+
+    for options, count, more in (["--limit", "2"], 2, True), (["--limit", "3"], 3, False), (["--type", "no.such"], 0, False):
+        found = json.loads(shop.outboxkit("dead", "list", "shop:app", "--json", *options))
+        assert (len(found["dead"]), found["more"]) == (count, more)
 
 
 def test_dead_letters_are_exported_imported_and_discarded_from_the_shell(place: Place, tmp_path: Path) -> None:

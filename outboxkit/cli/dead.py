@@ -63,17 +63,23 @@ _all = click.option("--all", "everything", is_flag=True, help="All that there ar
 @click.option("--limit", type=click.IntRange(1, 100_000), default=100, show_default=True, help="How many at most.")
 @_as_json
 def list_letters(app: App, *, which: Letters, limit: int, as_json: bool) -> None:
-    """List dead letters."""
+    """List dead letters.
+
+    Where there are more than --limit, that is said beside the list, and is "more": true in JSON.
+    """
 
     async def find() -> Sequence[DeadLetter]:
         async with app.running(relay=False, consume=False):
-            return await app.dead_letters.find(which, limit=limit)
+            return await app.dead_letters.find(which, limit=limit + 1)  # one more tells whether the list is cut
 
-    letters = asyncio.run(find())
+    found = asyncio.run(find())
+    letters, are_more = found[:limit], len(found) > limit
     if as_json:
-        click.echo(json.dumps({"app": app.name, "dead": [_fields(letter) for letter in letters]}))
+        click.echo(json.dumps({"app": app.name, "dead": [_fields(letter) for letter in letters], "more": are_more}))
     else:
         click.echo(_table(letters) if letters else f"app {app.name!r} has no dead letters that fit")
+        if are_more:
+            click.echo("and more: --limit N shows more, `outboxkit dead export` all", err=True)
 
 
 @dead.command(cls=AppCommand)
