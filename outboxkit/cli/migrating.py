@@ -9,6 +9,7 @@ import click
 
 from outboxkit.app import App
 from outboxkit.cli.loading import AppCommand, with_app
+from outboxkit.errors import SchemaDiffersError
 from outboxkit.rebase import Divergence, divergences
 from outboxkit.rebase import rebase as rebase_store
 
@@ -16,8 +17,12 @@ from outboxkit.rebase import rebase as rebase_store
 @click.command(cls=AppCommand)
 @with_app
 def migrate(app: App) -> None:
-    """Create or upgrade the app's tables; may be repeated."""
-    done = asyncio.run(app.migrate())
+    """Create or upgrade the app's tables; may be repeated. Exits with 1 when tables that are there differ, as `check` does."""
+    try:
+        done = asyncio.run(app.migrate())
+    except SchemaDiffersError as error:
+        click.echo("\n".join(error.differences))
+        sys.exit(1)
     click.echo("\n".join(done) or f"nothing to do: the tables of app {app.name!r} are there")
 
 
