@@ -4,13 +4,14 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequen
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import Any, NoReturn, Self, TypeVar
+from typing import Any, NoReturn, Self, TypeVar, cast
 
 import anyio
 
 from outboxkit.adapters import broker_of, store_of
 from outboxkit.broker import Broker
 from outboxkit.cancellation import uninterrupted
+from outboxkit.checking import described
 from outboxkit.config import Settings, checked_name
 from outboxkit.dead_letters import DeadLetters
 from outboxkit.encoding import Encoder
@@ -50,7 +51,7 @@ class App(Router):
         observer: told of everything worth a log line or a metric, and harmless should it raise; see `Observer`.
 
     Raises:
-        ConfigurationError: a name, URL or setting that cannot work.
+        ConfigurationError: a name, URL or setting that cannot work, or an argument that is something else.
     """
 
     def __init__(
@@ -68,8 +69,8 @@ class App(Router):
         self.name = checked_name("app", name)
         self.group = checked_name("group", group if group is not None else name)
         self.reader = checked_name("reader", reader if reader is not None else host_name())
-        self.settings = settings or Settings()
-        self.observer = observer or Observer()
+        self.settings = _settings(settings)
+        self.observer = _observer(observer)
         self.store = store_of(store)
         self.broker = broker_of(broker)
         self._encoder = Encoder(self.name, self.settings)
@@ -347,3 +348,20 @@ class App(Router):
 
     def _group_of(self, handler: Handler) -> str:
         return handler.group or self.group
+
+
+def _settings(given: object) -> Settings:
+    if given is None or isinstance(given, Settings):
+        return given or Settings()
+    raise ConfigurationError(f"settings= is {described(given)}: it takes Settings(...)")
+
+
+def _observer(given: Any) -> Observer:
+    if given is None:
+        return Observer()
+    # By a method and not by its class: what answers to all of them will do.
+    if isinstance(given, type) or not callable(getattr(given, "troubled", None)):
+        instead = f"an object, {given.__name__}()" if isinstance(given, type) else "an Observer"
+        raise ConfigurationError(f"observer= is {described(cast('object', given))}: it takes {instead}")
+    observer: Observer = given
+    return observer

@@ -44,3 +44,10 @@ def _is_one_of(value: object, kinds: tuple[Any, ...]) -> bool:
     if isinstance(value, bool):
         return False  # an int for Python, and a mistake here
     return isinstance(value, (*kinds, int) if float in kinds else kinds)
+
+
+def described(given: object) -> str:
+    """Say what something is, without showing it: it may hold a password."""
+    if given is None:
+        return "None"
+    return f"the class {given.__name__}" if isinstance(given, type) else f"something of type {type(given).__name__}"

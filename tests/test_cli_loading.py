@@ -82,7 +82,7 @@ MISTAKES = {
 
 FACTORY_MISTAKES = {
     "an app": ("lottery:app", "leave out --factory"),
-    "nothing": ("lottery:make_nothing", "returns no App, but something of type NoneType"),
+    "nothing": ("lottery:make_nothing", "returns no App, but None"),
     "trouble": ("lottery:make_trouble", "LookupError: no luck"),
 }
 

@@ -119,6 +119,15 @@ def test_an_event_without_a_topic_says_what_to_write() -> None:
             number: int
 
 
+def test_an_event_decorator_without_brackets_says_what_to_write() -> None:
+    class Sold(msgspec.Struct):
+        number: int
+
+    bare: Any = event
+    with pytest.raises(EventDeclarationError, match=r'@event stands without .*Sold: write @event\("\.\.\.", topic='):
+        bare(Sold)
+
+
 @pytest.mark.parametrize("name", ["", "two words", "-dash", "ümlaut", "a" * 65, "a:b", "a\n", None, 7])
 def test_an_event_with_a_name_or_topic_that_cannot_travel_says_which_are_allowed(name: Any) -> None:
     class Sold(msgspec.Struct):

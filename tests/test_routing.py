@@ -171,6 +171,14 @@ def test_consuming_and_publishing_what_is_no_event_says_how_to_declare_it(thing:
         Router().publishes(thing)
 
 
+def test_a_decorator_without_brackets_says_what_to_write() -> None:
+    router: Any = Router()
+    with pytest.raises(EventDeclarationError, match=r"@consumes stands without .*first: name the event, @consumes\(Subscrib"):
+        router.consumes(first)
+    with pytest.raises(EventDeclarationError, match=r"@publishes stands without .*first: name the event, @publishes\(Subscr"):
+        router.publishes(first)
+
+
 def test_publishing_no_event_at_all_says_what_to_write() -> None:
     with pytest.raises(EventDeclarationError, match=r"name the events that may be published: @publishes\(SubscriberCreated\)"):
         Router().publishes()

@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from outboxkit.app import App
+from outboxkit.checking import described
 from outboxkit.cli.failures import Misuse
 from outboxkit.cli.logs import LEVELS, configure_logging
 
@@ -105,7 +106,7 @@ def load(target: str, *, factory: bool = False, app_dir: Path = Path()) -> App:
     hint = _apps_in(module_name, vars(module))
     if callable(found) and not factory:  # pyright: ignore[reportUnknownArgumentType] - it is anything at all
         hint = "add --factory if it returns the app"
-    raise Misuse(f"{target} {'returns' if factory else 'is'} no App, but {_described(found)}: {hint}")
+    raise Misuse(f"{target} {'returns' if factory else 'is'} no App, but {described(found)}: {hint}")
 
 
 def _imported(name: str, app_dir: Path) -> ModuleType:
@@ -152,7 +153,3 @@ def _place(error: BaseException, app_dir: Path) -> tuple[str, int | None]:
 def _apps_in(module: str, names: dict[str, Any]) -> str:
     apps = sorted(f"{module}:{name}" for name, value in names.items() if isinstance(value, App))
     return f"it has {', '.join(apps)}" if apps else "it has no App at all"
-
-
-def _described(found: Any) -> str:
-    return f"the class {found.__name__}" if isinstance(found, type) else f"something of type {type(found).__name__}"
