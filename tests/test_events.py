@@ -485,7 +485,7 @@ def test_whatever_json_can_carry_reads_back_equal_or_is_refused(value: dict[str,
 @quickly
 @given(st.text(st.characters(), min_size=1), st.text(st.characters()))
 def test_any_key_and_header_reads_back_equal_or_is_refused(key: str, header: str) -> None:
-    assume(len(key.encode()) <= 1024)
+    assume(len(key.encode("utf-8", "surrogatepass")) <= 1024)  # a lone surrogate is refused below, and is to be tried
     try:
         row = row_of(key=key, headers={"header": header})
     except PayloadError:
