@@ -31,6 +31,7 @@ from outboxkit.errors import (
     StoreError,
 )
 from outboxkit.events import event
+from outboxkit.letter import Letters
 from outboxkit.message import Message, Position
 from outboxkit.observe import Observer
 from outboxkit.retry import Backoff, RetryPolicy
@@ -45,6 +46,7 @@ __all__ = [
     "BrokerError",
     "ConfigurationError",
     "ConsumerSettings",
+    "Letters",
     "Limits",
     "Message",
     "Observer",

@@ -1,10 +1,13 @@
 """From a URL to the adapter that claims its scheme; only the one asked for is imported."""
 
+from collections.abc import Collection
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import PurePath
 from typing import Any
 
 from outboxkit.broker import Broker
-from outboxkit.errors import MissingExtraError, UnknownSchemeError
+from outboxkit.checking import described
+from outboxkit.errors import ConfigurationError, MissingExtraError, UnknownSchemeError
 from outboxkit.store import Store
 
 
@@ -13,8 +16,10 @@ def store_of(store: str | Store) -> Store:
 
     Raises:
         UnknownSchemeError, MissingExtraError, and what the adapter thinks of the URL.
+        ConfigurationError: it is neither.
     """
     if not isinstance(store, str):
+        _check_made("store", store, "migrate", "sqlite:///shop.db")
         return store
     made: Store = _load("store", store)(store)
     return made
@@ -25,11 +30,28 @@ def broker_of(broker: str | Broker) -> Broker:
 
     Raises:
         UnknownSchemeError, MissingExtraError, and what the adapter thinks of the URL.
+        ConfigurationError: it is neither.
     """
     if not isinstance(broker, str):
+        _check_made("broker", broker, "append", "redis://localhost:6379")
         return broker
     made: Broker = _load("broker", broker)(broker)
     return made
+
+
+def _check_made(kind: str, given: object, method: str, url: str) -> None:
+    """Refuse what is no adapter: without one of its methods it cannot be."""
+    if isinstance(given, type):
+        instead = f"give one that is made, {given.__name__}(...)"
+    elif callable(getattr(given, method, None)):
+        return
+    elif isinstance(given, PurePath):
+        instead = f"give it as a URL, {'sqlite:///' + given.as_posix()!r}"
+    elif kind == "store" and any(cls.__module__.startswith("sqlalchemy.") for cls in type(given).__mro__):
+        instead = "wrap SQLAlchemy's engine, store=SQLAlchemyStore(engine), from outboxkit_sqlalchemy"
+    else:
+        instead = f'give a URL, "{url}", or a {kind}'
+    raise ConfigurationError(f"{kind}= is {described(given)} and no {kind}: {instead}")
 
 
 def _load(kind: str, url: str) -> Any:
@@ -39,9 +61,17 @@ def _load(kind: str, url: str) -> Any:
         # Not the URL itself: with its scheme misspelt it may still carry a password.
         raise UnknownSchemeError(
             f"no {kind} adapter claims {scheme + ':' if colon else 'a URL without a scheme'!r}: "
-            f"use one of {', '.join(f'{name}://' for name in sorted(known.names))}"
+            f"use one of {', '.join(f'{name}://' for name in sorted(known.names))}{_sqlalchemys(kind, scheme, known.names)}"
         )
     return _imported(known[scheme])
+
+
+def _sqlalchemys(kind: str, scheme: str, known: Collection[str]) -> str:
+    """What to say besides of ``postgresql+asyncpg:`` and its like."""
+    database, plus, _ = scheme.partition("+")
+    if kind != "store" or not plus or database not in known:
+        return ""
+    return "; or have SQLAlchemy take it: store=SQLAlchemyStore(create_async_engine(url)), from outboxkit_sqlalchemy"
 
 
 def _imported(entry: EntryPoint) -> Any:

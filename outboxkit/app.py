@@ -1,20 +1,21 @@
 """`App`: a router with a database and a broker, and the loops that run between them."""
 
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import Any, NoReturn, Self, TypeVar
+from typing import Any, NoReturn, Self, TypeVar, cast
 
 import anyio
 
 from outboxkit.adapters import broker_of, store_of
 from outboxkit.broker import Broker
 from outboxkit.cancellation import uninterrupted
+from outboxkit.checking import described
 from outboxkit.config import Settings, checked_name
 from outboxkit.dead_letters import DeadLetters
 from outboxkit.encoding import Encoder
-from outboxkit.errors import ConfigurationError, NoUnitOfWorkError
+from outboxkit.errors import AccessDeniedError, ConfigurationError, NoUnitOfWorkError, SchemaDiffersError
 from outboxkit.events import event_type
 from outboxkit.handler import Handler
 from outboxkit.identity import host_name
@@ -50,7 +51,7 @@ class App(Router):
         observer: told of everything worth a log line or a metric, and harmless should it raise; see `Observer`.
 
     Raises:
-        ConfigurationError: a name, URL or setting that cannot work.
+        ConfigurationError: a name, URL or setting that cannot work, or an argument that is something else.
     """
 
     def __init__(
@@ -68,8 +69,8 @@ class App(Router):
         self.name = checked_name("app", name)
         self.group = checked_name("group", group if group is not None else name)
         self.reader = checked_name("reader", reader if reader is not None else host_name())
-        self.settings = settings or Settings()
-        self.observer = observer or Observer()
+        self.settings = _settings(settings)
+        self.observer = _observer(observer)
         self.store = store_of(store)
         self.broker = broker_of(broker)
         self._encoder = Encoder(self.name, self.settings)
@@ -85,11 +86,22 @@ class App(Router):
     async def migrate(self) -> Sequence[str]:
         """Create or upgrade this app's tables; returns what was done, a line each.
 
+        Where there is nothing to do, the tables are compared with those that this version makes, if this role may do that.
+
         Raises:
-            SchemaError: the tables are of a newer version, or another app's.
+            SchemaDiffersError: they are there, and differ: something is missing, changed or in the way.
+            SchemaError: they are of a newer version, or another app's.
             NotADatabaseError, StoreUnavailableError.
         """
-        return await self.store.migrate(self.name)
+        done = await self.store.migrate(self.name)
+        if not done:
+            with suppress(AccessDeniedError):  # on Postgres it takes a right that a service may well be without
+                if differences := tuple(await self.check()):
+                    told = "; ".join(differences)
+                    raise SchemaDiffersError(
+                        f"the tables of app {self.name!r} are not what this version makes: {told}", differences
+                    )
+        return done
 
     async def check(self) -> Sequence[str]:
         """Compare this app's tables with those that this version makes; changes nothing.
@@ -336,3 +348,20 @@ class App(Router):
 
     def _group_of(self, handler: Handler) -> str:
         return handler.group or self.group
+
+
+def _settings(given: object) -> Settings:
+    if given is None or isinstance(given, Settings):
+        return given or Settings()
+    raise ConfigurationError(f"settings= is {described(given)}: it takes Settings(...)")
+
+
+def _observer(given: Any) -> Observer:
+    if given is None:
+        return Observer()
+    # By a method and not by its class: what answers to all of them will do.
+    if isinstance(given, type) or not callable(getattr(given, "troubled", None)):
+        instead = f"an object, {given.__name__}()" if isinstance(given, type) else "an Observer"
+        raise ConfigurationError(f"observer= is {described(cast('object', given))}: it takes {instead}")
+    observer: Observer = given
+    return observer

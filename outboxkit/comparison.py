@@ -46,6 +46,8 @@ def differences(found: Mapping[Part, str], expected: Mapping[Part, str]) -> Sequ
 def _line(part: Part, found: str | None, expected: str | None) -> str | None:
     if found == expected:
         return None
+    if found is None and part.kind == "table":
+        return f"{part} is missing: make it as `outboxkit migrate` does in a new database, or restore the tables from a backup"
     if found is None:
         return f"{part} is missing: make it by hand ({_short(expected or '')}), or restore the tables from a backup"
     if expected is not None:

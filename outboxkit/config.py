@@ -2,14 +2,19 @@
 
 import re
 from collections.abc import Mapping
+from typing import cast
 
 import msgspec
 
+from outboxkit.checking import check_types
 from outboxkit.errors import ConfigurationError
 from outboxkit.message import MAX_PARTITIONS, NAME
 from outboxkit.retry import Backoff, RetryPolicy
 
 _PREFIX = re.compile(r"[a-z][a-z0-9_]{0,30}_")
+
+_MAY_BE_ZERO = frozenset(("relay.save_seconds",))
+"""With 0, progress is written down each time it is made. Of any other, 0 would be a loop that spins, or does nothing."""
 
 
 def checked_name(kind: str, name: object) -> str:
@@ -138,41 +143,32 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     grace_seconds: float = 10.0
 
     def __post_init__(self) -> None:
-        for topic, count in self.partitions.items():
-            checked_name("topic", topic)
-            if not isinstance(count, int) or not 0 < count <= MAX_PARTITIONS:  # pyright: ignore[reportUnnecessaryIsInstance] - callers without a checker
-                raise ConfigurationError(
-                    f"topic {topic!r} has {count!r} partitions: a whole number from 1 to {MAX_PARTITIONS} is needed"
-                )
-        positive = {
-            "limits.max_bytes": self.limits.max_bytes,
-            "limits.max_depth": self.limits.max_depth,
-            "relay.batch_messages": self.relay.batch_messages,
-            "relay.batch_bytes": self.relay.batch_bytes,
-            "relay.poll_seconds": self.relay.poll_seconds,
-            "relay.probe_seconds": self.relay.probe_seconds,
-            "relay.lease_seconds": self.relay.lease_seconds,
-            "consumer.prefetch_messages": self.consumer.prefetch_messages,
-            "consumer.prefetch_bytes": self.consumer.prefetch_bytes,
-            "consumer.transaction_messages": self.consumer.transaction_messages,
-            "consumer.transaction_seconds": self.consumer.transaction_seconds,
-            "consumer.wait_seconds": self.consumer.wait_seconds,
-            "consumer.lease_seconds": self.consumer.lease_seconds,
-            "consumer.idle_seconds": self.consumer.idle_seconds,
-            "consumer.hole_seconds": self.consumer.hole_seconds,
-            "consumer.behind_seconds": self.consumer.behind_seconds,
-            "consumer.retry_poll_seconds": self.consumer.retry_poll_seconds,
-            "retention.row_seconds": self.retention.row_seconds,
-            "retention.stream_seconds": self.retention.stream_seconds,
-            "retention.look_seconds": self.retention.look_seconds,
-            "retention.batch_rows": self.retention.batch_rows,
-            "retention.lease_seconds": self.retention.lease_seconds,
-            "grace_seconds": self.grace_seconds,
-        }
-        for name, value in positive.items():
-            if not value > 0:
-                raise ConfigurationError(f"setting {name} is {value}: it has to be more than 0")
+        check_types(self, "setting ")
+        _check_partitions(self.partitions)
+        _check_numbers({"grace_seconds": self.grace_seconds})
+        for name in ("limits", "relay", "consumer", "retention"):
+            part: msgspec.Struct = getattr(self, name)
+            check_types(part, f"setting {name}.")
+            _check_numbers({f"{name}.{field}": getattr(part, field) for field in part.__struct_fields__})
 
     def partitions_of(self, topic: str) -> int:
         """How many partitions a topic published by this app has."""
         return self.partitions.get(topic, 8)
+
+
+def _check_partitions(partitions: object) -> None:
+    if not isinstance(partitions, Mapping):
+        raise ConfigurationError(f'setting partitions is {partitions!r}: it takes a number for each topic, {{"orders": 8}}')
+    for topic, count in cast("Mapping[object, object]", partitions).items():
+        checked_name("topic", topic)
+        if not isinstance(count, int) or isinstance(count, bool) or not 0 < count <= MAX_PARTITIONS:
+            raise ConfigurationError(
+                f"topic {topic!r} has {count!r} partitions: a whole number from 1 to {MAX_PARTITIONS} is needed"
+            )
+
+
+def _check_numbers(settings: Mapping[str, object]) -> None:
+    for name, value in settings.items():
+        if isinstance(value, int | float) and not (value > 0 or (value == 0 and name in _MAY_BE_ZERO)):
+            least = "at least 0" if name in _MAY_BE_ZERO else "more than 0"
+            raise ConfigurationError(f"setting {name} is {value}: it has to be {least}")

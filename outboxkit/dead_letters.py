@@ -3,29 +3,40 @@
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 
 from outboxkit.errors import ConfigurationError
-from outboxkit.letter import EVERY_LETTER, DeadLetter, Letters, LetterStore
+from outboxkit.letter import EVERY_LETTER, Choice, DeadLetter, Letters, LetterStore
 
 _PAGE = 200
+
+
+def require_choice(which: Letters, *, everything: bool) -> None:
+    """Refuse to change all letters by forgetting to say which.
+
+    Raises:
+        ConfigurationError: nothing was chosen.
+    """
+    if which.are_all and not everything:
+        raise ConfigurationError("which dead letters? Name some, or --all (everything=True)")
 
 
 class DeadLetters:
     """The dead letters of one app's database, while the app is open.
 
-    Everywhere `which` chooses: see `Letters`. Others may work on them at the same time: each is retried, or discarded, once.
+    Everywhere `which` chooses: `Letters`, or a ref or a message's id, or a list of those. Others may work on them at the same
+    time: each is retried, or discarded, once.
     """
 
     def __init__(self, store: LetterStore) -> None:
         self._store = store
 
-    async def find(self, which: Letters = EVERY_LETTER, *, limit: int = 100) -> Sequence[DeadLetter]:
+    async def find(self, which: Choice = EVERY_LETTER, *, limit: int = 100) -> Sequence[DeadLetter]:
         """Return letters without their envelopes, `limit` at most."""
-        return await self._letters(which, None, limit, envelopes=False)
+        return await self._letters(Letters.of(which), None, limit, envelopes=False)
 
     async def show(self, name: str) -> Sequence[DeadLetter]:
         """Return the letter of a ref, or those of a message's id (one for each group it failed in), with their envelopes."""
         return await self._letters(Letters(names=[name]), None, _PAGE, envelopes=True)
 
-    async def retry(self, which: Letters, *, everything: bool = False) -> int:
+    async def retry(self, which: Choice, *, everything: bool = False) -> int:
         """Run letters again, from their first attempt; with the message's id and position, so that the effect happens once.
 
         Later messages of the same key wait until it is settled or dead.
@@ -37,11 +48,11 @@ class DeadLetters:
         Returns: how many wait now for their attempt.
 
         Raises:
-            ConfigurationError: nothing was chosen.
+            ConfigurationError: nothing was chosen, or `which` is nothing that chooses.
         """
-        return await self._for_all(which, self._store.revive, everything=everything)
+        return await self._for_all(Letters.of(which), self._store.revive, everything=everything)
 
-    async def discard(self, which: Letters, *, everything: bool = False) -> int:
+    async def discard(self, which: Choice, *, everything: bool = False) -> int:
         """Give letters up, without their effect; what waited behind them runs.
 
         Args:
@@ -51,15 +62,19 @@ class DeadLetters:
         Returns: how many are gone.
 
         Raises:
-            ConfigurationError: nothing was chosen.
+            ConfigurationError: nothing was chosen, or `which` is nothing that chooses.
         """
-        return await self._for_all(which, self._store.discard, everything=everything)
+        return await self._for_all(Letters.of(which), self._store.discard, everything=everything)
 
-    async def export(self, which: Letters = EVERY_LETTER) -> AsyncIterator[DeadLetter]:
+    async def export(self, which: Choice = EVERY_LETTER) -> AsyncIterator[DeadLetter]:
         """Yield letters with their envelopes, however many; they stay. `DeadLetter.to_json` is a line of JSON of each."""
-        async for page in self._pages(which, envelopes=True):
+        async for page in self._pages(Letters.of(which), envelopes=True):
             for letter in page:
                 yield letter
+
+    async def refs(self, which: Choice = EVERY_LETTER) -> Sequence[str]:
+        """Return the refs of letters, however many."""
+        return [letter.ref async for page in self._pages(Letters.of(which), envelopes=False) for letter in page]
 
     async def take_out(self, refs: Sequence[str]) -> int:
         """Discard letters that somebody keeps elsewhere; `bring_back` undoes it. Returns how many."""
@@ -85,8 +100,7 @@ class DeadLetters:
         return done
 
     async def _for_all(self, which: Letters, change: Callable[[Sequence[str]], Awaitable[int]], *, everything: bool) -> int:
-        if which.are_all and not everything:
-            raise ConfigurationError("which dead letters? Name some, or say that all are meant")
+        require_choice(which, everything=everything)
         changed = 0
         async for page in self._pages(which, envelopes=False):
             changed += await change([letter.ref for letter in page])

@@ -45,6 +45,8 @@ def event(
     Raises:
         EventDeclarationError: at decoration, naming what is wrong.
     """
+    if isinstance(name, type):  # pyright: ignore[reportUnnecessaryIsInstance] - no brackets
+        raise EventDeclarationError(f'@event stands without brackets on {qualified(name)}: write @event("...", topic="...")')
 
     def declare(cls: type[T]) -> type[T]:
         where = f"event {name!r} ({qualified(cls)})"

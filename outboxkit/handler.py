@@ -107,12 +107,20 @@ def publish_returned(unit: UnitOfWork, returned: object, function: str) -> None:
         unit.publish(value)
 
 
-def declared_event(cls: type[Any]) -> EventType:
+def declared_event(cls: type[Any], decorator: str) -> EventType:
     """Return what a class was declared to be with ``@event``.
 
+    Args:
+        cls: the class.
+        decorator: the one that names it.
+
     Raises:
-        EventDeclarationError: it was not.
+        EventDeclarationError: it was not, or is the function that the decorator was put on without brackets.
     """
+    if inspect.isroutine(cls):
+        raise EventDeclarationError(
+            f"@{decorator} stands without brackets on {qualified_name(cls)}: name the event, @{decorator}(SubscriberCreated)"
+        )
     spec = event_type(cls) if isinstance(cls, type) else None  # pyright: ignore[reportUnnecessaryIsInstance] - no brackets
     if spec is None:
         name = getattr(cls, "__name__", repr(cls))

@@ -1,12 +1,13 @@
 """Dead letters: messages that failed for good, kept in the inbox with their envelope and error until somebody decides."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeAlias, cast
 
 import msgspec
 
-from outboxkit.errors import EnvelopeError
+from outboxkit.checking import check_types
+from outboxkit.errors import ConfigurationError, EnvelopeError
 from outboxkit.message import LAST, Position, Stream
 
 
@@ -92,6 +93,29 @@ class Letters(msgspec.Struct, frozen=True, kw_only=True):
     older_seconds: float | None = None
     younger_seconds: float | None = None
 
+    def __post_init__(self) -> None:
+        check_types(self, "Letters.")
+        if isinstance(self.names, str):
+            raise ConfigurationError(f"Letters.names is {self.names!r}: it takes a list, [{self.names!r}]")
+
+    @classmethod
+    def of(cls, which: "Choice") -> "Letters":
+        """Return what chooses the letters that a user means.
+
+        Raises:
+            ConfigurationError: it is nothing that chooses, such as a letter itself.
+        """
+        if isinstance(which, Letters):
+            return which
+        names = [which] if isinstance(which, str) or not isinstance(which, Iterable) else list(which)  # pyright: ignore[reportUnnecessaryIsInstance] - callers without a checker
+        for name in cast("list[object]", names):
+            if not isinstance(name, str):
+                raise ConfigurationError(
+                    f"which dead letters? Something of type {type(name).__name__} names none: give refs or ids as text "
+                    '("1-0-0", or letter.ref), or Letters(...)'
+                )
+        return cls(names=names)
+
     @property
     def are_all(self) -> bool:
         """Whether nothing is asked for that some do not fit."""
@@ -104,6 +128,10 @@ class Letters(msgspec.Struct, frozen=True, kw_only=True):
         if not all(text is None or _storable(text) for text in texts) or (self.names and not names):
             return None
         return msgspec.structs.replace(self, names=names)
+
+
+Choice: TypeAlias = Letters | str | Sequence[str]
+"""Which dead letters: those that fit; or those of a ref or a message's id, or of several."""
 
 
 def _storable(text: str) -> bool:

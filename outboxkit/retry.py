@@ -2,9 +2,12 @@
 
 import math
 import random
+from collections.abc import Iterable
+from typing import TypeGuard, cast
 
 import msgspec
 
+from outboxkit.checking import check_types
 from outboxkit.errors import BrokerUnavailableError, ConfigurationError, StoreUnavailableError
 
 
@@ -20,6 +23,7 @@ class Backoff(msgspec.Struct, frozen=True, kw_only=True):
     cap_seconds: float = 1.0
 
     def __post_init__(self) -> None:
+        check_types(self, "Backoff.")
         if not (0 < self.first_seconds <= self.cap_seconds < math.inf and 1 <= self.factor < math.inf):
             raise ConfigurationError(f"{self!r}: 0 < first_seconds <= cap_seconds, and factor is at least 1")
 
@@ -56,6 +60,9 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
     uncounted: tuple[type[Exception], ...] = ()
 
     def __post_init__(self) -> None:
+        check_types(self, "RetryPolicy.")
+        for name in ("final", "uncounted"):
+            _check_exceptions(name, getattr(self, name))
         seconds = 0 <= self.first_seconds < math.inf and 0 <= self.cap_seconds < math.inf
         if self.attempts < 1 or not seconds or not 1 <= self.factor < math.inf:
             raise ConfigurationError(f"{self!r}: attempts and factor are at least 1, seconds at least 0")
@@ -79,3 +86,17 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
         """Seconds until the next attempt of a message that has waited so long without one that counts: about as long again."""
         full = min(self.cap_seconds, max(self.first_seconds, waited_seconds))
         return full * random.uniform(0.5, 1.0)  # noqa: S311
+
+
+def _check_exceptions(name: str, given: object) -> None:
+    """Refuse what an ``except`` would not take: found out there, after a failure, it would stop the stream."""
+    if isinstance(given, tuple) and all(map(_is_exception, cast("tuple[object, ...]", given))):
+        return
+    each = cast("Iterable[object]", given) if isinstance(given, Iterable) else (given,)
+    meant = [kind.__name__ for kind in each if _is_exception(kind)] or ["LookupError"]
+    instead = f"({', '.join(meant)}{',' if len(meant) == 1 else ''})"
+    raise ConfigurationError(f"RetryPolicy.{name} is {given!r}: it takes a tuple of exception classes: {name}={instead}")
+
+
+def _is_exception(kind: object) -> TypeGuard[type[Exception]]:
+    return isinstance(kind, type) and issubclass(kind, Exception)

@@ -141,11 +141,14 @@ class Router:
 
         Raises:
             HandlerSignatureError, EventDeclarationError: at decoration.
-            ConfigurationError: `on_dead` is neither of the two, or there is no order to hold.
+            ConfigurationError: `on_dead` is neither of the two, or there is no order to hold; `retry` is no policy.
         """
-        spec = declared_event(event)
+        spec = declared_event(event, "consumes")
         if on_dead not in ("continue", "hold") or (on_dead == "hold" and not ordered):
             raise ConfigurationError(f'on_dead={on_dead!r}: "continue", or "hold" for an ordered handler')
+        if retry is not None and not isinstance(retry, RetryPolicy):  # pyright: ignore[reportUnnecessaryIsInstance] - callers without a checker
+            attempts = retry if isinstance(retry, int) else 5
+            raise ConfigurationError(f"retry={retry!r} is no policy: write retry=RetryPolicy(attempts={attempts})")
         if group is not None:
             checked_name("group", group)
         names = _names_of(inspect.currentframe())  # annotations may name classes that are local to the caller
@@ -210,7 +213,7 @@ class Router:
         """
         if not events:
             raise EventDeclarationError("name the events that may be published: @publishes(SubscriberCreated)")
-        declared = {event: declared_event(event) for event in events}
+        declared = {event: declared_event(event, "publishes") for event in events}
         names = _names_of(inspect.currentframe())  # annotations may name classes that are local to the caller
 
         def wrap(function: Callable[..., Any], /) -> Callable[..., Coroutine[Any, Any, Any]]:

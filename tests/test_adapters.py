@@ -1,14 +1,18 @@
 """A URL finds its adapter; one that cannot says what there is, or what to install."""
 
+import re
 from importlib.metadata import EntryPoint, EntryPoints
+from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import create_engine
+from sqlalchemy.ext.asyncio import create_async_engine
 
-from outboxkit import App
+from outboxkit import App, ConfigurationError, Observer, Settings
 from outboxkit.adapters import broker_of, store_of
 from outboxkit.errors import MissingExtraError, UnknownSchemeError
-from outboxkit.testing import MemoryBroker
+from outboxkit.testing import MemoryBroker, MemoryStore
 from outboxkit_redis import RedisBroker
 from outboxkit_sqlite import SQLiteBroker, SQLiteStore
 
@@ -48,6 +52,68 @@ def test_a_url_without_a_scheme_is_told_so_and_not_repeated(url: str) -> None:
     with pytest.raises(UnknownSchemeError, match="no store adapter claims 'a URL without a scheme': use one of") as refused:
         store_of(url)
     assert not url or url not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("store", "told"),
+    [
+        (
+            create_async_engine("sqlite+aiosqlite:///shop.db"),
+            "AsyncEngine and no store: wrap SQLAlchemy's engine, store=SQLAlchemyStore(engine)",
+        ),
+        (create_engine("sqlite:///shop.db"), "Engine and no store: wrap SQLAlchemy's engine, store=SQLAlchemyStore(engine)"),
+        (Path("shop.db"), "PosixPath and no store: give it as a URL, 'sqlite:///shop.db'"),
+        (Path("/var/shop.db"), "PosixPath and no store: give it as a URL, 'sqlite:////var/shop.db'"),
+        (MemoryStore, "the class MemoryStore and no store: give one that is made, MemoryStore(...)"),
+        (MemoryBroker(), 'MemoryBroker and no store: give a URL, "sqlite:///shop.db", or a store'),
+        (None, 'store= is None and no store: give a URL, "sqlite:///shop.db", or a store'),
+        (b"sqlite:///shop.db", "bytes and no store"),
+    ],
+)
+def test_what_is_no_store_is_told_with_what_to_give(store: Any, told: str) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(told)):
+        App("shop", store=store, broker=MemoryBroker())
+
+
+@pytest.mark.parametrize(
+    ("broker", "told"),
+    [
+        (None, 'broker= is None and no broker: give a URL, "redis://localhost:6379", or a broker'),
+        (Path("broker.db"), "PosixPath and no broker: give it as a URL, 'sqlite:///broker.db'"),
+        (MemoryBroker, "the class MemoryBroker and no broker: give one that is made, MemoryBroker(...)"),
+        (MemoryStore(), "MemoryStore and no broker"),
+    ],
+)
+def test_what_is_no_broker_is_told_with_what_to_give(broker: Any, told: str) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(told)):
+        App("shop", store=MemoryStore(), broker=broker)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"observer": Observer}, "observer= is the class Observer: it takes an object, Observer()"),
+        ({"observer": print}, "observer= is something of type builtin_function_or_method: it takes an Observer"),
+        ({"settings": {"grace_seconds": 1}}, "settings= is something of type dict: it takes Settings(...)"),
+        ({"settings": Settings}, "settings= is the class Settings: it takes Settings(...)"),
+    ],
+)
+def test_an_argument_of_an_app_that_is_something_else_is_named_with_what_it_takes(arguments: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(told)):
+        App("shop", store=MemoryStore(), broker=MemoryBroker(), **arguments)
+
+
+@pytest.mark.parametrize("scheme", ["postgresql+asyncpg", "postgresql+psycopg", "sqlite+aiosqlite"])
+def test_a_url_of_sqlalchemys_is_told_with_the_store_that_takes_its_engine(scheme: str) -> None:
+    with pytest.raises(UnknownSchemeError, match=r"; or have SQLAlchemy take it: store=SQLAlchemyStore") as refused:
+        store_of(f"{scheme}://user:hunter2@host/shop")
+    assert "hunter2" not in str(refused.value)
+
+
+def test_a_database_that_nothing_here_can_use_is_not_sent_to_sqlalchemy() -> None:
+    with pytest.raises(UnknownSchemeError) as refused:
+        store_of("mysql+aiomysql://host/shop")
+    assert "SQLAlchemy" not in str(refused.value)
 
 
 def test_an_app_refuses_a_url_when_it_is_made() -> None:

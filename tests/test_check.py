@@ -3,14 +3,19 @@
 import contextlib
 import json
 import sqlite3
+import uuid
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import asyncpg
 import pytest
 from click.testing import CliRunner
 
+from outboxkit import App
 from outboxkit.cli import commands
+from outboxkit.errors import AccessDeniedError, SchemaDiffersError, SchemaError
 from outboxkit.store import Store
+from outboxkit.testing import MemoryBroker
 from outboxkit_postgres import PostgresStore
 from outboxkit_sqlite import SQLiteStore
 
@@ -39,7 +44,7 @@ async def shop(tmp_path: Path) -> SQLiteStore:
     ("statement", "named"),
     [
         ("DROP INDEX outboxkit_inbox_due", "index outboxkit_inbox_due is missing: make it by hand (CREATE INDEX"),
-        ("DROP TABLE outboxkit_cursor", "table outboxkit_cursor is missing"),
+        ("DROP TABLE outboxkit_cursor", "table outboxkit_cursor is missing: make it as `outboxkit migrate` does in a new"),
         (
             "ALTER TABLE outboxkit_floor DROP COLUMN digest",
             "column outboxkit_floor.digest is missing: make it by hand (INT",
@@ -88,7 +93,7 @@ async def test_an_index_of_the_users_own_is_no_difference(shop: SQLiteStore) -> 
     ("statement", "named"),
     [
         ("DROP INDEX outboxkit_inbox_due", "index outboxkit_inbox_due is missing: make it by hand (CREATE INDEX"),
-        ("DROP TABLE outboxkit_cursor", "table outboxkit_cursor is missing"),
+        ("DROP TABLE outboxkit_cursor", "table outboxkit_cursor is missing: make it as `outboxkit migrate` does in a new"),
         (
             "ALTER TABLE outboxkit_floor DROP COLUMN digest",
             "column outboxkit_floor.digest is missing: make it by hand (big",
@@ -139,6 +144,85 @@ async def test_the_schema_makes_no_difference(postgres_url: str, schema: str) ->
     await store.migrate("shop")
     assert await lines_of(store) == ""
     await connection.close()
+
+
+# migrate
+
+
+def app_at(url: str) -> App:
+    return App("shop", store=url, broker=MemoryBroker())
+
+
+async def test_migrating_tables_that_differ_says_what_a_check_says(shop: SQLiteStore) -> None:
+    app = app_at(f"sqlite:///{shop.path}")
+    assert await app.migrate() == []
+    change(shop.path, "DROP TABLE outboxkit_later", "DROP INDEX outboxkit_inbox_due")
+    differences = await app.check()
+    assert len(differences) == 2
+    with pytest.raises(SchemaDiffersError, match=r"^the tables of app 'shop' are not what .*_due is .*; table") as told:
+        await app.migrate()
+    assert told.value.differences == tuple(differences)
+
+
+async def test_migrating_a_postgres_schema_that_differs_says_what_a_check_says(postgres_url: str) -> None:
+    app = app_at(postgres_url)
+    assert len(await app.migrate()) == 1
+    assert await app.migrate() == []
+    connection = await asyncpg.connect(postgres_url)
+    await connection.execute("DROP TABLE outboxkit_later")
+    await connection.close()
+    with pytest.raises(SchemaDiffersError, match="table outboxkit_later is missing"):
+        await app.migrate()
+
+
+async def test_a_role_that_may_not_compare_has_nothing_to_migrate_all_the_same(postgres_url: str) -> None:
+    await app_at(postgres_url).migrate()
+    connection = await asyncpg.connect(postgres_url)
+    database = await connection.fetchval("SELECT quote_ident(current_database())")
+    await connection.execute(f"REVOKE TEMPORARY ON DATABASE {database} FROM PUBLIC")
+    async with role(connection) as name:
+        await connection.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {name}")
+        app = app_at(postgres_url.replace("//postgres@", f"//{name}@"))
+        with pytest.raises(AccessDeniedError):
+            await app.check()
+        assert await app.migrate() == []
+        await connection.execute(f"DROP OWNED BY {name}")
+    await connection.close()
+
+
+@contextlib.asynccontextmanager
+async def role(connection: asyncpg.Connection) -> AsyncGenerator[str, None]:
+    name = f"reader_{uuid.uuid4().hex}"
+    await connection.execute(f"CREATE ROLE {name} LOGIN")
+    try:
+        yield name
+    finally:
+        await connection.execute(f"DROP ROLE {name}")
+
+
+async def test_a_table_that_is_missing_is_told_with_the_way_to_see_what_differs(shop: SQLiteStore) -> None:
+    change(shop.path, "DROP TABLE outboxkit_later")
+    await shop.open("shop")
+    try:
+        with pytest.raises(
+            SchemaError, match=r"no such table: .*_later: run `outboxkit migrate .*`, or `app.check\(\)` to see"
+        ):
+            await shop.cancel("an id")
+    finally:
+        await shop.aclose()
+
+
+def test_the_command_migrate_exits_with_one_and_says_what_differs(tmp_path: Path) -> None:
+    path = tmp_path / "shop.db"
+    (tmp_path / "migrated_app.py").write_text(APP.format(path=path), encoding="utf-8")
+    target = ["migrated_app:app", "--app-dir", str(tmp_path)]
+    run = CliRunner().invoke
+    assert run(commands, ["migrate", *target]).exit_code == 0
+    change(path, "DROP TABLE outboxkit_later", "DROP INDEX outboxkit_inbox_due")
+    wrong, checked = run(commands, ["migrate", *target]), run(commands, ["check", *target])
+    assert (wrong.exit_code, wrong.stdout) == (1, checked.stdout)
+    assert wrong.stdout.count("\n") == 2
+    assert "nothing to do" not in wrong.output
 
 
 def test_the_command_exits_with_one_when_something_differs(tmp_path: Path) -> None:

@@ -1,12 +1,15 @@
 """From ``module:app`` to an app, or to one line that says what is wrong."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import click
 import pytest
 
 from outboxkit import App
+from outboxkit.cli import commands
 from outboxkit.cli.failures import Misuse
 from outboxkit.cli.loading import load
 
@@ -79,7 +82,7 @@ MISTAKES = {
 
 FACTORY_MISTAKES = {
     "an app": ("lottery:app", "leave out --factory"),
-    "nothing": ("lottery:make_nothing", "returns no App, but something of type NoneType"),
+    "nothing": ("lottery:make_nothing", "returns no App, but None"),
     "trouble": ("lottery:make_trouble", "LookupError: no luck"),
 }
 
@@ -109,3 +112,81 @@ def test_an_app_is_found_by_its_name(folder: Path, target: str, factory: bool, n
     found = load(target, app_dir=folder, factory=factory)
     assert isinstance(found, App)
     assert found.name == name
+
+
+# OUTBOXKIT_APP
+
+
+def commands_on_an_app(group: click.Group = commands, above: str = "") -> Iterator[tuple[str, click.Command]]:
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands_on_an_app(command, f"{name} ")
+        elif any(parameter.name == "target" for parameter in command.params):
+            yield above + name, command
+
+
+COMMANDS = dict(commands_on_an_app())
+
+IDS = ["01890a5d-ac96-774b-bcce-b302099a8057", "a:b"]
+"""Of messages; others than this library may give theirs a colon."""
+
+BEHIND: Mapping[str, Sequence[tuple[dict[str, Any], list[str]]]] = {
+    "dismiss": [({"group": "newsletter"}, ["newsletter"])],
+    "dead show": [({"name": name}, [name]) for name in ("1-0-0", *IDS)],
+    "dead retry": [
+        ({"names": ()}, ["--all"]),
+        ({"names": ("1-0-0", "2-5-0")}, ["1-0-0", "--json", "2-5-0"]),
+        ({"names": ("1-0-0", *IDS)}, ["--group", "newsletter", "1-0-0", *IDS]),
+    ],
+    "dead discard": [({"names": ()}, ["--type", "a:b"]), ({"names": (IDS[0],)}, ["--yes", "--", IDS[0]])],
+    "dead import": [({}, ["letters.jsonl"]), ({}, ["letters:today.jsonl"])],
+}
+"""What may stand behind the app's name, and what it is taken for."""
+
+
+def arguments(command: str, words: Sequence[str]) -> dict[str, Any]:
+    with COMMANDS[command].make_context(command, list(words)) as context:
+        return context.params
+
+
+@pytest.fixture
+def letters(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("letters.jsonl", "letters:today.jsonl"):
+        (folder / name).touch()
+    monkeypatch.chdir(folder)
+
+
+def test_every_command_on_an_app_that_takes_more_than_its_name_is_tried_here() -> None:
+    more = {name for name, command in COMMANDS.items() if len([p for p in command.params if isinstance(p, click.Argument)]) > 1}
+    assert more == BEHIND.keys()
+    assert {"run", "status", "migrate", "dead list"} < COMMANDS.keys()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_environment_names_the_app_where_the_words_do_not(
+    letters: None, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    for expected, words in BEHIND.get(command, [({}, [])]):
+        monkeypatch.delenv("OUTBOXKIT_APP", raising=False)
+        given = arguments(command, ["lottery:app", *words])
+        assert given.items() >= {"target": "lottery:app", **expected}.items()
+
+        monkeypatch.setenv("OUTBOXKIT_APP", "other:app")
+        assert arguments(command, ["lottery:app", *words])["target"] == "lottery:app", "words win"
+        assert arguments(command, ["--log-level", "debug", *words]).items() >= {"target": "other:app", **expected}.items()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_without_an_app_in_words_or_the_environment_one_is_asked_for(
+    letters: None, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setenv("OUTBOXKIT_APP", "")
+    with pytest.raises(click.MissingParameter):
+        arguments(command, [])
+
+
+def test_a_name_without_a_colon_is_not_taken_for_another_apps_argument(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of commands that take a number of words, the number decides: the mistake is told, and nothing is tried."""
+    monkeypatch.setenv("OUTBOXKIT_APP", "other:app")
+    assert arguments("status", ["lottery"])["target"] == "lottery"
+    assert arguments("dismiss", ["lottery", "newsletter"]).items() >= {"target": "lottery", "group": "newsletter"}.items()

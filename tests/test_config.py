@@ -1,11 +1,23 @@
 """Settings are frozen, and checked once: what cannot work is named at the start."""
 
 import math
+import re
+from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from outboxkit import App, ConfigurationError, ConsumerSettings, Limits, RelaySettings, RetentionSettings, Settings
+from outboxkit import (
+    App,
+    ConfigurationError,
+    ConsumerSettings,
+    Limits,
+    RelaySettings,
+    RetentionSettings,
+    RetryPolicy,
+    Settings,
+)
 from outboxkit.config import checked_name
 from outboxkit.testing import MemoryBroker
 
@@ -64,11 +76,53 @@ def test_a_setting_that_cannot_work_is_named(path: str, settings: tuple[str, str
     }
     part, name = settings
     given = {part: parts[part](**{name: value})} if part else {name: value}
-    with pytest.raises(ConfigurationError, match=rf"setting {path} is {value}: it has to be more than 0"):
+    with pytest.raises(
+        ConfigurationError, match=rf"setting {path} is {value}: it (has to be more than 0|takes a whole number)$"
+    ):
         Settings(**given)
 
 
-@pytest.mark.parametrize("count", [0, -1, 65_537])
+THREE_DAYS = timedelta(days=3)
+WRONG_TYPES: list[tuple[Callable[[Any], Settings], object, str]] = [
+    (
+        lambda wrong: Settings(retention=RetentionSettings(row_seconds=wrong)),
+        THREE_DAYS,
+        "retention.row_seconds is datetime.timedelta(days=3): it takes seconds as a number, 259200.0",
+    ),
+    (lambda wrong: Settings(grace_seconds=wrong), "10", "grace_seconds is '10': it takes seconds as a number"),
+    (lambda wrong: Settings(grace_seconds=wrong), True, "grace_seconds is True: it takes seconds as a number"),
+    (lambda wrong: Settings(relay=RelaySettings(save_seconds=wrong)), "1", "relay.save_seconds is '1': it takes seconds as a"),
+    (lambda wrong: Settings(relay=RelaySettings(save_seconds=wrong)), -1, "relay.save_seconds is -1: it has to be at least 0"),
+    (lambda wrong: Settings(relay=RelaySettings(backoff=wrong)), 1, "relay.backoff is 1: it takes Backoff(...)"),
+    (
+        lambda wrong: Settings(consumer=ConsumerSettings(prefetch_messages=wrong)),
+        2.5,
+        "consumer.prefetch_messages is 2.5: it takes a whole number",
+    ),
+    (lambda wrong: Settings(limits=Limits(max_bytes=wrong)), "1 MiB", "limits.max_bytes is '1 MiB': it takes a whole number"),
+    (
+        lambda wrong: Settings(relay=wrong),
+        {"poll_seconds": 1},
+        "relay is {'poll_seconds': 1}: it takes RelaySettings(...)",
+    ),
+    (lambda wrong: Settings(retry=wrong), 8, "retry is 8: it takes RetryPolicy(...)"),
+    (lambda wrong: Settings(partitions=wrong), 8, 'partitions is 8: it takes a number for each topic, {"orders": 8}'),
+]
+
+
+@pytest.mark.parametrize(("settings", "wrong", "told"), WRONG_TYPES)
+def test_a_setting_of_a_wrong_type_is_named_with_what_it_takes(
+    settings: Callable[[Any], Settings], wrong: object, told: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=f"^{re.escape(f'setting {told}')}"):
+        settings(wrong)
+
+
+def test_whole_numbers_of_seconds_are_fine_and_saving_may_be_at_once() -> None:
+    Settings(grace_seconds=10, relay=RelaySettings(save_seconds=0, poll_seconds=1), retry=RetryPolicy(limit_seconds=None))
+
+
+@pytest.mark.parametrize("count", [0, -1, 65_537, True])
 def test_a_topic_has_as_many_partitions_as_can_be(count: int) -> None:
     with pytest.raises(
         ConfigurationError, match=f"topic 'orders' has {count} partitions: a whole number from 1 to 65536 is needed"

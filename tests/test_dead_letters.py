@@ -5,16 +5,17 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from outboxkit import ConfigurationError, Message
+from outboxkit import App, ConfigurationError, Letters, Message
 from outboxkit.errors import EnvelopeError
-from outboxkit.letter import EVERY_LETTER, DeadLetter, Letters
+from outboxkit.letter import EVERY_LETTER, DeadLetter
 from outboxkit.message import Position, Stream
+from outboxkit.testing import MemoryBroker
 from tests.databases import Place, database_at
 from tests.test_failing import StepTaken, Walk
 from tests.waiting import until
@@ -38,7 +39,7 @@ app = App("shop", store="{store}", broker="sqlite:///{folder}/broker.db")
 
 @app.consumes(OrderPlaced, retry=RetryPolicy(attempts=1), on_dead="hold")
 async def ship(order: OrderPlaced, uow: UnitOfWork) -> None:
-    if order.customer == "eve":
+    if order.customer.startswith("eve"):
         raise LookupError("no such customer: eve 無")
     await uow.connection.execute("INSERT INTO shipped VALUES (%d)" % order.number)
 """
@@ -110,6 +111,52 @@ async def test_nothing_is_retried_or_discarded_by_forgetting_to_say_what(place: 
                 await change(EVERY_LETTER)
 
 
+async def test_letters_are_named_by_their_refs_or_ids_as_text(place: Place) -> None:
+    broken = Broken()
+    async with Walk(place).handled_by(broken.handle).running() as walk:
+        await walk.step("ada", 1, 2, 3, 4)
+        await until(walk.inbox, {"dead": 4}.__eq__)
+        letters = walk.app.dead_letters
+        first, second, third, last = await letters.find()
+        assert await letters.find(first.ref) == await letters.find([str(first.id)]) == [first]
+        assert [letter.ref async for letter in letters.export((first.ref, str(third.id)))] == [first.ref, third.ref]
+        assert await letters.find([]) == []
+        assert await letters.retry([]) == await letters.discard(()) == 0, "none, which is not all"
+        broken.is_so = False
+        assert await letters.retry(first.ref) == 1
+        assert await letters.retry([str(second.id), "no such"]) == 1
+        assert await letters.discard([third.ref]) == 1
+        await until(walk.inbox, {"dead": 1}.__eq__)
+        assert [letter.ref for letter in await letters.find()] == [last.ref]
+    assert sorted(walk.noted()) == [1, 2]
+
+
+WRONG_CHOICES: Any = [LETTER, [LETTER], 7, None, [7], b"3-17-0"]
+
+
+@pytest.mark.parametrize("which", WRONG_CHOICES)
+async def test_what_chooses_no_letters_is_told_as_that_and_not_taken_for_all(tmp_path: Path, which: Any) -> None:
+    app = App("shop", store=f"sqlite:///{tmp_path}/shop.db", broker=MemoryBroker())
+    await app.migrate()
+    async with app.running(relay=False, consume=False):
+        for choose in (app.dead_letters.find, app.dead_letters.retry, app.dead_letters.discard):
+            with pytest.raises(ConfigurationError, match=r"^which dead letters\? .* names none: give refs or ids as text"):
+                await choose(which)
+        with pytest.raises(ConfigurationError, match="which dead letters"):
+            async for _ in app.dead_letters.export(which):
+                raise AssertionError("nothing is exported")
+
+
+def test_a_choice_of_letters_by_what_makes_no_sense_is_refused_by_name() -> None:
+    wrong: Any = timedelta(days=1)
+    with pytest.raises(
+        ConfigurationError, match=r"^Letters.older_seconds is .*: it takes seconds as a number, 86400.0, or None$"
+    ):
+        Letters(older_seconds=wrong)
+    with pytest.raises(ConfigurationError, match=r"^Letters.names is '1-0-0': it takes a list, \['1-0-0'\]$"):
+        Letters(names="1-0-0")
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -153,13 +200,16 @@ class Shop:
         self.database = database_at(place, "shop")
         (folder / "shop.py").write_text(SHOP.format(store=self.database.url, folder=folder))
 
-    def outboxkit(self, *words: str, code: int = 0, stdin: str = "") -> str:
-        """Run a command, and return what it wrote to stdout; to stderr when it is to fail."""
+    def run(self, *words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
         command = (sys.executable, "-m", "outboxkit.cli", *words)
         environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'adapters'}"}
-        done = subprocess.run(
+        return subprocess.run(
             command, cwd=self.folder, env=environment, input=stdin, capture_output=True, text=True, timeout=60, check=False
         )
+
+    def outboxkit(self, *words: str, code: int = 0, stdin: str = "") -> str:
+        """Run a command, and return what it wrote to stdout; to stderr when it is to fail."""
+        done = self.run(*words, stdin=stdin)
         assert done.returncode == code, done.stderr
         return done.stderr if code else done.stdout
 
@@ -167,8 +217,8 @@ class Shop:
         letters: Sequence[Any] = json.loads(self.outboxkit("dead", "list", "shop:app", "--json", *words))["dead"]
         return letters
 
-    def fail(self) -> None:
-        """Have an order of eve's die, with another one of hers behind it."""
+    def fail(self, *customers: str) -> None:
+        """Have an order of eve's die, with another one of hers behind it; or one of each of these, whose names begin so."""
         self.database.create()
         self.outboxkit("migrate", "shop:app")
         self.database.ask("CREATE TABLE shipped (number INTEGER)")
@@ -176,9 +226,10 @@ class Shop:
             "import asyncio, shop\n"
             "async def main():\n"
             "    async with shop.app, shop.app.unit_of_work() as uow:\n"
-            "        for number, name in enumerate(['ada', 'eve', 'eve']): uow.publish(shop.OrderPlaced(name, number))\n"
+            f"        for number, name in enumerate({customers or ('ada', 'eve', 'eve')}):\n"
+            "            uow.publish(shop.OrderPlaced(name, number))\n"
             "    async with shop.app:\n"
-            "        while not await shop.app.dead_letters.find(): await asyncio.sleep(0.01)\n"
+            f"        while len(await shop.app.dead_letters.find()) < {len(customers) or 1}: await asyncio.sleep(0.01)\n"
             "asyncio.run(main())\n"
         )
         environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'adapters'}"}
@@ -207,10 +258,27 @@ def test_dead_letters_from_the_shell(place: Place, tmp_path: Path) -> None:
     assert described["payload"] == {"customer": "eve", "number": 1}
     assert "`outboxkit dead list`" in shop.outboxkit("dead", "show", "shop:app", "1-1-1", code=1)
 
-    assert "which dead letters" in shop.outboxkit("dead", "retry", "shop:app", code=2)
     assert "no dead letter fits" in shop.outboxkit("dead", "retry", "shop:app", "nothing", code=1)
     assert json.loads(shop.outboxkit("dead", "retry", "shop:app", letter["id"], "--json")) == {"retried": 1}
     assert shop.letters() == []
+
+
+def test_a_list_that_is_cut_says_so(tmp_path: Path) -> None:
+    shop = Shop(tmp_path, tmp_path)
+    shop.fail("eve", "eve2", "eve3")
+
+    def listed(*options: str) -> tuple[list[str], str]:
+        """The rows of the table, and what stands beside it."""
+        done = shop.run("dead", "list", "shop:app", *options)
+        return done.stdout.splitlines()[1:], done.stderr
+
+    rows, beside = listed("--limit", "2")
+    assert (len(rows), beside) == (2, "and more: --limit N shows more, `outboxkit dead export` all\n")
+    assert [(len(rows), beside) for rows, beside in (listed("--limit", "3"), listed())] == [(3, "")] * 2
+
+    for options, count, more in (["--limit", "2"], 2, True), (["--limit", "3"], 3, False), (["--type", "no.such"], 0, False):
+        found = json.loads(shop.outboxkit("dead", "list", "shop:app", "--json", *options))
+        assert (len(found["dead"]), found["more"]) == (count, more)
 
 
 def test_dead_letters_are_exported_imported_and_discarded_from_the_shell(place: Place, tmp_path: Path) -> None:
@@ -227,6 +295,40 @@ def test_dead_letters_are_exported_imported_and_discarded_from_the_shell(place: 
     assert "line 1: not a dead letter" in shop.outboxkit("dead", "import", "shop:app", "-", stdin="{}", code=2)
     assert shop.outboxkit("dead", "import", "shop:app", "dead.jsonl") == "1 dead letter brought back\n"
     assert shop.letters() == [letter]
-    assert "Aborted" in shop.outboxkit("dead", "discard", "shop:app", "--all", stdin="n\n", code=1)
     assert shop.outboxkit("dead", "discard", "shop:app", "--error", "eve", "--yes") == "discarded 1 dead letter\n"
     assert shop.letters() == []
+
+
+@pytest.mark.parametrize("bad", [b"\xff\xfe\n", b"\x1f\x8b\x08 no newline", LETTER.to_json().encode("utf-16")])
+def test_a_file_that_is_no_text_is_told_with_its_line_and_nothing_of_it_is_brought_back(tmp_path: Path, bad: bytes) -> None:
+    shop = Shop(tmp_path, tmp_path)
+    shop.fail()
+    shop.outboxkit("dead", "export", "shop:app", "--remove", "--output", "dead.jsonl")
+    with (tmp_path / "dead.jsonl").open("ab") as file:
+        file.write(bad)
+    told = shop.outboxkit("dead", "import", "shop:app", "dead.jsonl", code=2)
+    assert told == (
+        "Error: dead.jsonl, line 2: not UTF-8 text, as `outboxkit dead export` writes it: nothing was brought back\n"
+    )
+    assert shop.letters() == []
+
+
+@pytest.mark.parametrize("command", ["retry", "discard"])
+def test_nothing_named_is_told_before_anything_is_opened_or_asked(tmp_path: Path, command: str) -> None:
+    shop = Shop(tmp_path, tmp_path)  # without tables, which would be told otherwise
+    told = shop.outboxkit("dead", command, "shop:app", "--json", stdin="y\n", code=2)
+    assert told == "Error: which dead letters? Name some, or --all (everything=True)\n"
+
+
+def test_discarding_asks_about_what_it_would_discard_and_not_about_nothing(place: Place, tmp_path: Path) -> None:
+    shop = Shop(place, tmp_path)
+    shop.fail()
+    told = shop.outboxkit("dead", "discard", "shop:app", "no such ref", "--json", stdin="y\n", code=1)
+    assert told == "Error: no dead letter fits that: `outboxkit dead list` shows those that there are\n"
+    told = shop.outboxkit("dead", "discard", "shop:app", "--all", "--json", stdin="n\n", code=1)
+    assert told.startswith("Give up 1 dead letter of shop for good? (`outboxkit dead export` keeps a copy) [y/N]: ")
+    assert told.endswith("Aborted!\n")
+    assert len(shop.letters()) == 1
+    told = shop.outboxkit("dead", "discard", "shop:app", "--all", stdin="y\n")
+    assert told.endswith("[y/N]: discarded 1 dead letter\n")
+    assert shop.outboxkit("dead", "discard", "shop:app", "--all") == "discarded 0 dead letters\n"

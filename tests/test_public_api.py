@@ -13,6 +13,7 @@ NAMES = [
     "BrokerError",
     "ConfigurationError",
     "ConsumerSettings",
+    "Letters",
     "Limits",
     "Message",
     "Observer",

@@ -1,6 +1,8 @@
 """Waits grow, are spread, and end."""
 
 import math
+from datetime import timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -66,6 +68,49 @@ def test_a_policy_with_endless_attempts_never_overflows(attempt: int) -> None:
 def test_a_policy_that_cannot_work_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigurationError, match="attempts and factor are at least 1, seconds at least 0"):
         RetryPolicy(**wrong)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+WRONG_TYPES = [
+    ({"attempts": 2.5}, "RetryPolicy.attempts is 2.5: it takes a whole number"),
+    ({"attempts": "8"}, "RetryPolicy.attempts is '8': it takes a whole number"),
+    ({"attempts": True}, "RetryPolicy.attempts is True: it takes a whole number"),
+    ({"attempts": None}, "RetryPolicy.attempts is None: it takes a whole number"),
+    ({"factor": "2"}, "RetryPolicy.factor is '2': it takes a number"),
+    ({"cap_seconds": timedelta(minutes=1)}, "RetryPolicy.cap_seconds is .*: it takes seconds as a number, 60.0"),
+    ({"limit_seconds": "9"}, "RetryPolicy.limit_seconds is '9': it takes seconds as a number, or None"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "told"), WRONG_TYPES)
+def test_a_number_of_a_policy_that_is_none_is_named_with_what_it_takes(wrong: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"^{told}$"):
+        RetryPolicy(**wrong)
+
+
+def test_a_number_of_a_backoff_that_is_none_is_named_with_what_it_takes() -> None:
+    wrong: Any = "1"
+    with pytest.raises(ConfigurationError, match=r"^Backoff.first_seconds is '1': it takes seconds as a number$"):
+        Backoff(first_seconds=wrong)
+
+
+@pytest.mark.parametrize("name", ["final", "uncounted"])
+@pytest.mark.parametrize(
+    ("wrong", "instead"),
+    [
+        (LookupError, r"\(LookupError,\)"),
+        ([KeyError, OSError], r"\(KeyError, OSError\)"),
+        (("LookupError",), r"\(LookupError,\)"),
+        ("LookupError", r"\(LookupError,\)"),
+        ((KeyboardInterrupt,), r"\(LookupError,\)"),
+        ((LookupError("gone"),), r"\(LookupError,\)"),
+        (None, r"\(LookupError,\)"),
+    ],
+)
+def test_exceptions_of_a_policy_that_are_no_tuple_of_classes_are_named_with_what_to_write(
+    name: str, wrong: Any, instead: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=rf"^RetryPolicy\.{name} is .*: it takes a tuple of .*: {name}={instead}$"):
+        RetryPolicy(**{name: wrong})
 
 
 @pytest.mark.parametrize("limit", [0.0, -1.0, math.nan])

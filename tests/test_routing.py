@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 import msgspec
 import pytest
 
-from outboxkit import App, ConfigurationError, Message, Router, UnitOfWork, event  # noqa: TC001 - as above
+from outboxkit import App, ConfigurationError, Message, RetryPolicy, Router, UnitOfWork, event  # noqa: TC001 - as above
 from outboxkit.errors import (
     EventDeclarationError,
     HandlerSignatureError,
@@ -171,6 +171,14 @@ def test_consuming_and_publishing_what_is_no_event_says_how_to_declare_it(thing:
         Router().publishes(thing)
 
 
+def test_a_decorator_without_brackets_says_what_to_write() -> None:
+    router: Any = Router()
+    with pytest.raises(EventDeclarationError, match=r"@consumes stands without .*first: name the event, @consumes\(Subscrib"):
+        router.consumes(first)
+    with pytest.raises(EventDeclarationError, match=r"@publishes stands without .*first: name the event, @publishes\(Subscr"):
+        router.publishes(first)
+
+
 def test_publishing_no_event_at_all_says_what_to_write() -> None:
     with pytest.raises(EventDeclarationError, match=r"name the events that may be published: @publishes\(SubscriberCreated\)"):
         Router().publishes()
@@ -179,6 +187,12 @@ def test_publishing_no_event_at_all_says_what_to_write() -> None:
 def test_a_group_that_cannot_be_a_name_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="group 'two words': use 1 to 64 letters"):
         Router().consumes(Sold, group="two words")
+
+
+@pytest.mark.parametrize(("retry", "attempts"), [(8, 8), ("8", 5), (RetryPolicy, 5)])
+def test_a_retry_that_is_no_policy_is_refused_with_what_to_write(retry: Any, attempts: int) -> None:
+    with pytest.raises(ConfigurationError, match=rf"^retry=.* is no policy: write retry=RetryPolicy\(attempts={attempts}\)$"):
+        Router().consumes(Sold, retry=retry)
 
 
 def test_a_unit_of_work_cannot_be_variadic() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gc
+import re
 import sys
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -820,6 +821,20 @@ async def test_a_message_that_a_deferred_constraint_of_sqlites_refuses_is_dead_a
             assert await children(shop) == [0, 1, 3, 4]
             assert shop.observer.count["retry"] == 2, "its attempts are counted"
             assert shop.observer.troubles == []
+
+
+@pytest.mark.parametrize(
+    ("engine", "kind"),
+    [
+        ("sqlite+aiosqlite:///shop.db", "str"),
+        (create_engine("postgresql+psycopg://localhost/shop"), "Engine"),
+        (create_engine("sqlite:///shop.db"), "Engine"),
+    ],
+)
+def test_what_is_no_engine_for_asyncio_is_told_so(engine: Any, kind: str) -> None:
+    told = f"SQLAlchemyStore takes an AsyncEngine, not {kind}: SQLAlchemyStore(create_async_engine(url))"
+    with pytest.raises(ConfigurationError, match=re.escape(told)):
+        SQLAlchemyStore(engine)
 
 
 @pytest.mark.parametrize("url", ["sqlite+aiosqlite://", "sqlite+aiosqlite:///:memory:", "sqlite+aiosqlite:///file:x?uri=true"])

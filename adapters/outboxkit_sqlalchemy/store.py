@@ -49,7 +49,7 @@ class SQLAlchemyStore:
             with ``expire_on_commit=False`` when not given.
 
     Raises:
-        ConfigurationError: another dialect, a database in memory, or a name that cannot be.
+        ConfigurationError: no such engine, another dialect, a database in memory, or a name that cannot be.
     """
 
     runs_plain_functions = False
@@ -286,6 +286,9 @@ def _unscoped(transaction: Any) -> Any:
 def _parts(
     engine: AsyncEngine, sessions: async_sessionmaker[AsyncSession], prefix: str, schema: str | None
 ) -> tuple[Store, _Units]:
+    if not isinstance(engine, AsyncEngine):  # pyright: ignore[reportUnnecessaryIsInstance] - callers without a checker
+        kind = type(engine).__name__
+        raise ConfigurationError(f"SQLAlchemyStore takes an AsyncEngine, not {kind}: SQLAlchemyStore(create_async_engine(url))")
     dialect = f"{engine.dialect.name}+{engine.dialect.driver}"
     if dialect in ("postgresql+asyncpg", "postgresql+psycopg"):
         store = EnginePostgresStore(engine, sessions, prefix, schema)

@@ -39,5 +39,5 @@ def meaning(error: sqlite3.Error, path: Path) -> StoreError:
             "other program holds it locked"
         )
     if "no such table" in str(error):
-        return SchemaError(f"{path}: {error}: run `outboxkit migrate module:app`")
+        return SchemaError(f"{path}: {error}: run `outboxkit migrate module:app`, or `app.check()` to see what differs")
     return StoreError(f"{path}: {error}")

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any, BinaryIO, cast
 
 import click
 import msgspec
@@ -17,7 +17,8 @@ import msgspec
 from outboxkit import shown
 from outboxkit.app import App
 from outboxkit.cli.failures import Commands, Failure, Misuse
-from outboxkit.cli.loading import with_app
+from outboxkit.cli.loading import AppCommand, with_app
+from outboxkit.dead_letters import require_choice
 from outboxkit.errors import EnvelopeError
 from outboxkit.letter import DeadLetter, Letters
 from outboxkit.message import Delivery, Envelope, Message
@@ -56,26 +57,32 @@ _as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON 
 _all = click.option("--all", "everything", is_flag=True, help="All that there are.")
 
 
-@dead.command("list")
+@dead.command("list", cls=AppCommand)
 @with_app
 @_chosen
 @click.option("--limit", type=click.IntRange(1, 100_000), default=100, show_default=True, help="How many at most.")
 @_as_json
 def list_letters(app: App, *, which: Letters, limit: int, as_json: bool) -> None:
-    """List dead letters."""
+    """List dead letters.
+
+    Where there are more than --limit, that is said beside the list, and is "more": true in JSON.
+    """
 
     async def find() -> Sequence[DeadLetter]:
         async with app.running(relay=False, consume=False):
-            return await app.dead_letters.find(which, limit=limit)
+            return await app.dead_letters.find(which, limit=limit + 1)  # one more tells whether the list is cut
 
-    letters = asyncio.run(find())
+    found = asyncio.run(find())
+    letters, are_more = found[:limit], len(found) > limit
     if as_json:
-        click.echo(json.dumps({"app": app.name, "dead": [_fields(letter) for letter in letters]}))
+        click.echo(json.dumps({"app": app.name, "dead": [_fields(letter) for letter in letters], "more": are_more}))
     else:
         click.echo(_table(letters) if letters else f"app {app.name!r} has no dead letters that fit")
+        if are_more:
+            click.echo("and more: --limit N shows more, `outboxkit dead export` all", err=True)
 
 
-@dead.command()
+@dead.command(cls=AppCommand)
 @with_app
 @click.argument("name", metavar="REF | ID")
 @click.option("--payload", is_flag=True, help="Show the event too.")
@@ -97,7 +104,7 @@ def show(app: App, *, name: str, payload: bool, as_json: bool) -> None:
         click.echo("\n\n".join(map(_page, described)))
 
 
-@dead.command()
+@dead.command(cls=AppCommand)
 @with_app
 @_names
 @_chosen
@@ -105,6 +112,7 @@ def show(app: App, *, name: str, payload: bool, as_json: bool) -> None:
 @_as_json
 def retry(app: App, *, which: Letters, everything: bool, as_json: bool) -> None:
     """Run dead letters again, from their first attempt; their effect happens once all the same."""
+    require_choice(which, everything=everything)  # before the database is looked for
 
     async def revive() -> int:
         async with app.running(relay=False, consume=False):
@@ -113,7 +121,7 @@ def retry(app: App, *, which: Letters, everything: bool, as_json: bool) -> None:
     _tell("retried", _some(which, asyncio.run(revive())), as_json=as_json)
 
 
-@dead.command()
+@dead.command(cls=AppCommand)
 @with_app
 @_names
 @_chosen
@@ -122,17 +130,21 @@ def retry(app: App, *, which: Letters, everything: bool, as_json: bool) -> None:
 @_as_json
 def discard(app: App, *, which: Letters, everything: bool, yes: bool, as_json: bool) -> None:
     """Give dead letters up, without their effect."""
-
-    async def give_up() -> int:
-        async with app.running(relay=False, consume=False):
-            return await app.dead_letters.discard(which, everything=everything)
-
-    if not yes:
-        click.confirm("Give them up for good? (`outboxkit dead export` keeps a copy)", abort=True, err=as_json)
-    _tell("discarded", _some(which, asyncio.run(give_up())), as_json=as_json)
+    require_choice(which, everything=everything)
+    _tell("discarded", _some(which, asyncio.run(_give_up(app, which, yes=yes, as_json=as_json))), as_json=as_json)
 
 
-@dead.command()
+async def _give_up(app: App, which: Letters, *, yes: bool, as_json: bool) -> int:
+    async with app.running(relay=False, consume=False):
+        refs = await app.dead_letters.refs(which)
+        if refs and not yes:
+            question = f"Give up {_letters(len(refs))} of {app.name} for good? (`outboxkit dead export` keeps a copy)"
+            click.confirm(question, abort=True, err=as_json)
+        # Those that were asked about: others may have died meanwhile, and one's id, which others gave it, may be another's ref.
+        return sum([await app.store.discard(page) for page in _pages(refs)])
+
+
+@dead.command(cls=AppCommand)
 @with_app
 @_chosen
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="A new file; stdout if not given.")
@@ -161,15 +173,15 @@ async def _export(app: App, which: Letters, output: Path | None, *, remove: bool
             file.flush()
             if remove:
                 os.fsync(file.fileno())  # before they are gone here
-                for first in range(0, len(refs), _PAGE):
-                    await app.dead_letters.take_out(refs[first : first + _PAGE])
+                for page in _pages(refs):
+                    await app.dead_letters.take_out(page)
     return len(refs)
 
 
-@dead.command("import")
+@dead.command("import", cls=AppCommand)
 @with_app
-@click.argument("file", type=click.File("r", encoding="utf-8"))
-def import_letters(app: App, *, file: TextIO) -> None:
+@click.argument("file", type=click.File("rb"))
+def import_letters(app: App, *, file: BinaryIO) -> None:
     """Bring back dead letters that ``export --remove`` took out of this database; FILE may be - for stdin."""
     letters = list(_read(file))
 
@@ -187,12 +199,19 @@ def import_letters(app: App, *, file: TextIO) -> None:
         )
 
 
-def _read(file: TextIO) -> Iterable[DeadLetter]:
-    for number, line in enumerate(file, 1):
+def _read(file: BinaryIO) -> Iterable[DeadLetter]:
+    for number, line in enumerate(file, 1):  # of bytes: a file of text is decoded ahead, and could not say which line is none
         try:
-            yield DeadLetter.from_json(line)
+            yield DeadLetter.from_json(line.decode())
+        except UnicodeDecodeError as error:
+            wrong = "not UTF-8 text, as `outboxkit dead export` writes it"
+            raise Misuse(f"{file.name}, line {number}: {wrong}: nothing was brought back") from error
         except EnvelopeError as error:
             raise Misuse(f"{file.name}, line {number}: {error}: nothing was brought back") from error
+
+
+def _pages(refs: Sequence[str]) -> Iterable[Sequence[str]]:
+    return (refs[first : first + _PAGE] for first in range(0, len(refs), _PAGE))
 
 
 def _some(which: Letters, count: int) -> int:

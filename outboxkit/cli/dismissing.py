@@ -5,10 +5,10 @@ import asyncio
 import click
 
 from outboxkit.app import App
-from outboxkit.cli.loading import with_app
+from outboxkit.cli.loading import AppCommand, with_app
 
 
-@click.command()
+@click.command(cls=AppCommand)
 @with_app
 @click.argument("group")
 @click.option("--force", is_flag=True, help="Also when it has shown a sign of life within the last minute.")

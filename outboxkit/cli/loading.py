@@ -3,6 +3,7 @@
 import functools
 import importlib
 import logging
+import os
 import sys
 import sysconfig
 import traceback
@@ -14,16 +15,44 @@ from typing import Any
 import click
 
 from outboxkit.app import App
+from outboxkit.checking import described
 from outboxkit.cli.failures import Misuse
 from outboxkit.cli.logs import LEVELS, configure_logging
 
 _logger = logging.getLogger("outboxkit.cli")
 
+_APP = "OUTBOXKIT_APP"
+
+
+class AppCommand(click.Command):
+    """A command `with_app`, whose first word is not the app's name where the environment names the app and the word is not one.
+
+    click would take the first word for the name all the same. Where a command takes so many words more, their number decides;
+    where it takes any number of refs and ids, what has a colon is an app's name.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put the app that the environment names in front of words that name none."""
+        named = os.environ.get(_APP)
+        others = [each for each in self.params if isinstance(each, click.Argument) and each.name != "target"]
+        if named and others:
+            words, _, _ = self.make_parser(ctx).parse_args(args=list(args))
+            if any(each.nargs == -1 for each in others):
+                is_named = ":" in str(words.get("target"))
+            else:
+                is_named = all(isinstance(words.get(str(each.name)), str) for each in others)
+            if not is_named:
+                args = [named, *args]
+        return super().parse_args(ctx, args)
+
 
 def with_app(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the argument ``MODULE:APP`` and its options to a command, which is given the `App` they name, and its own options."""
+    """Add the argument ``MODULE:APP`` and its options to a command, which is given the `App` they name, and its own options.
 
-    @click.argument("target", metavar="MODULE:APP", envvar="OUTBOXKIT_APP")
+    It is to be an `AppCommand`.
+    """
+
+    @click.argument("target", metavar="MODULE:APP", envvar=_APP)
     @click.option("--factory", is_flag=True, envvar="OUTBOXKIT_FACTORY", help="APP is a function that returns the app.")
     @click.option(
         "--app-dir",
@@ -77,7 +106,7 @@ def load(target: str, *, factory: bool = False, app_dir: Path = Path()) -> App:
     hint = _apps_in(module_name, vars(module))
     if callable(found) and not factory:  # pyright: ignore[reportUnknownArgumentType] - it is anything at all
         hint = "add --factory if it returns the app"
-    raise Misuse(f"{target} {'returns' if factory else 'is'} no App, but {_described(found)}: {hint}")
+    raise Misuse(f"{target} {'returns' if factory else 'is'} no App, but {described(found)}: {hint}")
 
 
 def _imported(name: str, app_dir: Path) -> ModuleType:
@@ -124,7 +153,3 @@ def _place(error: BaseException, app_dir: Path) -> tuple[str, int | None]:
 def _apps_in(module: str, names: dict[str, Any]) -> str:
     apps = sorted(f"{module}:{name}" for name, value in names.items() if isinstance(value, App))
     return f"it has {', '.join(apps)}" if apps else "it has no App at all"
-
-
-def _described(found: Any) -> str:
-    return f"the class {found.__name__}" if isinstance(found, type) else f"something of type {type(found).__name__}"

@@ -8,20 +8,25 @@ from collections.abc import Sequence
 import click
 
 from outboxkit.app import App
-from outboxkit.cli.loading import with_app
+from outboxkit.cli.loading import AppCommand, with_app
+from outboxkit.errors import SchemaDiffersError
 from outboxkit.rebase import Divergence, divergences
 from outboxkit.rebase import rebase as rebase_store
 
 
-@click.command()
+@click.command(cls=AppCommand)
 @with_app
 def migrate(app: App) -> None:
-    """Create or upgrade the app's tables; may be repeated."""
-    done = asyncio.run(app.migrate())
+    """Create or upgrade the app's tables; may be repeated. Exits with 1 when tables that are there differ, as `check` does."""
+    try:
+        done = asyncio.run(app.migrate())
+    except SchemaDiffersError as error:
+        click.echo("\n".join(error.differences))
+        sys.exit(1)
     click.echo("\n".join(done) or f"nothing to do: the tables of app {app.name!r} are there")
 
 
-@click.command()
+@click.command(cls=AppCommand)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @with_app
 def check(app: App, *, as_json: bool) -> None:
@@ -35,7 +40,7 @@ def check(app: App, *, as_json: bool) -> None:
         sys.exit(1)
 
 
-@click.command()
+@click.command(cls=AppCommand)
 @click.option("--dry-run", is_flag=True, help="Show what would move, and change nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

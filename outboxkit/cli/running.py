@@ -15,7 +15,7 @@ import anyio
 import click
 
 from outboxkit.app import App
-from outboxkit.cli.loading import with_app
+from outboxkit.cli.loading import AppCommand, with_app
 from outboxkit.cli.signals import stop_signals
 from outboxkit.errors import ConfigurationError, StoreUnavailableError
 from outboxkit.observe import shielded
@@ -25,21 +25,21 @@ _logger = logging.getLogger("outboxkit.cli")
 _BACKOFF = Backoff()
 
 
-@click.command()
+@click.command(cls=AppCommand)
 @with_app
 def run(app: App) -> None:
     """Relay and consume until SIGTERM or Ctrl-C."""
     _run(app, relay=True, consume=True)
 
 
-@click.command()
+@click.command(cls=AppCommand)
 @with_app
 def relay(app: App) -> None:
     """Bring the outbox into the broker, publish what is due and call periodic functions; run no consumers."""
     _run(app, relay=True, consume=False)
 
 
-@click.command()
+@click.command(cls=AppCommand)
 @with_app
 def consume(app: App) -> None:
     """Only run the consumers."""

@@ -9,12 +9,12 @@ import msgspec
 
 from outboxkit.app import App
 from outboxkit.census import Waiting
-from outboxkit.cli.loading import with_app
+from outboxkit.cli.loading import AppCommand, with_app
 from outboxkit.identity import short_name
 from outboxkit.status import GroupStatus, KnownGroupStatus, Status, StreamStatus, duration
 
 
-@click.command()
+@click.command(cls=AppCommand)
 @click.option(
     "--late-seconds",
     type=click.FloatRange(min=0),

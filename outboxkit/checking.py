@@ -1,0 +1,53 @@
+"""Whether what a program gives is of the declared type: without a type checker it would learn of it from a stopped loop."""
+
+import types
+from datetime import timedelta
+from typing import Any, get_args
+
+import msgspec
+
+from outboxkit.errors import ConfigurationError
+
+
+def check_types(settings: msgspec.Struct, where: str) -> None:
+    """Check that numbers are numbers, and that settings within settings are of their class; other fields are left alone.
+
+    Args:
+        settings: what was given.
+        where: what stands before a field's name in errors.
+
+    Raises:
+        ConfigurationError: it names the field, what was given, and what it takes.
+    """
+    for field in msgspec.structs.fields(settings):
+        value = getattr(settings, field.name)
+        kinds = get_args(field.type) if isinstance(field.type, types.UnionType) else (field.type,)
+        if (takes := _takes(field.name, kinds)) is None or _is_one_of(value, kinds):
+            continue
+        instead = f", {value.total_seconds()}" if isinstance(value, timedelta) and float in kinds else ""
+        raise ConfigurationError(
+            f"{where}{field.name} is {value!r}: it takes {takes}{instead}{', or None' if types.NoneType in kinds else ''}"
+        )
+
+
+def _takes(name: str, kinds: tuple[Any, ...]) -> str | None:
+    """What a field takes, in words; None for one that is none of our business."""
+    kind = kinds[0]
+    if kind is float:
+        return "seconds as a number" if name.endswith("_seconds") else "a number"
+    if kind is int:
+        return "a whole number"
+    return f"{kind.__name__}(...)" if isinstance(kind, type) and issubclass(kind, msgspec.Struct) else None
+
+
+def _is_one_of(value: object, kinds: tuple[Any, ...]) -> bool:
+    if isinstance(value, bool):
+        return False  # an int for Python, and a mistake here
+    return isinstance(value, (*kinds, int) if float in kinds else kinds)
+
+
+def described(given: object) -> str:
+    """Say what something is, without showing it: it may hold a password."""
+    if given is None:
+        return "None"
+    return f"the class {given.__name__}" if isinstance(given, type) else f"something of type {type(given).__name__}"
