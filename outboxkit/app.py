@@ -1,7 +1,7 @@
 """`App`: a router with a database and a broker, and the loops that run between them."""
 
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar, cast
@@ -15,7 +15,7 @@ from outboxkit.checking import described
 from outboxkit.config import Settings, checked_name
 from outboxkit.dead_letters import DeadLetters
 from outboxkit.encoding import Encoder
-from outboxkit.errors import AccessDeniedError, ConfigurationError, NoUnitOfWorkError, SchemaDiffersError
+from outboxkit.errors import ConfigurationError, NoUnitOfWorkError
 from outboxkit.events import event_type
 from outboxkit.handler import Handler
 from outboxkit.identity import host_name
@@ -86,22 +86,11 @@ class App(Router):
     async def migrate(self) -> Sequence[str]:
         """Create or upgrade this app's tables; returns what was done, a line each.
 
-        Where there is nothing to do, the tables are compared with those that this version makes, if this role may do that.
-
         Raises:
-            SchemaDiffersError: they are there, and differ: something is missing, changed or in the way.
-            SchemaError: they are of a newer version, or another app's.
+            SchemaError: the tables are of a newer version, or another app's.
             NotADatabaseError, StoreUnavailableError.
         """
-        done = await self.store.migrate(self.name)
-        if not done:
-            with suppress(AccessDeniedError):  # on Postgres it takes a right that a service may well be without
-                if differences := tuple(await self.check()):
-                    told = "; ".join(differences)
-                    raise SchemaDiffersError(
-                        f"the tables of app {self.name!r} are not what this version makes: {told}", differences
-                    )
-        return done
+        return await self.store.migrate(self.name)
 
     async def check(self) -> Sequence[str]:
         """Compare this app's tables with those that this version makes; changes nothing.

@@ -24,7 +24,6 @@
     │   ├── LeaseLostError          another process has claimed what this one had
     │   ├── AccessDeniedError       a wrong password, or a role that may not do this
     │   ├── SchemaError             tables are missing, newer, changed, or another app's
-    │   │   └── SchemaDiffersError      they are not what this version makes, and no migration mends that
     │   ├── NotADatabaseError       there is no such database, or the file is something else
     │   └── TransactionError        the open transaction was used in a way its unit of work forbids
     │       └── TransactionLostError    it was ended behind our back: nothing of it is kept
@@ -132,18 +131,6 @@ class AccessDeniedError(StoreError):
 
 class SchemaError(StoreError):
     """The tables are missing, of a newer version, changed by hand, or belong to another app."""
-
-
-class SchemaDiffersError(SchemaError):
-    """The tables are there, and are not what this version makes; no migration leads from one to the other.
-
-    Attributes:
-        differences: what `App.check` returns.
-    """
-
-    def __init__(self, message: str, differences: tuple[str, ...] = ()) -> None:
-        super().__init__(message)
-        self.differences = differences
 
 
 class NotADatabaseError(StoreError):

@@ -1,25 +1,23 @@
 """`app.check()` and ``outboxkit check`` name what differs from the tables that this version makes."""
 
+import asyncio
 import contextlib
 import json
 import sqlite3
 import uuid
-from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import asyncpg
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
-from outboxkit import App
 from outboxkit.cli import commands
-from outboxkit.errors import AccessDeniedError, SchemaDiffersError, SchemaError
+from outboxkit.errors import SchemaError
 from outboxkit.store import Store
-from outboxkit.testing import MemoryBroker
 from outboxkit_postgres import PostgresStore
 from outboxkit_sqlite import SQLiteStore
 
-APP = "from outboxkit import App\napp = App('shop', store='sqlite:///{path}', broker='memory://')\n"
+APP = "from outboxkit import App\napp = App('shop', store='{url}', broker='memory://')\n"
 
 
 def change(path: Path, *statements: str) -> None:
@@ -149,55 +147,45 @@ async def test_the_schema_makes_no_difference(postgres_url: str, schema: str) ->
 # migrate
 
 
-def app_at(url: str) -> App:
-    return App("shop", store=url, broker=MemoryBroker())
+def migrated(folder: Path, url: str) -> Result:
+    return called(folder, url, "migrate")
 
 
-async def test_migrating_tables_that_differ_says_what_a_check_says(shop: SQLiteStore) -> None:
-    app = app_at(f"sqlite:///{shop.path}")
-    assert await app.migrate() == []
-    change(shop.path, "DROP TABLE outboxkit_later", "DROP INDEX outboxkit_inbox_due")
-    differences = await app.check()
-    assert len(differences) == 2
-    with pytest.raises(SchemaDiffersError, match=r"^the tables of app 'shop' are not what .*_due is .*; table") as told:
-        await app.migrate()
-    assert told.value.differences == tuple(differences)
+def called(folder: Path, url: str, command: str) -> Result:
+    module = f"app_{uuid.uuid4().hex}"  # each is imported into this process
+    (folder / f"{module}.py").write_text(APP.format(url=url), encoding="utf-8")
+    return CliRunner().invoke(commands, [command, f"{module}:app", "--app-dir", str(folder)])
 
 
-async def test_migrating_a_postgres_schema_that_differs_says_what_a_check_says(postgres_url: str) -> None:
-    app = app_at(postgres_url)
-    assert len(await app.migrate()) == 1
-    assert await app.migrate() == []
-    connection = await asyncpg.connect(postgres_url)
-    await connection.execute("DROP TABLE outboxkit_later")
-    await connection.close()
-    with pytest.raises(SchemaDiffersError, match="table outboxkit_later is missing"):
-        await app.migrate()
-
-
-async def test_a_role_that_may_not_compare_has_nothing_to_migrate_all_the_same(postgres_url: str) -> None:
-    await app_at(postgres_url).migrate()
-    connection = await asyncpg.connect(postgres_url)
-    database = await connection.fetchval("SELECT quote_ident(current_database())")
-    await connection.execute(f"REVOKE TEMPORARY ON DATABASE {database} FROM PUBLIC")
-    async with role(connection) as name:
-        await connection.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {name}")
-        app = app_at(postgres_url.replace("//postgres@", f"//{name}@"))
-        with pytest.raises(AccessDeniedError):
-            await app.check()
-        assert await app.migrate() == []
-        await connection.execute(f"DROP OWNED BY {name}")
+async def in_database(url: str, *statements: str) -> None:
+    connection = await asyncpg.connect(url)
+    for statement in statements:
+        await connection.execute(statement)
     await connection.close()
 
 
-@contextlib.asynccontextmanager
-async def role(connection: asyncpg.Connection) -> AsyncGenerator[str, None]:
+def test_migrating_a_postgres_schema_that_differs_says_what_a_check_says(tmp_path: Path, postgres_url: str) -> None:
+    assert migrated(tmp_path, postgres_url).exit_code == 0
+    assert "nothing to do" in migrated(tmp_path, postgres_url).output
+    asyncio.run(in_database(postgres_url, "DROP TABLE outboxkit_later"))
+    wrong = migrated(tmp_path, postgres_url)
+    assert (wrong.exit_code, wrong.output.count("\n")) == (1, 1)
+    assert "table outboxkit_later is missing" in wrong.output
+
+
+def test_a_role_that_may_not_compare_has_nothing_to_migrate_all_the_same(tmp_path: Path, postgres_url: str) -> None:
+    assert migrated(tmp_path, postgres_url).exit_code == 0
     name = f"reader_{uuid.uuid4().hex}"
-    await connection.execute(f"CREATE ROLE {name} LOGIN")
+    database = postgres_url.rpartition("/")[2]
+    revoke = f'REVOKE TEMPORARY ON DATABASE "{database}" FROM PUBLIC'
+    grant = f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {name}"
+    asyncio.run(in_database(postgres_url, revoke, f"CREATE ROLE {name} LOGIN", grant))
     try:
-        yield name
+        found = migrated(tmp_path, postgres_url.replace("//postgres@", f"//{name}@"))
+        assert found.exit_code == 0
+        assert "nothing to do" in found.output
     finally:
-        await connection.execute(f"DROP ROLE {name}")
+        asyncio.run(in_database(postgres_url, f"DROP OWNED BY {name}", f"DROP ROLE {name}"))
 
 
 async def test_a_table_that_is_missing_is_told_with_the_way_to_see_what_differs(shop: SQLiteStore) -> None:
@@ -212,14 +200,12 @@ async def test_a_table_that_is_missing_is_told_with_the_way_to_see_what_differs(
         await shop.aclose()
 
 
-def test_the_command_migrate_exits_with_one_and_says_what_differs(tmp_path: Path) -> None:
+def test_migrating_tables_that_differ_says_what_a_check_says(tmp_path: Path) -> None:
     path = tmp_path / "shop.db"
-    (tmp_path / "migrated_app.py").write_text(APP.format(path=path), encoding="utf-8")
-    target = ["migrated_app:app", "--app-dir", str(tmp_path)]
-    run = CliRunner().invoke
-    assert run(commands, ["migrate", *target]).exit_code == 0
+    assert migrated(tmp_path, f"sqlite:///{path}").exit_code == 0
     change(path, "DROP TABLE outboxkit_later", "DROP INDEX outboxkit_inbox_due")
-    wrong, checked = run(commands, ["migrate", *target]), run(commands, ["check", *target])
+    wrong = migrated(tmp_path, f"sqlite:///{path}")
+    checked = called(tmp_path, f"sqlite:///{path}", "check")
     assert (wrong.exit_code, wrong.stdout) == (1, checked.stdout)
     assert wrong.stdout.count("\n") == 2
     assert "nothing to do" not in wrong.output
@@ -227,7 +213,7 @@ def test_the_command_migrate_exits_with_one_and_says_what_differs(tmp_path: Path
 
 def test_the_command_exits_with_one_when_something_differs(tmp_path: Path) -> None:
     path = tmp_path / "shop.db"
-    (tmp_path / "checked_app.py").write_text(APP.format(path=path), encoding="utf-8")
+    (tmp_path / "checked_app.py").write_text(APP.format(url=f"sqlite:///{path}"), encoding="utf-8")
     target = ["checked_app:app", "--app-dir", str(tmp_path)]
     run = CliRunner().invoke
     assert run(commands, ["migrate", *target]).exit_code == 0
