@@ -8,10 +8,13 @@ import anyio
 from outboxkit.broker import Append
 from outboxkit.chain import Chain
 from outboxkit.consumer import Consumer
+from outboxkit.handler import NO_HANDLER
+from outboxkit.handling import Handling
 from outboxkit.inbox import Floor, Subscription
 from outboxkit.message import ORIGIN, Delivery, Position, Stream
 from outboxkit.outcomes import Outcomes, Work
 from outboxkit.relay import Relay
+from outboxkit.store import Transaction
 from outboxkit.testing.memory_broker import MemoryBroker
 from outboxkit.testing.memory_store import State, floors, inbox, waiting
 from outboxkit.testing.memory_store.rows import FloorRow
@@ -57,6 +60,15 @@ def _knows_nothing(state: State, subscription: Subscription, deliveries: Sequenc
     return deliveries
 
 
+async def _skips_what_others_handle(
+    handling: Handling, transaction: Transaction, works: Sequence[Work], outcomes: Outcomes
+) -> Sequence[Work]:
+    for work in works:
+        if work.handler is NO_HANDLER:
+            outcomes.skip(work.delivery)
+    return [work for work in works if work.handler is not NO_HANDLER]
+
+
 _ended = Outcomes.ended
 
 
@@ -99,6 +111,7 @@ MUTANTS = {
     "the floor passes a hole": Mutant(floors, "walk", _passes_holes),
     "there is no inbox": Mutant(inbox, "receive", _knows_nothing),
     "a failing message is settled": Mutant(Outcomes, "ended", _settles_failures),
+    "what another version handles is skipped": Mutant(Handling, "_without_skipped", _skips_what_others_handle),
     "nothing is parked": Mutant(Outcomes, "blocks", _parks_nothing),
     "what waits in the inbox blocks nothing": Mutant(waiting, "blocked", _blocks_nothing),
     "entries are appended whatever stands there": Mutant(ModelBroker, "append", _appends_blindly),

@@ -92,12 +92,15 @@ class Plan(NamedTuple):
     """Whether it is in the midst of what it does that a process is frozen: as it makes a call of a certain name."""
     looks: tuple[float, ...]
     """When somebody looks whether log and broker agree, in seconds."""
+    older_at: float | None
+    """When one process of the group is replaced by one of an older version, which has no function for some orders, in seconds."""
 
 
 def plan_of(seed: int) -> Plan:
     """Draw a plan."""
     chance = Random(f"plan {seed}")  # noqa: S311 - to be repeated
     also = Random(f"also {seed}")  # noqa: S311 - what was added later leaves the rest of older seeds as it was
+    versions = Random(f"versions {seed}")  # noqa: S311
     partitions, publishers = chance.choice((1, 1, 2, 2, 3)), 2
     keys = [f"key-{number}" for number in range(chance.randint(2, 5))]
     orders: list[Order] = []
@@ -130,6 +133,7 @@ def plan_of(seed: int) -> Plan:
         removes_soon=also.choice((None, 0.05, 0.25)),
         frozen_in_calls=also.random() < 0.7,
         looks=tuple(also.uniform(1.0, FAULT_SECONDS) for _ in range(also.choice((0, 0, 4)))),
+        older_at=versions.uniform(0.5, FAULT_SECONDS) if versions.random() < 0.25 else None,
     )
 
 

@@ -40,6 +40,14 @@ class Placed(msgspec.Struct, frozen=True):
     key: str
 
 
+@event("order.given", topic="orders", key="key")
+class Given(msgspec.Struct, frozen=True):
+    """What is published too, and an older version of the consumer has no function for."""
+
+    number: int
+    key: str
+
+
 class RolledBackError(Exception):
     """A publisher changed its mind."""
 
@@ -59,6 +67,11 @@ class Model(Protocol):
     places: dict[str, Place]
     waiting: dict[int, list[Order]]
     runs: dict[int, int]
+
+    @property
+    def has_older(self) -> bool:
+        """Whether the first process of the group is of an older version if it starts now."""
+        ...
 
     @property
     def removes_soon(self) -> float | None:
@@ -165,8 +178,9 @@ class Process:
             settings=settings_of(model.plan, model.removes_soon),
             observer=_watching(model),
         )
+        self.is_older = app == MAIL and number == 0 and model.has_older
         if app == MAIL:
-            self._app.consumes(Placed)(self._handler())
+            self._consume()
         self._stopping = anyio.Event()
         self.task: asyncio.Task[None] = asyncio.get_running_loop().create_task(self._run())
 
@@ -244,7 +258,8 @@ class Process:
             try:
                 async with self._app.unit_of_work() as unit:
                     unit.connection.put("orders", order.number, order.key)
-                    unit.publish(Placed(order.number, order.key), delay=order.delay_seconds or None)
+                    kind = Given if self.model.plan.older_at is not None and order.number % 3 == 0 else Placed
+                    unit.publish(kind(order.number, order.key), delay=order.delay_seconds or None)
                     await anyio.sleep(order.handling_seconds)
                     if order.rolled_back:
                         raise RolledBackError
@@ -262,10 +277,10 @@ class Process:
 
     # consuming
 
-    def _handler(self) -> Callable[..., object]:
+    def _consume(self) -> None:
         model = self.model
 
-        async def handle(placed: Placed, uow: UnitOfWork, message: Message) -> None:
+        async def handle(placed: Placed | Given, uow: UnitOfWork, message: Message) -> None:
             order = model.record.orders[placed.number]
             model.runs[order.number] = run = model.runs.get(order.number, 0) + 1
             model.trace(self.name, f"  handles {order.number} of {order.key} at {message.position}, attempt {message.attempt}")
@@ -280,4 +295,12 @@ class Process:
             if run <= order.kills + order.failures:
                 raise FailedError(f"run {run} of {order.number}")
 
-        return handle
+        @self._app.consumes(Placed)
+        async def handle_placed(placed: Placed, uow: UnitOfWork, message: Message) -> None:
+            await handle(placed, uow, message)
+
+        if not self.is_older:
+
+            @self._app.consumes(Given)
+            async def handle_given(given: Given, uow: UnitOfWork, message: Message) -> None:
+                await handle(given, uow, message)

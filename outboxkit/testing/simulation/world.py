@@ -1,7 +1,7 @@
 """The world of one simulation: the models, the processes, and the nemesis that plagues them."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from random import Random
 
@@ -64,6 +64,7 @@ class World:
         self._processes: _Processes = {}
         self._members: _Processes = {}
         self.removes_soon: float | None = None
+        self.has_older = False
         self._calls: dict[str, None] = {}
         """The names of calls that were made."""
         self._freezing: dict[str, float] = {}
@@ -120,11 +121,15 @@ class World:
                 plaguing.start_soon(self._befall, fault)
             for at in self.plan.looks:
                 plaguing.start_soon(self._look, at)
+            if self.plan.older_at is not None:
+                plaguing.start_soon(self._go_back, self.plan.older_at)
             plaguing.start_soon(anyio.sleep, FAULT_SECONDS)
         for place in self.places.values():
             place.forget_traps()
         self._freezing.clear()
         self.trace("world", "no more faults")
+        if self.has_older:
+            await self._replace(has_older=False)
         await self._settle()
         streams = {stream: self.broker.entries(stream) for stream in self.broker.all_streams()}
         shop, mail = self.databases[SHOP].committed, self.databases[MAIL].committed
@@ -156,7 +161,18 @@ class World:
     async def _remove_soon(self, seconds: float) -> None:
         """Have the publisher's processes that come from here on remove what is settled that soon, and these go."""
         self.removes_soon = seconds
-        going = [process for process in self._processes.values() if process.kind == SHOP]
+        await self._restart([process for process in self._processes.values() if process.kind == SHOP])
+
+    async def _go_back(self, at: float) -> None:
+        """Have an older version of the group's first process, until there are no more faults."""
+        await anyio.sleep(at)
+        await self._replace(has_older=True)
+
+    async def _replace(self, *, has_older: bool) -> None:
+        self.has_older = has_older
+        await self._restart([self._processes[f"{MAIL}-0"]])
+
+    async def _restart(self, going: Sequence[Process]) -> None:
         for process in going:
             process.stop()
         await asyncio.wait([process.task for process in going])
