@@ -93,7 +93,7 @@ class Plan(NamedTuple):
     looks: tuple[float, ...]
     """When somebody looks whether log and broker agree, in seconds."""
     older_at: float | None
-    """When one process of the group is replaced by one of an older version, which has no function for some orders, in seconds."""
+    """When a process of the group is replaced by one of an older version, without a function for some orders, in seconds."""
 
 
 def plan_of(seed: int) -> Plan:

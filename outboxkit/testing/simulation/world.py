@@ -1,7 +1,7 @@
-"""The world of one simulation: the models, the processes, and the nemesis that plagues them."""
+"""The world of one simulation: the models, and the processes."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from random import Random
 
@@ -12,7 +12,8 @@ from outboxkit.testing.simulation.line import BROKER, STORE, Place
 from outboxkit.testing.simulation.loop import VirtualLoop
 from outboxkit.testing.simulation.model_broker import ModelBroker
 from outboxkit.testing.simulation.model_store import ModelDatabase
-from outboxkit.testing.simulation.plan import FAULT_SECONDS, Fault, Order, Plan
+from outboxkit.testing.simulation.nemesis import Nemesis
+from outboxkit.testing.simulation.plan import FAULT_SECONDS, Order, Plan
 from outboxkit.testing.simulation.process import CURRENT, MAIL, SHOP, Process
 from outboxkit.testing.simulation.record import Record, ViolationError
 from outboxkit.testing.simulation.trace import Trace
@@ -22,7 +23,6 @@ _Databases = dict[str, ModelDatabase]
 _Processes = dict[str, Process]
 _Waiting = dict[int, list[Order]]
 _Runs = dict[int, int]
-_Acts = dict[str, Callable[[Fault], object]]
 
 SETTLE_SECONDS = 60.0
 """Within this time after the last fault everything has to be settled."""
@@ -61,14 +61,12 @@ class World:
         }
         self.runs: _Runs = {}
         """How often the handler of each order was run."""
-        self._processes: _Processes = {}
+        self.processes: _Processes = {}
+        """The latest incarnation of each."""
         self._members: _Processes = {}
         self.removes_soon: float | None = None
         self.has_older = False
-        self._calls: dict[str, None] = {}
-        """The names of calls that were made."""
-        self._freezing: dict[str, float] = {}
-        """By the name of a call: for how many seconds the process is frozen that makes the next one."""
+        self._nemesis = Nemesis(self)
         self._born = 0
         self._killed = 0
         self._failure: asyncio.Future[None] | None = None
@@ -85,6 +83,10 @@ class World:
         self._members[name] = process
         return name
 
+    def calling(self, process: Process, what: str) -> None:
+        """See `outboxkit.testing.simulation.process.Model.calling`."""
+        self._nemesis.calling(process, what)
+
     def is_gone(self, member: str) -> bool:
         """Whether a member's process is gone for certain, as others can tell in the same place."""
         return self.plan.one_place and self._members[member].task.done()
@@ -98,10 +100,10 @@ class World:
         self._failure = asyncio.get_running_loop().create_future()
         acting = asyncio.ensure_future(self._act())
         await asyncio.wait([acting, self._failure], return_when=asyncio.FIRST_COMPLETED)
-        for process in self._processes.values():
+        for process in self.processes.values():
             process.kill()
         acting.cancel()
-        await asyncio.wait([acting, *(process.task for process in self._processes.values())])
+        await asyncio.wait([acting, *(process.task for process in self.processes.values())])
         for future in (self._failure, acting):
             if future.done() and not future.cancelled():
                 future.result()
@@ -118,15 +120,13 @@ class World:
                 await self._remove_soon(self.plan.removes_soon)
         async with anyio.create_task_group() as plaguing:
             for fault in self.plan.faults:
-                plaguing.start_soon(self._befall, fault)
+                plaguing.start_soon(self._nemesis.befall, fault)
             for at in self.plan.looks:
                 plaguing.start_soon(self._look, at)
             if self.plan.older_at is not None:
                 plaguing.start_soon(self._go_back, self.plan.older_at)
             plaguing.start_soon(anyio.sleep, FAULT_SECONDS)
-        for place in self.places.values():
-            place.forget_traps()
-        self._freezing.clear()
+        self._nemesis.stop()
         self.trace("world", "no more faults")
         if self.has_older:
             await self._replace(has_older=False)
@@ -143,7 +143,7 @@ class World:
         self._born += 1
         name = f"{app}-{number}"
         self.trace(name, "starts")
-        self._processes[name] = Process(self, name, app, number)
+        self.processes[name] = Process(self, name, app, number)
 
     async def _acquainted(self) -> None:
         """Wait until the publisher knows that every stream is read: before that, what is old may be gone for a new group."""
@@ -155,13 +155,13 @@ class World:
         }:
             if anyio.current_time() > deadline:
                 raise ViolationError("the group is not known to read every stream")
-            self._revive()  # a message may have killed a process already
+            self.revive()  # a message may have killed a process already
             await anyio.sleep(_LOOK_SECONDS)
 
     async def _remove_soon(self, seconds: float) -> None:
         """Have the publisher's processes that come from here on remove what is settled that soon, and these go."""
         self.removes_soon = seconds
-        await self._restart([process for process in self._processes.values() if process.kind == SHOP])
+        await self._restart([process for process in self.processes.values() if process.kind == SHOP])
 
     async def _go_back(self, at: float) -> None:
         """Have an older version of the group's first process, until there are no more faults."""
@@ -170,13 +170,13 @@ class World:
 
     async def _replace(self, *, has_older: bool) -> None:
         self.has_older = has_older
-        await self._restart([self._processes[f"{MAIL}-0"]])
+        await self._restart([self.processes[f"{MAIL}-0"]])
 
     async def _restart(self, going: Sequence[Process]) -> None:
         for process in going:
             process.stop()
         await asyncio.wait([process.task for process in going])
-        self._revive()
+        self.revive()
 
     async def _settle(self) -> None:
         """Wait until everything is settled."""
@@ -185,7 +185,7 @@ class World:
             if anyio.current_time() > deadline:
                 raise ViolationError(f"not settled {SETTLE_SECONDS:g} s after the last fault: {'; '.join(left)}")
             await anyio.sleep(_LOOK_SECONDS)
-            self._revive()
+            self.revive()
 
     def _left(self) -> list[str]:
         left = [f"orders of publisher {number}" for number, orders in self.waiting.items() if orders]
@@ -195,125 +195,15 @@ class World:
         }
         return left + list(self.record.left(shop, mail, last))
 
-    # the nemesis
-
-    async def _befall(self, fault: Fault) -> None:
-        await anyio.sleep(fault.at)
-        self._revive()
-        self.trace("nemesis", f"{fault.kind} {fault.target} {fault.size:.3f}")
-        act: _Acts = {
-            "kill": self._kill,
-            "stop": self._stop,
-            "wipe": lambda _: self.broker.wipe(),
-            "suffix": self._suffix,
-            "group destroyed": self._destroy_group,
-            "group moved": self._move_group,
-            "pending forgotten": self._forget_pending,
-            "store crash": self._crash,
-            "failover": self._fail_over,
-        }
-        if fault.kind in act:
-            act[fault.kind](fault)
-        elif fault.kind == "rollback":
-            saved = self.broker.saved()
-            await anyio.sleep(0.2 + fault.size)
-            self.broker.go_back(saved)
-        elif fault.kind in ("store away", "broker away"):
-            await self._away(fault)
-        elif fault.kind in ("store slow", "broker slow"):
-            place = self._place(fault)
-            place.is_slow = True
-            await anyio.sleep(fault.size * 2)
-            place.is_slow = False
-        elif fault.kind == "frozen":
-            await self._freeze(fault)
-        else:
-            self._set_trap(fault)
-
     async def _look(self, at: float) -> None:
         await anyio.sleep(at)
-        self._revive()
+        self.revive()
         self.trace("somebody", "looks")
-        await self._processes[f"{SHOP}-0"].look()
+        await self.processes[f"{SHOP}-0"].look()
 
-    def _place(self, fault: Fault) -> Place:
-        return self.places["broker" if fault.kind.startswith("broker") else (SHOP, MAIL)[fault.target % 2]]
-
-    def _set_trap(self, fault: Fault) -> None:
-        place = self._place(fault)
-        kind = fault.kind.rpartition(" ")[2]
-        place.set_trap(f"{place.name} {kind}" if kind in ("reply", "request") else fault.kind)
-
-    async def _away(self, fault: Fault) -> None:
-        place = self._place(fault)
-        place.is_away = True
-        if place.name in self.databases:
-            self.databases[place.name].disconnect()
-        await anyio.sleep(fault.size * 2)
-        place.is_away = False
-
-    async def _freeze(self, fault: Fault) -> None:
-        seconds = fault.size * 5
-        if self.plan.frozen_in_calls and self._calls:
-            name = list(self._calls)[fault.target % len(self._calls)]
-            self._freezing[name] = seconds
-            return
-        victim = self._victim(fault)
-        victim.freeze()
-        await anyio.sleep(seconds)
-        victim.thaw()
-
-    def calling(self, process: Process, what: str) -> None:
-        """See `outboxkit.testing.simulation.process.Model.calling`."""
-        name = what.partition(" ")[0]
-        self._calls[name] = None
-        if seconds := self._freezing.pop(name, None):
-            self.trace(process.name, f"is frozen at {what}")
-            process.freeze()
-            asyncio.get_running_loop().call_later(seconds, process.thaw)
-
-    def _crash(self, fault: Fault) -> None:
-        name = (SHOP, MAIL)[fault.target % 2]
-        lost = self.databases[name].crash()
-        self.trace(name, f"crashes, and loses {lost} commits")
-        if name == SHOP:
-            self.record.lost(self.databases[SHOP].committed)
-
-    def _fail_over(self, fault: Fault) -> None:  # noqa: ARG002
-        lost = self.databases[MAIL].fail_over()
-        self.trace(MAIL, f"fails over, and loses {lost} commits")
-        self.record.taken_back(self.databases[MAIL].committed)
-
-    def _victim(self, fault: Fault) -> Process:
-        return list(self._processes.values())[fault.target % len(self._processes)]
-
-    def _kill(self, fault: Fault) -> None:
-        victim = self._victim(fault)
-        self.trace(victim.name, "is killed")
-        victim.kill()
-
-    def _stop(self, fault: Fault) -> None:
-        self._victim(fault).stop()
-
-    def _revive(self) -> None:
+    def revive(self) -> None:
         """Start again what has ended."""
-        for process in list(self._processes.values()):
+        for process in list(self.processes.values()):
             if process.task.done():
                 self._killed += process.is_dead
                 self._start(process.kind, process.number)
-
-    def _suffix(self, fault: Fault) -> None:
-        if streams := self.broker.all_streams():
-            self.broker.truncate(streams[fault.target % len(streams)], 1 + int(fault.size * 5))
-
-    def _destroy_group(self, fault: Fault) -> None:
-        if groups := self.broker.all_groups():
-            self.broker.destroy_group(*groups[fault.target % len(groups)])
-
-    def _move_group(self, fault: Fault) -> None:
-        if groups := self.broker.all_groups():
-            self.broker.move_group(*groups[fault.target % len(groups)])
-
-    def _forget_pending(self, fault: Fault) -> None:
-        if groups := self.broker.all_groups():
-            self.broker.forget_pending(*groups[fault.target % len(groups)])
