@@ -2,6 +2,7 @@
 
 import contextlib
 import ssl
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -150,6 +151,25 @@ async def test_one_node_that_lives_is_enough_to_find_the_others(redis_cluster: R
     assert "pa55word" not in str(caught.value)
 
 
+async def test_a_node_that_comes_back_without_its_memory_of_the_cluster_misleads_nobody(
+    redis_binary: str, connect: Connect
+) -> None:
+    stream = new_stream()
+    with RedisCluster(redis_binary, replicas=1) as cluster:
+        forgetful = cluster.server_of(key(stream))
+        replica, other = cluster.replica_of(forgetful), next(server for server in cluster.servers if server is not forgetful)
+        knowing = await connect(f"redis+cluster://127.0.0.1:{forgetful.port}")
+        await filled(knowing, stream, [1])
+        await until(lambda: _copied(cluster, replica))
+        cluster.kill_and_make_forget(forgetful)
+        await until(lambda: _promoted(cluster, replica))
+        forgetful.start()
+        new = await connect(f"redis+cluster://127.0.0.1:{forgetful.port},127.0.0.1:{other.port}")
+        for broker in (knowing, new):
+            await until(partial(_last_or_none, broker, stream), lambda last: last == {stream: Position(1, 0)})
+        assert cluster.ask(forgetful, "CLUSTER", "SLOTS") == []
+
+
 async def test_a_scheme_that_does_not_fit_the_server_is_told(
     redis_url: str, redis_cluster: RedisCluster, connect: Connect
 ) -> None:
@@ -177,6 +197,14 @@ def announce(cluster: RedisCluster, server: RedisServer, port: int | None) -> No
         cluster.ask(server, "CONFIG", "SET", "cluster-announce-port", port)
     if cluster.ask(server, "CLUSTER", "SLOTS")[0][2][1] != port:
         pytest.skip("this server cannot be told while it runs that it is behind another port")
+
+
+async def _copied(cluster: RedisCluster, replica: RedisServer) -> bool:
+    return bool(cluster.ask(replica, "DBSIZE"))
+
+
+async def _promoted(cluster: RedisCluster, replica: RedisServer) -> bool:
+    return b"role:master" in cluster.ask(replica, "INFO", "replication")
 
 
 async def _last_or_none(broker: RedisBroker, stream: Stream) -> Any:

@@ -6,7 +6,7 @@ is sent a second time: after any other failure the slots are asked for again, be
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, MutableSequence, Sequence
+from collections.abc import Collection, Mapping, MutableSequence, Sequence
 from typing import Any, NamedTuple
 
 import anyio
@@ -24,6 +24,8 @@ from outboxkit_redis.slots import SlotMap, place_of
 
 LOOK_SECONDS = 1.0
 """How long one node may take to tell who serves what, before another is asked."""
+LOOK_AGAIN_SECONDS = 0.5
+"""How soon all are asked again for a slot that nobody knew."""
 _HOPS = 5
 _LOOK = Command("the slots", ("CLUSTER", "SLOTS"))
 _ASKING = Command("a slot", ("ASKING",))
@@ -47,6 +49,7 @@ class Cluster(Client):
         self._doubted = True
         """Whether the slots are to be asked for before the next call."""
         self._looking = anyio.Lock()
+        self._look_again_at = 0.0
         self._kept = Kept()
         self._closed = False
         self._silences: defaultdict[Place, Silence] = defaultdict(Silence)
@@ -57,8 +60,9 @@ class Cluster(Client):
     async def answers(self, commands: Sequence[Command], *, wait_seconds: float = 0.0) -> list[Any]:
         """Send commands, to all nodes at the same time."""
         deadline = anyio.current_time() + nodes.REPLY_SECONDS
-        untold = await self._look()
-        places = [self._slots.place(key_slot(command.key.encode())) for command in commands]
+        slots = [key_slot(command.key.encode()) for command in commands]
+        untold = await self._look(slots)
+        places = [self._slots.place(slot) for slot in slots]
         ways = {index: _Way(place) for index, place in enumerate(places) if place is not None}
         replies: list[Any] = [None if place else untold or self._unserved() for place in places]
         for _ in range(_HOPS):
@@ -176,26 +180,47 @@ class Cluster(Client):
 
     # who serves what
 
-    async def _look(self) -> Refusal | None:
-        """Ask who serves what, if that is in doubt; what was known is kept when nobody can tell.
+    async def _look(self, wanted: Collection[int]) -> Refusal | None:
+        """Ask who serves what, if that is in doubt or not known of the slots that are wanted.
 
-        Returns: what the last of the nodes said that could not tell.
+        What was known is kept where nobody can tell.
+
+        Returns: why nobody could tell anything.
         """
-        if not self._doubted:
+        if not self._in_doubt(wanted):
             return None
         async with self._looking:
-            refusal: Refusal | None = None
-            for place in tuple(self._guides()):
-                if not self._doubted:
-                    return None
-                slots = await self._asked(place)
-                if not isinstance(slots, Refusal):
-                    self._slots.replace(slots, place)
-                    self._doubted = False
-                    await self._forget_nodes()
-                    return None
-                refusal = slots
-            return refusal
+            if not self._in_doubt(wanted):  # somebody else has looked meanwhile
+                return None
+            told = await self._told(wanted)
+            if isinstance(told, Refusal):
+                return told
+            self._slots.learn(told)
+            self._doubted = False
+            self._look_again_at = anyio.current_time() + LOOK_AGAIN_SECONDS
+            await self._forget_nodes()
+            return None
+
+    async def _told(self, wanted: Collection[int]) -> SlotMap | Refusal:
+        """Return what the first node tells that knows the wanted slots; when none does, what the one tells that knows the most.
+
+        A node knows less than others when it has lost its memory of them, or is just about to meet them.
+        """
+        best: SlotMap | Refusal = self._unserved()
+        for place in self._guides():
+            slots = await self._asked(place)
+            if isinstance(slots, Refusal):
+                best = slots if isinstance(best, Refusal) else best
+                continue
+            told = SlotMap.told(slots, place)
+            if isinstance(best, Refusal) or (told.known(wanted), told.known()) > (best.known(wanted), best.known()):
+                best = told
+            if told.known(wanted) == len(wanted):
+                break
+        return best
+
+    def _in_doubt(self, wanted: Collection[int]) -> bool:
+        return self._doubted or (anyio.current_time() >= self._look_again_at and self._slots.known(wanted) < len(wanted))
 
     def _guides(self) -> Sequence[Place]:
         """Whom to ask: those that serve something, then those in the URL; first of all those that are not silent."""
