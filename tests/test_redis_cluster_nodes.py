@@ -1,5 +1,6 @@
 """What the Redis broker does about a cluster's nodes: replies that are lost, nodes that are away, or are something else."""
 
+import asyncio
 import contextlib
 import ssl
 from functools import partial
@@ -8,6 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import anyio
+import hiredis
 import pytest
 import trustme
 from redis import exceptions
@@ -21,6 +23,7 @@ from outboxkit_redis import RedisBroker, node, silence
 from tests.cluster_streams import key, one_on_each
 from tests.redis_brokers import Connect
 from tests.redis_cluster import RedisCluster
+from tests.serving import serving
 from tests.tcp_proxy import TCPProxy
 
 
@@ -170,6 +173,17 @@ async def test_a_node_that_comes_back_without_its_memory_of_the_cluster_misleads
         assert cluster.ask(forgetful, "CLUSTER", "SLOTS") == []
 
 
+async def test_a_node_that_is_cut_off_from_the_cluster_is_not_asked_for_ever_who_serves_what(
+    redis_cluster: RedisCluster, connect: Connect
+) -> None:
+    """As a primary that the others have replaced, and do not reach: it answers clients, and still takes itself for one."""
+    stream = new_stream()
+    async with serving(_cut_off) as port:
+        broker = await connect(f"redis+cluster://127.0.0.1:{port},127.0.0.1:{redis_cluster.servers[0].port}")
+        await raised(BrokerUnavailableError, broker.last([stream]))
+        assert await broker.last([stream]) == {stream: ORIGIN}
+
+
 async def test_a_scheme_that_does_not_fit_the_server_is_told(
     redis_url: str, redis_cluster: RedisCluster, connect: Connect
 ) -> None:
@@ -197,6 +211,17 @@ def announce(cluster: RedisCluster, server: RedisServer, port: int | None) -> No
         cluster.ask(server, "CONFIG", "SET", "cluster-announce-port", port)
     if cluster.ask(server, "CLUSTER", "SLOTS")[0][2][1] != port:
         pytest.skip("this server cannot be told while it runs that it is behind another port")
+
+
+async def _cut_off(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    host, port = writer.get_extra_info("sockname")
+    slots = f"*1\r\n*3\r\n:0\r\n:16383\r\n*3\r\n${len(host)}\r\n{host}\r\n:{port}\r\n$40\r\n{'0' * 40}\r\n"
+    requests: Any = hiredis.Reader()
+    while data := await reader.read(65536):
+        requests.feed(data)
+        while request := requests.gets():
+            told = request == [b"CLUSTER", b"SLOTS"]
+            writer.write(slots.encode() if told else b"-CLUSTERDOWN The cluster is down\r\n")
 
 
 async def _copied(cluster: RedisCluster, replica: RedisServer) -> bool:

@@ -53,6 +53,8 @@ class Cluster(Client):
         self._kept = Kept()
         self._closed = False
         self._silences: defaultdict[Place, Silence] = defaultdict(Silence)
+        self._useless: dict[Place, float] = {}
+        """Of nodes that could not do what they were told, and have done nothing since: when that was."""
         self._nodes: dict[Place, Node] = {}
         for place in address.places:
             self._node(place)
@@ -166,6 +168,7 @@ class Cluster(Client):
     def _next(self, sent: _Way, reply: Any) -> _Way | None:
         """Learn from a reply; returns where its command has to go instead, None when this was the place."""
         if not isinstance(reply, Refusal):
+            self._useless.pop(sent.place, None)
             return None
         error: Any = reply.error  # redis-py's annotations leave its parts unknown
         if isinstance(reply.error, AskError):
@@ -175,7 +178,9 @@ class Cluster(Client):
             self._slots.moved(error.slot_id, place)
             self._doubted = True  # more may have moved than this slot
             return _Way(place)
-        self._doubted |= reply.misplaced
+        if reply.misplaced:
+            self._useless[sent.place] = anyio.current_time()
+            self._doubted = True
         return None
 
     # who serves what
@@ -223,9 +228,13 @@ class Cluster(Client):
         return self._doubted or (anyio.current_time() >= self._look_again_at and self._slots.known(wanted) < len(wanted))
 
     def _guides(self) -> Sequence[Place]:
-        """Whom to ask: those that serve something, then those in the URL; first of all those that are not silent."""
+        """Whom to ask: those that serve something, then those in the URL.
+
+        Last of all the silent ones, and before them those that were of no use, the latest last: one that is cut off from the
+        others answers questions too, and may go on naming itself for ever.
+        """
         known = dict.fromkeys((*self._slots.places(), *self._address.places))
-        return sorted(known, key=lambda place: self._silences[place].lasts)
+        return sorted(known, key=lambda place: (self._silences[place].lasts, self._useless.get(place, 0.0)))
 
     async def _asked(self, place: Place) -> Any:
         with anyio.move_on_after(LOOK_SECONDS):
@@ -237,6 +246,7 @@ class Cluster(Client):
         leaving = [place for place in self._nodes if place not in keeping]
         for place in leaving:
             self._silences.pop(place, None)
+            self._useless.pop(place, None)
         await self._close({place: self._nodes.pop(place) for place in leaving})
 
     async def _close(self, leaving: Mapping[Place, Node]) -> None:
