@@ -6,7 +6,7 @@ from typing import Any, Self
 from outboxkit_redis.address import Place
 
 SLOTS = 16384
-_UNKNOWN_HOSTS = (None, b"", b"?")
+_UNKNOWN_HOSTS = (None, "", "?")
 
 
 class SlotMap:
@@ -48,6 +48,5 @@ class SlotMap:
 
 def place_of(host: Any, port: int, told_by: Place) -> Place:
     """Return a node's place; one that does not know its own host means the one that it was asked at."""
-    if host in _UNKNOWN_HOSTS:
-        return Place(told_by.host, port)
-    return Place(host.decode() if isinstance(host, bytes) else host, port)
+    name = host.decode() if isinstance(host, bytes) else host  # a redirection's is text
+    return Place(told_by.host if name in _UNKNOWN_HOSTS else name, port)
