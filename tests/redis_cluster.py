@@ -5,6 +5,7 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -16,6 +17,7 @@ from outboxkit.testing.redis_server import RedisServer
 
 READY_SECONDS = 30.0
 NODE_TIMEOUT_MILLISECONDS = 1000
+NODES_FILE = "nodes.conf"
 _BUS_OFFSET = 10_000
 _SLOTS = 16384
 
@@ -32,7 +34,7 @@ class RedisCluster:
 
     def __init__(self, binary: str, *, masters: int = 3, replicas: int = 0, full_coverage: bool = True) -> None:
         options = (
-            *("--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf"),
+            *("--cluster-enabled", "yes", "--cluster-config-file", NODES_FILE),
             *("--cluster-node-timeout", str(NODE_TIMEOUT_MILLISECONDS)),
             *("--cluster-require-full-coverage", "yes" if full_coverage else "no"),
             # A replica may stand in however long it was without its master.
@@ -40,7 +42,7 @@ class RedisCluster:
         )
         self._masters = masters
         self.servers = [
-            RedisServer(binary, options=options, find_port=_port_with_a_bus) for _ in range(masters * (1 + replicas))
+            RedisServer(binary, options=options, find_port=port_with_a_bus) for _ in range(masters * (1 + replicas))
         ]
         """The masters, then their replicas in the same order; roles change by failovers."""
         self._running = ExitStack()
@@ -102,6 +104,12 @@ class RedisCluster:
         self._wait("work", lambda server: b"cluster_state:ok" in self.ask(server, "CLUSTER", "INFO"))
         self._wait("live", lambda server: b"fail" not in self.ask(server, "CLUSTER", "NODES"))
 
+    def kill_and_make_forget(self, server: RedisServer) -> None:
+        """End a node and remove its nodes.conf: when it is started again where it was, it serves nothing and knows nobody."""
+        directory = Path(self.ask(server, "CONFIG", "GET", "dir")[1].decode())
+        server.kill()
+        (directory / NODES_FILE).unlink()
+
     def require_full_coverage(self, required: bool) -> None:
         """Have the others stop serving when a master is away, or have them go on."""
         for server in self.servers:
@@ -159,7 +167,7 @@ class RedisCluster:
         return found
 
 
-def _port_with_a_bus() -> int:
+def port_with_a_bus() -> int:
     """Return a free port whose counterpart for the nodes among themselves is free as well."""
     while True:
         port = random.randrange(10_000, 32_000)  # below the range that the system gives to others

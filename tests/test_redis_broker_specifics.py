@@ -2,6 +2,7 @@
 
 import ssl
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from outboxkit.message import ORIGIN, Delivery, Position, Stream
 from outboxkit.testing.redis_server import RedisServer
 from outboxkit.testing.streams import chained, filled, majors_of, new_entries, new_stream, pending_all, read_all, until
 from outboxkit_redis import RedisBroker, node
+from outboxkit_redis import broker as redis_broker
 from tests.redis_brokers import Connect
 from tests.tcp_proxy import TCPProxy
 
@@ -177,6 +179,41 @@ async def test_a_read_whose_stream_is_deleted_meanwhile_is_told(broker: RedisBro
         readers.start_soon(read)
         await until(lambda: _blocked(raw), lambda count: count == 1)
         raw.delete(key(stream))
+
+
+# Who reads no more
+
+
+async def test_readers_that_hold_nothing_and_are_gone_for_long_are_forgotten_but_for_the_last(
+    broker: RedisBroker, raw: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_broker, "TIDY_SECONDS", 0.0)
+    stream = new_stream()
+    await filled(broker, stream, [1, 2, 3])
+    await broker.subscribe("group", stream, ORIGIN)
+    for reader in ("holding", "done", "last"):
+        await broker.read("group", reader, [stream], limit=1, wait_seconds=0.0)
+        await until(partial(_elapsed, raw, raw.time()), lambda micros: micros > 2000)  # so that one is the last
+    await broker.ack("group", {stream: [Position(2, 0), Position(3, 0)]})
+    await broker.settled("group", {stream: ORIGIN})
+    assert _readers(raw, stream) == {"holding", "done", "last"}, "not even a day has passed"
+    monkeypatch.setattr(redis_broker, "GONE_MILLISECONDS", 0)
+    await broker.settled("group", {stream: ORIGIN, new_stream(): ORIGIN})
+    assert _readers(raw, stream) == {"holding", "last"}
+    assert majors_of(await pending_all(broker, "group", "holding", stream)) == [1]
+    await filled(broker, stream, [4], expected=Position(3, 0))
+    assert majors_of(await read_all(broker, "group", "done", [stream])) == [4], "one that comes back reads on"
+
+
+async def test_readers_that_are_gone_are_not_looked_for_all_the_time(
+    broker: RedisBroker, raw: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = new_stream()
+    await broker.subscribe("group", stream, ORIGIN)
+    raw.config_resetstat()
+    for _ in range(10):
+        await broker.settled("group", {stream: ORIGIN})
+    assert raw.info("commandstats")["cmdstat_eval"]["calls"] == 11
 
 
 # What gets lost on the way
@@ -407,6 +444,17 @@ async def test_tls_carries_everything_and_an_unknown_certificate_is_refused(
         assert majors_of(await read_all(broker, "group", "reader", [stream])) == [1, 2]
         await broker.aclose()
         await stranger.aclose()
+
+
+def _readers(raw: Any, stream: Stream) -> set[str]:
+    return {reader["name"].decode() for reader in raw.xinfo_consumers(key(stream), "group")}
+
+
+async def _elapsed(raw: Any, since: tuple[int, int]) -> int:
+    """Return the microseconds since then by the server's clock."""
+    seconds, micros = raw.time()
+    passed: int = (seconds - since[0]) * 1_000_000 + micros - since[1]
+    return passed
 
 
 async def _read_for_ever(broker: RedisBroker, stream: Stream) -> None:

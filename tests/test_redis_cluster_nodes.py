@@ -1,12 +1,15 @@
 """What the Redis broker does about a cluster's nodes: replies that are lost, nodes that are away, or are something else."""
 
+import asyncio
 import contextlib
 import ssl
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import anyio
+import hiredis
 import pytest
 import trustme
 from redis import exceptions
@@ -20,6 +23,7 @@ from outboxkit_redis import RedisBroker, node, silence
 from tests.cluster_streams import key, one_on_each
 from tests.redis_brokers import Connect
 from tests.redis_cluster import RedisCluster
+from tests.serving import serving
 from tests.tcp_proxy import TCPProxy
 
 
@@ -150,6 +154,36 @@ async def test_one_node_that_lives_is_enough_to_find_the_others(redis_cluster: R
     assert "pa55word" not in str(caught.value)
 
 
+async def test_a_node_that_comes_back_without_its_memory_of_the_cluster_misleads_nobody(
+    redis_binary: str, connect: Connect
+) -> None:
+    stream = new_stream()
+    with RedisCluster(redis_binary, replicas=1) as cluster:
+        forgetful = cluster.server_of(key(stream))
+        replica, other = cluster.replica_of(forgetful), next(server for server in cluster.servers if server is not forgetful)
+        knowing = await connect(f"redis+cluster://127.0.0.1:{forgetful.port}")
+        await filled(knowing, stream, [1])
+        await until(lambda: _copied(cluster, replica))
+        cluster.kill_and_make_forget(forgetful)
+        await until(lambda: _promoted(cluster, replica))
+        forgetful.start()
+        new = await connect(f"redis+cluster://127.0.0.1:{forgetful.port},127.0.0.1:{other.port}")
+        for broker in (knowing, new):
+            await until(partial(_last_or_none, broker, stream), lambda last: last == {stream: Position(1, 0)})
+        assert cluster.ask(forgetful, "CLUSTER", "SLOTS") == []
+
+
+async def test_a_node_that_is_cut_off_from_the_cluster_is_not_asked_for_ever_who_serves_what(
+    redis_cluster: RedisCluster, connect: Connect
+) -> None:
+    """As a primary that the others have replaced, and do not reach: it answers clients, and still takes itself for one."""
+    stream = new_stream()
+    async with serving(_cut_off) as port:
+        broker = await connect(f"redis+cluster://127.0.0.1:{port},127.0.0.1:{redis_cluster.servers[0].port}")
+        await raised(BrokerUnavailableError, broker.last([stream]))
+        assert await broker.last([stream]) == {stream: ORIGIN}
+
+
 async def test_a_scheme_that_does_not_fit_the_server_is_told(
     redis_url: str, redis_cluster: RedisCluster, connect: Connect
 ) -> None:
@@ -177,6 +211,25 @@ def announce(cluster: RedisCluster, server: RedisServer, port: int | None) -> No
         cluster.ask(server, "CONFIG", "SET", "cluster-announce-port", port)
     if cluster.ask(server, "CLUSTER", "SLOTS")[0][2][1] != port:
         pytest.skip("this server cannot be told while it runs that it is behind another port")
+
+
+async def _cut_off(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    host, port = writer.get_extra_info("sockname")
+    slots = f"*1\r\n*3\r\n:0\r\n:16383\r\n*3\r\n${len(host)}\r\n{host}\r\n:{port}\r\n$40\r\n{'0' * 40}\r\n"
+    requests: Any = hiredis.Reader()
+    while data := await reader.read(65536):
+        requests.feed(data)
+        while request := requests.gets():
+            told = request == [b"CLUSTER", b"SLOTS"]
+            writer.write(slots.encode() if told else b"-CLUSTERDOWN The cluster is down\r\n")
+
+
+async def _copied(cluster: RedisCluster, replica: RedisServer) -> bool:
+    return bool(cluster.ask(replica, "DBSIZE"))
+
+
+async def _promoted(cluster: RedisCluster, replica: RedisServer) -> bool:
+    return b"role:master" in cluster.ask(replica, "INFO", "replication")
 
 
 async def _last_or_none(broker: RedisBroker, stream: Stream) -> Any:

@@ -2,19 +2,26 @@
 
 import collections
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import anyio
 import pytest
+from redis.crc import key_slot
 
 from outboxkit.broker import Append
-from outboxkit.message import ORIGIN, Delivery, Position
-from outboxkit.testing.streams import filled, majors_of, new_entries, new_stream, until
+from outboxkit.errors import BrokerUnavailableError
+from outboxkit.message import ORIGIN, Delivery, Position, Stream
+from outboxkit.testing.redis_server import RedisServer
+from outboxkit.testing.streams import filled, majors_of, new_entries, new_stream, raised, until
 from outboxkit_redis import RedisBroker, cluster_reading
+from outboxkit_redis.cluster import LOOK_AGAIN_SECONDS
 from outboxkit_redis.node import Node
+from outboxkit_redis.slots import SLOTS
 from tests.cluster_streams import blocked, key, one_on_each
 from tests.redis_brokers import Connect
-from tests.redis_cluster import RedisCluster
+from tests.redis_cluster import NODES_FILE, RedisCluster, port_with_a_bus
+from tests.redis_sentinel import ask
 
 
 @pytest.fixture
@@ -61,6 +68,36 @@ async def test_streams_are_appended_and_read_in_one_round_trip_for_each_node(
     calls.clear()
     assert len(await broker.read("group", "reader", streams, limit=100, wait_seconds=1.0)) == 6
     assert len(calls) == len(set(calls)) == 3
+
+
+async def test_a_cluster_that_is_still_being_made_is_found_when_it_serves(
+    redis_binary: str, connect: Connect, calls: list[Node]
+) -> None:
+    """And is not asked all the time until then."""
+    stream = new_stream()
+    options = ("--cluster-enabled", "yes", "--cluster-config-file", NODES_FILE)
+    with RedisServer(redis_binary, options=options, find_port=port_with_a_bus) as server:
+        broker = await connect(f"redis+cluster://127.0.0.1:{server.port}")
+        started = anyio.current_time()
+        for _ in range(100):
+            await raised(BrokerUnavailableError, broker.last([stream]))
+        assert len(calls) <= 1 + (anyio.current_time() - started) / LOOK_AGAIN_SECONDS
+        ask(server.port, "CLUSTER", "ADDSLOTS", *range(SLOTS))
+        await until(lambda: _last_or_none(broker, stream), lambda last: last == {stream: ORIGIN})
+
+
+async def test_nodes_that_have_not_met_yet_are_asked_in_turn(redis_binary: str, connect: Connect) -> None:
+    stream = new_stream()
+    slot = key_slot(key(stream).encode())
+    options = ("--cluster-enabled", "yes", "--cluster-config-file", NODES_FILE, "--cluster-require-full-coverage", "no")
+    with ExitStack() as running:
+        servers = [
+            running.enter_context(RedisServer(redis_binary, options=options, find_port=port_with_a_bus)) for _ in range(3)
+        ]
+        ask(servers[1].port, "CLUSTER", "ADDSLOTS", *(other for other in range(SLOTS) if other != slot))
+        ask(servers[2].port, "CLUSTER", "ADDSLOTS", slot)
+        broker = await connect(f"redis+cluster://{','.join(f'127.0.0.1:{server.port}' for server in servers)}")
+        await until(lambda: _last_or_none(broker, stream), lambda last: last == {stream: ORIGIN})
 
 
 async def test_waiting_on_many_streams_keeps_the_connections(redis_cluster: RedisCluster, connect: Connect) -> None:
@@ -156,6 +193,13 @@ async def test_hundreds_of_streams_on_one_node_can_be_waited_for(broker: RedisBr
             await until(lambda: blocked(redis_cluster), lambda count: count == len(streams))
             await filled(broker, streams[150], [1])
     assert majors_of(found) == [1]
+
+
+async def _last_or_none(broker: RedisBroker, stream: Stream) -> Any:
+    try:
+        return await broker.last([stream])
+    except BrokerUnavailableError:
+        return None
 
 
 def _ids(cluster: RedisCluster) -> set[tuple[int, str]]:

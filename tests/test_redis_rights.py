@@ -13,7 +13,8 @@ from outboxkit.errors import BrokerUnavailableError
 from outboxkit.message import ORIGIN, Delivery, Position
 from outboxkit.testing.redis_server import RedisServer
 from outboxkit.testing.streams import filled, majors_of, new_entries, new_stream, pending_all, until
-from tests.cluster_streams import blocked, moving
+from outboxkit_redis import broker as redis_broker
+from tests.cluster_streams import blocked, key, moving
 from tests.redis_brokers import Connect
 from tests.redis_cluster import RedisCluster
 from tests.redis_sentinel import ask
@@ -33,7 +34,7 @@ def guest(redis_cluster: RedisCluster) -> Iterator[str]:
 
 
 async def test_the_rights_that_the_documentation_names_are_enough(
-    guest: str, redis_cluster: RedisCluster, connect: Connect
+    guest: str, redis_cluster: RedisCluster, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broker = await connect(guest)
     stream, other = new_stream(), new_stream()
@@ -59,6 +60,10 @@ async def test_the_rights_that_the_documentation_names_are_enough(
     await broker.settled("group", {stream: Position(2, 0)})
     await broker.settled("group", {stream: Position(2, 0)})
     assert (await broker.groups([stream]))[stream].keys() == {"group"}
+    await broker.ack("group", {stream: [Position(2, 0)]})
+    monkeypatch.setattr(redis_broker, "GONE_MILLISECONDS", -1)
+    await (await connect(guest)).settled("group", {stream: Position(2, 0)})
+    assert len(redis_cluster.ask(redis_cluster.server_of(key(stream)), "XINFO", "CONSUMERS", key(stream), "group")) == 1
     assert await broker.trim(stream, Position(2, 0)) == 1
     await broker.dismiss("group", [stream])
     assert not (await broker.groups([stream]))[stream]

@@ -7,10 +7,11 @@ from functools import partial
 import anyio
 import pytest
 
+from outboxkit.broker import Append
 from outboxkit.errors import BrokerUnavailableError
 from outboxkit.message import ORIGIN, Position
 from outboxkit.testing.redis_server import RedisServer
-from outboxkit.testing.streams import filled, majors_of, new_stream, read_all
+from outboxkit.testing.streams import filled, majors_of, new_entries, new_stream, read_all
 from outboxkit_redis import RedisBroker
 from tests.redis_brokers import Connect
 from tests.redis_sentinel import SERVICE, Sentinel, WatchedRedis, answers, ask
@@ -58,6 +59,29 @@ async def test_a_primary_that_has_become_a_replica_is_asked_nothing(redis_binary
             ask(old.port, "CLIENT", "KILL", "TYPE", "normal")  # as Sentinels do when they demote a primary
             for each in (broker, await connect(url)):
                 await until(partial(_trouble, each), lambda text: REPLICA in text)
+        finally:
+            sentinel.stop()
+
+
+async def test_a_primary_that_refuses_to_write_without_replicas_is_left_when_another_was_promoted(
+    redis_binary: str, connect: Connect
+) -> None:
+    """As one that only clients still reach: nobody can tell it that it is a replica now."""
+    sentinel = Sentinel(redis_binary, quorum=1)
+    stream = new_stream()
+    with RedisServer(redis_binary) as old, RedisServer(redis_binary) as new:
+        try:
+            sentinel.start(old)
+            broker = await connect(f"redis+sentinel://127.0.0.1:{sentinel.port}/{SERVICE}")
+            await until(lambda: _last_or_none(broker))
+            await filled(broker, stream, [1])
+            ask(old.port, "CONFIG", "SET", "min-replicas-to-write", 1)
+            ask(sentinel.port, "SENTINEL", "REMOVE", SERVICE)
+            ask(sentinel.port, "SENTINEL", "MONITOR", SERVICE, "127.0.0.1", new.port, 1)
+            assert await broker.last([stream]) == {stream: Position(1, 0)}, "it is still there, and answers"
+            with pytest.raises(BrokerUnavailableError, match=r"NOREPLICAS.*bring them back, or wait"):
+                await broker.append([Append(stream, Position(1, 0), new_entries(stream, [2]))])
+            assert await broker.last([stream]) == {stream: ORIGIN}
         finally:
             sentinel.stop()
 

@@ -31,7 +31,11 @@ def _script(name: str) -> str:
     return (Path(__file__).parent / f"{name}.lua").read_text(encoding="utf-8")
 
 
-_APPEND, _GROUPS, _TRIM, _SETTLED, _DISMISS = map(_script, ("append", "groups", "trim", "settled", "dismiss"))
+_APPEND, _GROUPS, _TRIM, _SETTLED, _DISMISS, _TIDY = map(_script, ("append", "groups", "trim", "settled", "dismiss", "tidy"))
+GONE_MILLISECONDS = 24 * 60 * 60 * 1000
+"""A reader that was not heard of for so long is gone. Where each start has a name of its own, they would pile up for ever."""
+TIDY_SECONDS = 3600.0
+"""How often those that are gone are looked for: the server goes through all readers of a stream each time."""
 _TRIM_ENTRIES = 10_000
 """How many entries one script removes at most: nobody else is served meanwhile."""
 _CLIENTS: Mapping[str, Callable[[Address], Client]] = {"server": SingleClient, "cluster": Cluster, "sentinel": Watched}
@@ -73,6 +77,7 @@ class RedisBroker:
         self._open_client: Client | None = self._new_client()  # made now, so that a bad option is found now
         self._prefix = self._address.prefix
         self._tagged = self._address.kind == "cluster"
+        self._tidy_at: dict[tuple[str, Stream], float] = {}
 
     async def open(self) -> None:
         """Get ready; does not need the server to be there."""
@@ -134,10 +139,11 @@ class RedisBroker:
         await self._send([make, _run(_SETTLED, key, group + replies.FLOOR, str(after))], accept="BUSYGROUP")
 
     async def settled(self, group: str, floors: Mapping[Stream, Position]) -> None:
-        """Note what the group has settled."""
-        await self._send(
-            _run(_SETTLED, self._key(stream), group + replies.FLOOR, str(floor)) for stream, floor in floors.items()
-        )
+        """Note what the group has settled; now and then its readers are forgotten that are gone."""
+        notes = [_run(_SETTLED, self._key(stream), group + replies.FLOOR, str(floor)) for stream, floor in floors.items()]
+        untidy = [stream for stream in floors if anyio.current_time() >= self._tidy_at.get((group, stream), 0.0)]
+        await self._send((*notes, *(_run(_TIDY, self._key(stream), group, GONE_MILLISECONDS) for stream in untidy)))
+        self._tidy_at |= dict.fromkeys(((group, stream) for stream in untidy), anyio.current_time() + TIDY_SECONDS)
 
     async def read(
         self, group: str, reader: str, streams: Collection[Stream], *, limit: int, wait_seconds: float

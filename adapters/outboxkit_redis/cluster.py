@@ -6,7 +6,7 @@ is sent a second time: after any other failure the slots are asked for again, be
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, MutableSequence, Sequence
+from collections.abc import Collection, Mapping, MutableSequence, Sequence
 from typing import Any, NamedTuple
 
 import anyio
@@ -24,6 +24,8 @@ from outboxkit_redis.slots import SlotMap, place_of
 
 LOOK_SECONDS = 1.0
 """How long one node may take to tell who serves what, before another is asked."""
+LOOK_AGAIN_SECONDS = 0.5
+"""How soon all are asked again for a slot that nobody knew."""
 _HOPS = 5
 _LOOK = Command("the slots", ("CLUSTER", "SLOTS"))
 _ASKING = Command("a slot", ("ASKING",))
@@ -47,9 +49,12 @@ class Cluster(Client):
         self._doubted = True
         """Whether the slots are to be asked for before the next call."""
         self._looking = anyio.Lock()
+        self._look_again_at = 0.0
         self._kept = Kept()
         self._closed = False
         self._silences: defaultdict[Place, Silence] = defaultdict(Silence)
+        self._useless: dict[Place, float] = {}
+        """Of nodes that could not do what they were told, and have done nothing since: when that was."""
         self._nodes: dict[Place, Node] = {}
         for place in address.places:
             self._node(place)
@@ -57,8 +62,9 @@ class Cluster(Client):
     async def answers(self, commands: Sequence[Command], *, wait_seconds: float = 0.0) -> list[Any]:
         """Send commands, to all nodes at the same time."""
         deadline = anyio.current_time() + nodes.REPLY_SECONDS
-        untold = await self._look()
-        places = [self._slots.place(key_slot(command.key.encode())) for command in commands]
+        slots = [key_slot(command.key.encode()) for command in commands]
+        untold = await self._look(slots)
+        places = [self._slots.place(slot) for slot in slots]
         ways = {index: _Way(place) for index, place in enumerate(places) if place is not None}
         replies: list[Any] = [None if place else untold or self._unserved() for place in places]
         for _ in range(_HOPS):
@@ -162,6 +168,7 @@ class Cluster(Client):
     def _next(self, sent: _Way, reply: Any) -> _Way | None:
         """Learn from a reply; returns where its command has to go instead, None when this was the place."""
         if not isinstance(reply, Refusal):
+            self._useless.pop(sent.place, None)
             return None
         error: Any = reply.error  # redis-py's annotations leave its parts unknown
         if isinstance(reply.error, AskError):
@@ -171,36 +178,63 @@ class Cluster(Client):
             self._slots.moved(error.slot_id, place)
             self._doubted = True  # more may have moved than this slot
             return _Way(place)
-        self._doubted |= reply.misplaced
+        if reply.misplaced:
+            self._useless[sent.place] = anyio.current_time()
+            self._doubted = True
         return None
 
     # who serves what
 
-    async def _look(self) -> Refusal | None:
-        """Ask who serves what, if that is in doubt; what was known is kept when nobody can tell.
+    async def _look(self, wanted: Collection[int]) -> Refusal | None:
+        """Ask who serves what, if that is in doubt or not known of the slots that are wanted.
 
-        Returns: what the last of the nodes said that could not tell.
+        What was known is kept where nobody can tell.
+
+        Returns: why nobody could tell anything.
         """
-        if not self._doubted:
+        if not self._in_doubt(wanted):
             return None
         async with self._looking:
-            refusal: Refusal | None = None
-            for place in tuple(self._guides()):
-                if not self._doubted:
-                    return None
-                slots = await self._asked(place)
-                if not isinstance(slots, Refusal):
-                    self._slots.replace(slots, place)
-                    self._doubted = False
-                    await self._forget_nodes()
-                    return None
-                refusal = slots
-            return refusal
+            if not self._in_doubt(wanted):  # somebody else has looked meanwhile
+                return None
+            told = await self._told(wanted)
+            if isinstance(told, Refusal):
+                return told
+            self._slots.learn(told)
+            self._doubted = False
+            self._look_again_at = anyio.current_time() + LOOK_AGAIN_SECONDS
+            await self._forget_nodes()
+            return None
+
+    async def _told(self, wanted: Collection[int]) -> SlotMap | Refusal:
+        """Return what the first node tells that knows the wanted slots; when none does, what the one tells that knows the most.
+
+        A node knows less than others when it has lost its memory of them, or is just about to meet them.
+        """
+        best: SlotMap | Refusal = self._unserved()
+        for place in self._guides():
+            slots = await self._asked(place)
+            if isinstance(slots, Refusal):
+                best = slots if isinstance(best, Refusal) else best
+                continue
+            told = SlotMap.told(slots, place)
+            if isinstance(best, Refusal) or (told.known(wanted), told.known()) > (best.known(wanted), best.known()):
+                best = told
+            if told.known(wanted) == len(wanted):
+                break
+        return best
+
+    def _in_doubt(self, wanted: Collection[int]) -> bool:
+        return self._doubted or (anyio.current_time() >= self._look_again_at and self._slots.known(wanted) < len(wanted))
 
     def _guides(self) -> Sequence[Place]:
-        """Whom to ask: those that serve something, then those in the URL; first of all those that are not silent."""
+        """Whom to ask: those that serve something, then those in the URL.
+
+        Last of all the silent ones, and before them those that were of no use, the latest last: one that is cut off from the
+        others answers questions too, and may go on naming itself for ever.
+        """
         known = dict.fromkeys((*self._slots.places(), *self._address.places))
-        return sorted(known, key=lambda place: self._silences[place].lasts)
+        return sorted(known, key=lambda place: (self._silences[place].lasts, self._useless.get(place, 0.0)))
 
     async def _asked(self, place: Place) -> Any:
         with anyio.move_on_after(LOOK_SECONDS):
@@ -212,6 +246,7 @@ class Cluster(Client):
         leaving = [place for place in self._nodes if place not in keeping]
         for place in leaving:
             self._silences.pop(place, None)
+            self._useless.pop(place, None)
         await self._close({place: self._nodes.pop(place) for place in leaving})
 
     async def _close(self, leaving: Mapping[Place, Node]) -> None:

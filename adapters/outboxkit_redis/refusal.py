@@ -59,9 +59,10 @@ _FOUND_STEPS: tuple[tuple[type[Exception], str], ...] = (
 """Where the server was found by the cluster or the Sentinels rather than named in the URL."""
 _TEXT_STEPS: tuple[tuple[str, str], ...] = (
     ("cluster support disabled", "it is no node of a cluster: write redis:// in the broker's URL"),
+    ("NOREPLICAS", "too few of its replicas are there: bring them back, or wait for a failover if it is cut off from them"),
     ("unknown command", "it is something else than the broker's URL says: check host, port and scheme"),
 )
-_ELSEWHERE_TEXTS = ("READONLY", "CLUSTERDOWN", "MASTERDOWN", "UNBLOCKED")
+_ELSEWHERE_TEXTS = ("READONLY", "NOREPLICAS", "CLUSTERDOWN", "MASTERDOWN", "UNBLOCKED")
 """Inside a script, older servers put their own words before the error's code."""
 
 
