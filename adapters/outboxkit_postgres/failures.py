@@ -72,7 +72,7 @@ def meaning(error: BaseException, where: str) -> StoreError:
             return SchemaError(f"{where}: {text}: run `outboxkit migrate module:app`, or `app.check()` to see what differs")
         case "53300":
             return StoreUnavailableError(f"{where}: {text}: lower ?max_connections= here or raise it at the server")
-        case "25006":
+        case _ if code == "25006" or any(type(each).__name__ == "TargetServerAttributeNotMatched" for each in _chain(error)):
             return StoreUnavailableError(f"{where}: {text}: this server is a standby; name the primary in the store's URL")
         case _ if means_connection_lost(error) or code.startswith(("53", "58", "55", "57")):
             return StoreUnavailableError(f"{where}: {text}: check that the server runs, can be reached and has room")
