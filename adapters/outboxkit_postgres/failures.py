@@ -12,14 +12,15 @@ from outboxkit.errors import (
     ConflictError,
     NotADatabaseError,
     SchemaError,
+    SessionLostError,
     StoreError,
     StoreUnavailableError,
 )
 
 _CONFLICTS = {"40001": "another transaction was first (serialization failure)", "40P01": "a deadlock was broken"}
 
-_LOST = frozenset(("57P01", "57P02", "57P03", "57P05", "25P03"))
-"""The server is stopping, crashed or starting, or ended an idle session: the connection is gone."""
+_LOST = frozenset(("57P01", "57P02", "57P03", "57P05", "25P03", "25P04"))
+"""The server is stopping, crashed or starting, or ended a session that was idle or took too long: the connection is gone."""
 
 
 _UNCODED = (
@@ -80,9 +81,9 @@ def meaning(error: BaseException, where: str) -> StoreError:
             return StoreError(f"{where}: {text}")
 
 
-def went_away(where: str) -> StoreUnavailableError:
+def went_away(where: str) -> SessionLostError:
     """Return the error that says that a session ended in the middle of a transaction."""
-    return StoreUnavailableError(f"{where} went away before the commit: nothing was committed")
+    return SessionLostError(f"{where} went away before the commit: nothing was committed")
 
 
 def is_confused(error: BaseException) -> bool:
