@@ -15,10 +15,11 @@
     ├── EnvelopeError               bytes that are no event of ours
     ├── AttemptError                an attempt of a handler that it did not end itself; seen in dead letters, and never raised
     │   ├── TimeLimitError          it took longer than its retry policy allows
-    │   ├── AttemptLostError        the process ended during it
+    │   ├── AttemptLostError        the process ended during it, or the database session
     │   └── HandlerMissingError     there was no handler for it
     ├── StoreError                  the database
     │   ├── StoreUnavailableError   away or busy: trying again later may help
+    │   │   ├── SessionLostError        a session ended in the middle of its transaction: nothing of it was committed
     │   │   └── CommitUnknownError      it went away during a commit, and there is nothing to tell the outcome by
     │   ├── ConflictError           undone in favour of another transaction: the same work may succeed at once
     │   ├── LeaseLostError          another process has claimed what this one had
@@ -98,7 +99,7 @@ class TimeLimitError(AttemptError):
 
 
 class AttemptLostError(AttemptError):
-    """The process ended, or was killed, while a handler ran."""
+    """The process, or the database session of this one message, ended or was killed while a handler ran."""
 
 
 class HandlerMissingError(AttemptError):
@@ -111,6 +112,10 @@ class StoreError(OutboxkitError):
 
 class StoreUnavailableError(StoreError):
     """The database is away or busy; the same call may succeed later."""
+
+
+class SessionLostError(StoreUnavailableError):
+    """A database session ended in the middle of its transaction, of which nothing was committed; the next one may succeed."""
 
 
 class CommitUnknownError(StoreUnavailableError):

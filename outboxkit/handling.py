@@ -89,6 +89,7 @@ class Handling:
             alone: whether each is undone alone when it raises; see `outboxkit.attempts.run_segment`.
         """
         deadline = time.monotonic() + seconds
+        outcomes.begun = bool(works)
         unit = UnitOfWork(transaction, self._encoder, declared={})
         for segment in segments(works):
             await run_segment(transaction, unit, segment, deadline, outcomes, alone=alone)

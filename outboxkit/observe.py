@@ -82,7 +82,7 @@ class Observer:
     def consumed(self, group: str, topic: str, outcome: str, count: int) -> None:
         """`count` messages are ``settled``, ``skipped``, ``duplicate``, ``retry``, ``parked``, ``aside`` or ``dead`` now.
 
-        Parked is what waits behind another of its key; aside, what is tried alone as it may have ended a process.
+        Parked is what waits behind another of its key; aside, what is tried alone: it may have ended a process, or its session.
         """
 
     def failed(self, group: str, message: Message, error: Exception, delay_seconds: float | None) -> None:

@@ -108,6 +108,8 @@ class Outcomes:
         self._blocked = set[str]()
         self._reports: list[_Report] = []
         self._skipped = 0
+        self.begun = False
+        """Whether handlers were about to be called."""
         self.tried = 0
         """How many handlers have come to an end, one way or the other."""
         self.deferred = 0
@@ -245,7 +247,8 @@ class Outcomes:
         if delay is None:
             self._die(work, error, attempt)
         else:
-            self._record(work, Outcome(work.delivery, "retry", attempt, delay, _text(error)))
+            alone = isinstance(error, AttemptLostError)  # or it would take others with it
+            self._record(work, Outcome(work.delivery, "retry", attempt, delay, _text(error), alone=alone))
 
     def _wait(self, work: Work, error: Exception) -> None:
         waited = work.retry.waited_seconds if work.retry else 0.0

@@ -56,12 +56,25 @@ class RetainedLog(Protocol):
         """
         ...
 
+    async def expect(self, streams: Collection[Stream]) -> None:
+        """Remember for each of these streams the groups that read another one of its topic and have not begun with it.
+
+        They have settled nothing of it. Which they are is decided where it is written, in the same step: a group that is
+        forgotten is none of them, also when that happens just now; nor is one on a stream where it was forgotten.
+        """
+        ...
+
     async def known(self) -> Sequence[KnownGroup]:
         """Return the groups that are known, sorted."""
         ...
 
     async def forget(self, group: str, streams: Collection[Stream]) -> int:
-        """Know a group of these streams no longer, until the broker tells of it again; returns of how many it was known."""
+        """Know a group no longer, until the broker tells of it again; returns of how many streams it was known.
+
+        Args:
+            group: on whatever stream it is known.
+            streams: where what the broker told before is not to make it known, whether it is known there or not.
+        """
         ...
 
     async def removed(self) -> Mapping[Stream, Position]:

@@ -10,7 +10,7 @@ chain shows that: the first entry that is brought again after a broker's loss na
 before it.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 
 import anyio
 
@@ -20,7 +20,6 @@ from outboxkit.errors import GroupActiveError, GroupMissingError
 from outboxkit.lease import Lease, Unshared
 from outboxkit.message import ORIGIN, Position, Stream
 from outboxkit.observe import Observer
-from outboxkit.retained import KnownGroup
 from outboxkit.store import Store
 from outboxkit.supervision import Supervisor
 
@@ -72,7 +71,7 @@ class Retention:
         told = await self._broker.groups(streams)
         standings = {stream: {group: standing.settled for group, standing in groups.items()} for stream, groups in told.items()}
         await self._store.retained.know(standings, asked_at)
-        await self._store.retained.know(_not_begun(streams, await self._store.retained.known()), asked_at)
+        await self._store.retained.expect(streams)
         await self._trim(streams)
         if anyio.current_time() >= self._rest_until:
             await self._remove(await self._store.retained.horizon(settings.row_seconds))
@@ -106,18 +105,6 @@ class Retention:
             upto = min(old, slowest[stream]) if stream in slowest else as_old_as_rows
             if upto > ORIGIN and (count := await self._broker.trim(stream, upto)):
                 self._observer.trimmed(stream, count)
-
-
-def _not_begun(streams: Collection[Stream], known: Sequence[KnownGroup]) -> Mapping[Stream, Mapping[str, Position]]:
-    """Return the streams with which groups have not begun that read others of the topic: they have settled nothing of them."""
-    readers: dict[str, set[str]] = {}
-    begun: dict[Stream, set[str]] = {}
-    for each in known:
-        readers.setdefault(each.stream.topic, set()).add(each.group)
-        begun.setdefault(each.stream, set()).add(each.group)
-    return {
-        stream: dict.fromkeys(sorted(readers.get(stream.topic, set()) - begun.get(stream, set())), ORIGIN) for stream in streams
-    }
 
 
 async def dismiss(store: Store, broker: Broker, group: str, *, force: bool) -> Mapping[Stream, Position]:

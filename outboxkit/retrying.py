@@ -1,7 +1,8 @@
 """Retrying: running messages again that wait in the inbox, as their handlers failed or as they are behind one that did.
 
 Many are tried in one transaction, noted first: should it never come to an end, one of them may be what ended the process. What
-is noted already is tried alone, one in the app at a time, and has its attempt counted in a transaction before its own.
+is noted already is tried alone, one in the app at a time, and has its attempt counted in a transaction before its own. That is
+given back if the database went away; but once only if it is the message that loses its session (see `outboxkit.sessions`).
 """
 
 import contextlib
@@ -14,11 +15,12 @@ import anyio
 
 from outboxkit.cancellation import uninterrupted
 from outboxkit.conflicts import again_on_conflict
-from outboxkit.errors import ConflictError, LeaseLostError, StoreUnavailableError, TransactionLostError
+from outboxkit.errors import ConflictError, LeaseLostError, SessionLostError, StoreUnavailableError, TransactionLostError
 from outboxkit.handling import Handling
 from outboxkit.inbox import Retry, Subscription
 from outboxkit.message import Position, Stream
 from outboxkit.outcomes import BEGUN_SECONDS, Outcomes
+from outboxkit.sessions import only_this_one, session_ended
 from outboxkit.slots import Slots
 
 _Sizes = dict[Stream, int]
@@ -28,6 +30,9 @@ _TOGETHER = 200
 
 _SUCCESSES = 1_000
 """Successes that are remembered: more than a failover takes back, as each is of a message that was tried alone."""
+
+_LOSSES = 1_000
+"""Messages that are remembered as they lost their session when they were tried alone."""
 
 
 @dataclass
@@ -54,6 +59,8 @@ class Retrier:
         self._interrupted: list[_Interrupted] = []
         self._succeeded = deque[tuple[int, Position, int]](maxlen=_SUCCESSES)
         """Attempts that were made alone and whose effect was committed: the subscription, the position, the attempt."""
+        self._lost = deque[tuple[int, Position]](maxlen=_LOSSES)
+        """Messages whose session ended when they were tried alone, while the database answered others."""
         self._stopping = False
         self._together: _Sizes = {}
         """How many waiting messages of a stream share a transaction."""
@@ -93,7 +100,7 @@ class Retrier:
                 return
             # Should it be lost altogether, each is tried alone, which shows whose fault that is.
             with contextlib.suppress(ConflictError, TransactionLostError):
-                outcomes = await again_on_conflict(partial(self._try, subscription, begun, seconds))
+                outcomes = await again_on_conflict(lambda: self._try(subscription, begun, seconds, self._handling.outcomes()))
                 late = outcomes.deferred > 0
                 self._together[subscription.stream] = max(1, outcomes.tried) if late else min(2 * size, _TOGETHER)
 
@@ -122,12 +129,32 @@ class Retrier:
                 raise
 
     async def _try_alone(self, begun: Retry) -> None:
+        outcomes = self._handling.outcomes()
+
+        async def attempt() -> None:
+            nonlocal outcomes
+            outcomes = self._handling.outcomes()
+            await self._try(begun.subscription, [begun], 0.0, outcomes)
+
         try:
-            outcomes = await again_on_conflict(partial(self._try, begun.subscription, [begun], 0.0))
+            await again_on_conflict(attempt)
             if outcomes.tried and not outcomes.failed:  # else it was another process that ran it
                 self._succeeded.append(_attempt(begun))
         except (ConflictError, TransactionLostError) as error:
-            await again_on_conflict(partial(self._handling.blame, begun.subscription, begun.delivery, error, begun))
+            await self._blame(begun, error)
+        except SessionLostError as error:
+            if not outcomes.begun or not await only_this_one(self._store, begun.subscription):
+                raise
+            message = begun.subscription.id, begun.delivery.position
+            if message not in self._lost:
+                self._lost.append(message)
+                raise
+            ended = session_ended(begun.attempt)
+            ended.__cause__ = error
+            await self._blame(begun, ended)
+
+    async def _blame(self, begun: Retry, error: Exception) -> None:
+        await again_on_conflict(partial(self._handling.blame, begun.subscription, begun.delivery, error, begun))
 
     async def _begin(self, retry: Retry, begun: Retry) -> bool:
         """Count the attempt that is about to be made; False when there is none to make."""
@@ -143,10 +170,9 @@ class Retrier:
             outcomes.report(retry.subscription.stream.topic)
         return may_run
 
-    async def _try(self, subscription: Subscription, begun: Sequence[Retry], seconds: float) -> Outcomes:
-        """Run messages that are noted as begun."""
+    async def _try(self, subscription: Subscription, begun: Sequence[Retry], seconds: float, outcomes: Outcomes) -> Outcomes:
+        """Run messages that are noted as begun; returns what became of them, which is in `outcomes`."""
         async with self._store.transaction() as transaction:
-            outcomes = self._handling.outcomes()
             if len(await transaction.take(subscription, begun)) < len(begun):
                 return outcomes  # somebody else is at some of them: what waits behind those has to go on waiting
             works = [work for retry in begun if (work := self._handling.decoded(retry.delivery, outcomes, retry))]

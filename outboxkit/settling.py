@@ -7,22 +7,25 @@ Handlers share the transaction as long as none fails, which saves a savepoint fo
 kept, and the others run again, each in a savepoint of its own; for a while the stream's next ones do so at once.
 
 A message may also end the process, and then nothing of it is written. So what somebody had before is tried with care: a run of
-such deliveries is noted first, and what is noted already is set aside, to be tried alone (see `outboxkit.retrying`).
+such deliveries is noted first, and what is noted already is set aside, to be tried alone (see `outboxkit.retrying`). The same
+goes for one whose handler has lost the database session several times, and nobody else's (see `outboxkit.sessions`).
 """
 
 import time
 from collections.abc import Sequence
 from functools import partial
+from typing import NamedTuple
 
 import anyio
 
 from outboxkit.cancellation import uninterrupted
 from outboxkit.conflicts import again_on_conflict
-from outboxkit.errors import ConflictError, LeaseLostError, StoreUnavailableError, TransactionLostError
+from outboxkit.errors import ConflictError, LeaseLostError, SessionLostError, StoreUnavailableError, TransactionLostError
 from outboxkit.handling import Handling
 from outboxkit.inbox import Subscription, UnlinkedError
 from outboxkit.message import LAST, ORIGIN, Delivery, OutboxRow, Position, Stream
 from outboxkit.outcomes import Failure
+from outboxkit.sessions import only_this_one
 from outboxkit.store import Transaction
 
 _Begun = dict[Stream, tuple[Subscription, Position]]
@@ -32,6 +35,21 @@ _NO_HANDLERS_FAULT = (ConflictError, LeaseLostError, StoreUnavailableError, Unli
 
 WARY_RUNS = 20
 """How many runs of a stream have to go well, after a failure, until messages share their transaction again."""
+
+_LOSSES = 3
+"""So many times in a row a message may lose its session until it is set aside."""
+
+
+class _Lost(NamedTuple):
+    """A message during which the session ended."""
+
+    subscription: Subscription
+    position: Position
+    times: int
+    """How often in a row with no other message in the transaction, and while the database answered others."""
+
+
+_Losses = dict[Stream, _Lost]
 
 
 class Settler:
@@ -50,6 +68,8 @@ class Settler:
         """Up to where this process has begun with deliveries that somebody had before: it knows how that ended."""
         self._wary: _Counts = {}
         """For how many runs of a stream each message has a savepoint."""
+        self._lost: _Losses = {}
+        """What a stream's last run began with, if its session ended: until that is through, each message is tried by itself."""
 
     async def settle(self, subscription: Subscription, run: Sequence[Delivery], seconds: float, gone: Position = LAST) -> int:
         """Settle deliveries of one stream in one transaction.
@@ -67,13 +87,15 @@ class Settler:
             UnlinkedError: others are missing before the first; nothing was committed.
         """
         async with self._slots:
-            # Those we have begun with before come first and by themselves: we know how that ended.
-            known = self.begun(subscription)
-            if begun := [delivery for delivery in run if delivery.position <= known]:
-                return await self._settle_or_defer(subscription, begun, seconds, gone)
-            if suspects := await self._suspects(subscription, run):
-                return await again_on_conflict(partial(self._set_aside, subscription, suspects, gone))
-            return await self._settle_or_defer(subscription, run, seconds, gone)
+            lost = self._lost.get(subscription.stream)
+            if lost is not None:
+                run = run[:1]
+            if lost == (subscription, run[0].position, _LOSSES):
+                done = await again_on_conflict(partial(self._set_aside, subscription, run, gone))
+            else:
+                done = await self._settle_with_care(subscription, run, seconds, gone)
+            self._lost.pop(subscription.stream, None)
+            return done
 
     def begun(self, subscription: Subscription) -> Position:
         """Return up to where this process began with deliveries that somebody had before, and knows how that ended.
@@ -82,6 +104,17 @@ class Settler:
         """
         held, upto = self._begun.get(subscription.stream, (subscription, ORIGIN))
         return upto if held == subscription else ORIGIN
+
+    async def _settle_with_care(
+        self, subscription: Subscription, run: Sequence[Delivery], seconds: float, gone: Position
+    ) -> int:
+        # Those we have begun with before come first and by themselves: we know how that ended.
+        known = self.begun(subscription)
+        if begun := [delivery for delivery in run if delivery.position <= known]:
+            return await self._settle_or_defer(subscription, begun, seconds, gone)
+        if suspects := await self._suspects(subscription, run):
+            return await again_on_conflict(partial(self._set_aside, subscription, suspects, gone))
+        return await self._settle_or_defer(subscription, run, seconds, gone)
 
     async def _suspects(self, subscription: Subscription, run: Sequence[Delivery]) -> Sequence[Delivery]:
         """Return the deliveries, from the first, that somebody began with and then died; note that we begin with the rest."""
@@ -144,6 +177,10 @@ class Settler:
                 return await self._settle(subscription, run[:1], seconds, gone)
             await self._handling.blame(subscription, run[0], error, gone=gone)
             return 1
+        except SessionLostError:
+            if outcomes.begun:
+                await self._note_lost(subscription, run)
+            raise
         except Exception as error:
             failure = outcomes.shared_failure
             # Without one a handler may have swallowed what ended the transaction for all.
@@ -158,3 +195,13 @@ class Settler:
         self._handling.committed(subscription, outcomes, duplicates)
         deferred = outcomes.deferred_from()
         return sum(deferred is None or delivery.position < deferred for delivery in run)
+
+    async def _note_lost(self, subscription: Subscription, run: Sequence[Delivery]) -> None:
+        """Count what began with a run whose session has just ended, unless that was an outage."""
+        before = self._lost.pop(subscription.stream, None)
+        if await only_this_one(self._store, subscription):
+            position = run[0].position
+            same = before is not None and before[:2] == (subscription, position)
+            times = before.times if before is not None and same else 0
+            # Of several each may be the reason.
+            self._lost[subscription.stream] = _Lost(subscription, position, times + (len(run) == 1))

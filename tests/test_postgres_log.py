@@ -12,9 +12,9 @@ import pytest
 from outboxkit.cancellation import alongside
 from outboxkit.encoding import partition
 from outboxkit.errors import SchemaError, StoreError
-from outboxkit.message import ORIGIN, Envelope, OutboxRow, new_id
+from outboxkit.message import LAST, ORIGIN, Envelope, OutboxRow, Position, Stream, new_id
 from outboxkit.testing.rows import EVERYTHING, envelopes, log_of, new_rows, publish
-from outboxkit_postgres import ticks
+from outboxkit_postgres import rebasing, ticks
 from outboxkit_postgres.connection import whole_transaction
 from outboxkit_postgres.link import BY_INDEX
 from tests.postgres import SOURCE, ask, connected, opened
@@ -157,6 +157,43 @@ async def test_a_page_of_a_large_log_keeps_to_the_indexes_and_is_not_compiled(po
                 assert not re.search(r"Seq Scan on outboxkit|Bitmap", plan)
                 read = sum(int(blocks) for blocks in re.findall(r"\A.*?hit=(\d+)", plan, re.DOTALL))
                 assert read < 200, plan
+
+
+async def test_what_a_rebase_moves_of_a_large_log_is_found_by_the_indexes(postgres_url: str) -> None:
+    """While it holds off all who write: it may not look at what stands below, nor at all ticks for each row."""
+    insert = (
+        "INSERT INTO outboxkit_outbox (id, topic, partition, type, envelope) "
+        "SELECT gen_random_uuid(), 'topic', number % 2, 'type', ('e' || gen_random_uuid())::bytea "
+        "FROM generate_series(1, $1) number"
+    )
+    async with opened(postgres_url) as store, connected(postgres_url) as outside:
+        await outside.execute(insert, 20_000)
+        await store.read(ORIGIN, 1, EVERYTHING)
+        async with connected(postgres_url) as slow, slow.transaction():
+            await slow.execute(insert, 10)
+            for _ in range(200):  # a tick each
+                await outside.execute(insert, 10)
+                await store.read(ORIGIN, 1, EVERYTHING)
+        await store.read(ORIGIN, 1, EVERYTHING)
+        await outside.execute(insert, 10)  # of no tick yet
+        statement = store.outbox.names.sql(vars(rebasing)["_ABOVE"])
+        values = (150, ["topic"], LAST.minor, [0], [150], [0])
+        async with whole_transaction(outside, BY_INDEX):
+            plan = "\n".join(line for (line,) in await outside.fetch(f"EXPLAIN (ANALYZE, BUFFERS) {statement}", *values))
+        assert "JIT" not in plan
+        assert not re.search(r"Seq Scan on outboxkit|Bitmap", plan)
+        assert "outbox_xid" in plan
+        read = sum(int(blocks) for blocks in re.findall(r"\A.*?hit=(\d+)", plan, re.DOTALL))
+        assert read < 3000, plan
+        # All above one tick of the first stream is moved, and only that.
+        stream = Stream("topic", 0, SOURCE)
+        log = [entry for entry in await log_of(store, page=1000) if entry.stream == stream]
+        agreed, above = log[-300].position, envelopes(log[-299:])
+        assert await store.rebase({stream: (agreed, Position(1000, 0))}) == 299
+        log = [entry for entry in await log_of(store, page=1000) if entry.stream == stream]
+        assert envelopes(log[-299:]) == above
+        assert log[-300].position == agreed
+        assert log[-299].position > Position(1000, 0)
 
 
 # publishing in SQL

@@ -141,6 +141,54 @@ async def test_a_commit_is_looked_for_as_long_as_the_server_is_away(postgres_bin
                 assert log == []
 
 
+OBSTACLES = (
+    asyncpg.TooManyConnectionsError("sorry, too many clients already"),
+    asyncpg.ReadOnlySQLTransactionError("cannot execute pg_current_xact_id() during recovery"),
+    asyncpg.QueryCanceledError("canceling statement due to statement timeout"),
+    asyncpg.InvalidPasswordError("password authentication failed"),
+    asyncpg.exceptions.TargetServerAttributeNotMatched("None of the hosts match the target attribute requirement"),
+    RuntimeError("what nobody has thought of"),
+)
+"""What may meet who comes with a new connection, and says nothing of what was committed on another."""
+
+
+@pytest.mark.parametrize("obstacle", OBSTACLES, ids=lambda obstacle: type(obstacle).__name__)
+async def test_who_cannot_look_for_a_commit_yet_looks_again(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch, obstacle: Exception
+) -> None:
+    connect, refused = asyncpg.connect, 0
+
+    async def refuse(*values: Any, **options: Any) -> Any:
+        nonlocal refused
+        refused += 1
+        if refused <= 2:
+            raise obstacle
+        return await connect(*values, **options)
+
+    async with proxied(postgres_url) as (proxy, store):
+        proxy.lose_next(b"COMMIT;")
+        with monkeypatch.context() as patch:
+            patch.setattr(asyncpg, "connect", refuse)
+            rows = await publish(store, new_rows())
+        assert refused == 3
+        assert envelopes(await log_of(store)) == envelopes(rows)
+
+
+async def test_a_commit_that_nobody_can_look_for_in_time_is_told_as_unknown(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here as the tables are locked, and the database lets nobody wait for that."""
+    monkeypatch.setattr("outboxkit_postgres.transaction._LOOK_SECONDS", 0.5)
+    async with proxied(postgres_url) as (proxy, store), connected(postgres_url) as outside:
+        await outside.execute(f'ALTER DATABASE "{urlsplit(postgres_url).path[1:]}" SET lock_timeout = 20')
+        async with outside.transaction():
+            await outside.execute("LOCK TABLE outboxkit_later IN ACCESS EXCLUSIVE MODE")  # which only the look needs
+            proxy.lose_next(b"COMMIT;")
+            with pytest.raises(CommitUnknownError, match=r"lock timeout.*look for message"):
+                await publish(store, new_rows())
+        assert len(await log_of(store)) == 1
+
+
 async def test_a_number_that_the_server_forgot_is_of_a_transaction_that_did_not_happen(postgres_url: str) -> None:
     async with opened(postgres_url) as store, connected(postgres_url) as outside:
         await publish(store, new_rows())
@@ -252,6 +300,21 @@ async def test_a_goodbye_that_confuses_the_driver_while_connecting_is_a_server_t
             with pytest.raises(StoreUnavailableError):
                 await store.open(SOURCE)
         await store.open(SOURCE)
+
+
+async def test_hosts_of_which_none_is_the_primary_are_a_database_that_is_away(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in the middle of a failover; it says so, and is waited for."""
+    standbys = asyncpg.exceptions.TargetServerAttributeNotMatched("None of the hosts match the target attribute requirement")
+    async with opened(postgres_url) as store:
+
+        async def refuse(*_: object, **__: object) -> NoReturn:
+            raise standbys
+
+        monkeypatch.setattr(asyncpg.Pool, "acquire", refuse)
+        with pytest.raises(StoreUnavailableError, match="name the primary"):
+            await store.progress()
 
 
 # a connection that breaks inside a unit of work

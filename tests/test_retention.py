@@ -1,6 +1,7 @@
 """Retention: what is old and settled by everybody goes, nothing else does, and a group that is gone is dismissed by name."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import contextlib
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from functools import partial
 from operator import lt
 from typing import Any
@@ -10,11 +11,15 @@ import pytest
 
 from outboxkit import RetentionSettings
 from outboxkit.broker import Broker, Standing
+from outboxkit.cancellation import alongside
 from outboxkit.errors import GroupActiveError, GroupMissingError
 from outboxkit.message import LAST, ORIGIN, Position, Stream
 from outboxkit.retention import Retention
 from outboxkit.testing import MemoryBroker, drain
+from outboxkit_postgres.link import Link
+from outboxkit_postgres.retained import PostgresRetainedLog
 from tests.databases import Place
+from tests.postgres import SOURCE, ask, opened
 from tests.servers import empty_redis
 from tests.services import QUICK, Publisher, Reader
 from tests.waiting import until
@@ -295,6 +300,39 @@ async def test_what_was_learned_before_a_group_was_dismissed_does_not_bring_it_b
         await Retention(publisher.app.store, slow, LATER.retention, publisher.observer).look()
         assert await known_streams(publisher) == 0
     await slow.aclose()
+
+
+@pytest.mark.parametrize("first", ["dismissed", "expected"])
+async def test_a_group_that_is_dismissed_just_as_it_is_noted_on_a_new_stream_is_not_known_there(
+    postgres_url: str, first: str
+) -> None:
+    """Whoever comes second waits for the other, and sees what it did."""
+    old, new = Stream("numbers", 0, SOURCE), Stream("numbers", 1, SOURCE)
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    async with opened(postgres_url) as store:
+        await store.retained.know({old: {"gone": ORIGIN}}, await store.retained.mark(1.0, 1.0))
+
+        async def dismiss(log: PostgresRetainedLog) -> None:
+            await log.forget("gone", [old])
+
+        async def expect(log: PostgresRetainedLog) -> None:
+            await log.expect([old, new])
+
+        behind: Any = store
+        async with contextlib.AsyncExitStack() as other:
+            async with behind._database.work() as link:
+
+                @contextlib.asynccontextmanager
+                async def same() -> AsyncGenerator[Link, None]:
+                    yield link
+
+                log = PostgresRetainedLog(store.outbox.names, SOURCE, same)
+                await (dismiss if first == "dismissed" else expect)(log)
+                second = (expect if first == "dismissed" else dismiss)(store.retained)
+                ended = await other.enter_async_context(alongside(second))
+                await until(lambda: ask(postgres_url, waiting), [(1,)].__eq__)
+            await ended
+        assert list(await store.retained.known()) == []
 
 
 async def test_status_names_who_holds_back_what_is_old_and_the_next_step(place: Place, redis_url: str) -> None:

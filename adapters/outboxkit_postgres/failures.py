@@ -12,14 +12,15 @@ from outboxkit.errors import (
     ConflictError,
     NotADatabaseError,
     SchemaError,
+    SessionLostError,
     StoreError,
     StoreUnavailableError,
 )
 
 _CONFLICTS = {"40001": "another transaction was first (serialization failure)", "40P01": "a deadlock was broken"}
 
-_LOST = frozenset(("57P01", "57P02", "57P03", "57P05", "25P03"))
-"""The server is stopping, crashed or starting, or ended an idle session: the connection is gone."""
+_LOST = frozenset(("57P01", "57P02", "57P03", "57P05", "25P03", "25P04"))
+"""The server is stopping, crashed or starting, or ended a session that was idle or took too long: the connection is gone."""
 
 
 _UNCODED = (
@@ -72,7 +73,7 @@ def meaning(error: BaseException, where: str) -> StoreError:
             return SchemaError(f"{where}: {text}: run `outboxkit migrate module:app`, or `app.check()` to see what differs")
         case "53300":
             return StoreUnavailableError(f"{where}: {text}: lower ?max_connections= here or raise it at the server")
-        case "25006":
+        case _ if code == "25006" or any(type(each).__name__ == "TargetServerAttributeNotMatched" for each in _chain(error)):
             return StoreUnavailableError(f"{where}: {text}: this server is a standby; name the primary in the store's URL")
         case _ if means_connection_lost(error) or code.startswith(("53", "58", "55", "57")):
             return StoreUnavailableError(f"{where}: {text}: check that the server runs, can be reached and has room")
@@ -80,9 +81,9 @@ def meaning(error: BaseException, where: str) -> StoreError:
             return StoreError(f"{where}: {text}")
 
 
-def went_away(where: str) -> StoreUnavailableError:
+def went_away(where: str) -> SessionLostError:
     """Return the error that says that a session ended in the middle of a transaction."""
-    return StoreUnavailableError(f"{where} went away before the commit: nothing was committed")
+    return SessionLostError(f"{where} went away before the commit: nothing was committed")
 
 
 def is_confused(error: BaseException) -> bool:

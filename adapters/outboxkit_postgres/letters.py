@@ -25,6 +25,10 @@ _FIND = """
 # In one order, as others may change letters of the same floors at the same time.
 _LOCK = "SELECT 1 FROM {floor} WHERE id = ANY($1::bigint[]) ORDER BY id FOR NO KEY UPDATE"
 
+# At REPEATABLE READ and above, who waited for a lock goes on with what was to be seen before, unless the row has changed: that
+# is a conflict, and it runs again. Without one it would park a message for ever, behind a letter that is discarded by then.
+_TOUCH = "UPDATE {floor} SET ragged = ragged WHERE id = ANY($1::bigint[])"
+
 # Looked up one by one, as there may be very many others; nobody moves them meanwhile, as we hold their floors.
 _THESE = """
     WITH these AS MATERIALIZED (
@@ -120,7 +124,9 @@ class LetterTables:
             await self._inbox.waiting.line_up(link, floor_id, of_floor)
 
     async def _lock(self, link: Link, places: Sequence[Place]) -> None:
-        await link.fetch(self._sql(_LOCK), sorted({place.floor_id for place in places}))
+        floors = sorted({place.floor_id for place in places})
+        await link.fetch(self._sql(_LOCK), floors)
+        await link.fetch(self._sql(_TOUCH), floors)
 
 
 def _letter(row: Row) -> DeadLetter:

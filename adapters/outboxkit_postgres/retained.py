@@ -45,17 +45,30 @@ _KNOWN = """
     FROM {known_group} WHERE dismissed_at IS NULL ORDER BY 1, 2, 3
 """
 
+# Who is dismissed at this moment is kept out by the lock below.
+_EXPECT = """
+    INSERT INTO {known_group} (topic, partition, "group", major, minor, moved_at)
+    SELECT s.topic, s.partition, k."group", 0, 0, clock_timestamp()
+    FROM unnest($1::text[], $2::integer[]) AS s (topic, partition)
+        JOIN (SELECT DISTINCT topic, "group" FROM {known_group} WHERE dismissed_at IS NULL) k USING (topic)
+    ORDER BY 1, 2, 3
+    ON CONFLICT (topic, partition, "group") DO NOTHING
+"""
+
+# Held before the next statement takes its snapshot, and until the end: who writes there has done so, which that statement sees,
+# or waits, and then sees what it did. Else a group could be noted on one more stream just as it is dismissed on all others.
+_LOCK = "LOCK TABLE {known_group} IN SHARE ROW EXCLUSIVE MODE"
+
 _FORGET = """
-    WITH before AS (
-        SELECT topic, partition FROM {known_group} WHERE "group" = $1 AND dismissed_at IS NULL
+    WITH before AS MATERIALIZED (
+        SELECT topic, partition, dismissed_at FROM {known_group} WHERE "group" = $1
     ), dismissed AS (
         INSERT INTO {known_group} (topic, partition, "group", major, minor, moved_at, dismissed_at)
         SELECT topic, partition, $1, 0, 0, clock_timestamp(), clock_timestamp()
-        FROM unnest($2::text[], $3::integer[]) AS s (topic, partition)
+        FROM (SELECT topic, partition FROM before UNION SELECT * FROM unnest($2::text[], $3::integer[])) s
         ON CONFLICT (topic, partition, "group") DO UPDATE SET dismissed_at = excluded.dismissed_at
-        RETURNING topic, partition
     )
-    SELECT count(*) FROM dismissed JOIN before USING (topic, partition)
+    SELECT count(*) FROM before WHERE dismissed_at IS NULL
 """
 
 _REMOVED = "SELECT topic, partition, major, minor FROM {removed}"
@@ -172,6 +185,12 @@ class PostgresRetainedLog:
             async with self._work() as link:
                 await link.fetch(self._sql(_KNOW), *columns, asked_at)
 
+    async def expect(self, streams: Collection[Stream]) -> None:
+        """See `outboxkit.retained.RetainedLog.expect`."""
+        if streams:
+            async with self._work() as link:
+                await link.fetch(self._sql(_EXPECT), *_columns(streams))
+
     async def known(self) -> Sequence[KnownGroup]:
         """See `outboxkit.retained.RetainedLog.known`."""
         async with self._work() as link:
@@ -183,9 +202,9 @@ class PostgresRetainedLog:
 
     async def forget(self, group: str, streams: Collection[Stream]) -> int:
         """See `outboxkit.retained.RetainedLog.forget`."""
-        ordered = sorted((stream.topic, stream.partition) for stream in streams)
         async with self._work() as link:
-            rows = await link.fetch(self._sql(_FORGET), group, [topic for topic, _ in ordered], [part for _, part in ordered])
+            await link.fetch(self._sql(_LOCK))
+            rows = await link.fetch(self._sql(_FORGET), group, *_columns(streams))
         count: int = rows[0][0]
         return count
 
@@ -213,3 +232,7 @@ class PostgresRetainedLog:
         while looked_at is not None:
             async with self._work(_OFF) as link:
                 ((looked_at,),) = await link.fetch(self._sql(_REMOVE_TICKS), looked_at + 1, upto, _TICKS)
+
+
+def _columns(streams: Collection[Stream]) -> tuple[list[str], list[int]]:
+    return [stream.topic for stream in streams], [stream.partition for stream in streams]

@@ -19,7 +19,7 @@ from outboxkit_postgres.inbox import InboxTables
 from outboxkit_postgres.later import LaterTables
 from outboxkit_postgres.leases import LeaseTable
 from outboxkit_postgres.letters import LetterTables
-from outboxkit_postgres.link import Link
+from outboxkit_postgres.link import BY_INDEX, Link
 from outboxkit_postgres.names import Names
 from outboxkit_postgres.opened import Tables
 from outboxkit_postgres.outbox import OutboxTable
@@ -186,7 +186,7 @@ class PostgresTables(ConsumingTables, RelayingTables):
         if not divergences:
             return 0
         names = self._opened().outbox.names
-        async with self.translated(), self._database.work() as link:
+        async with self.translated(), self._database.work(BY_INDEX) as link:
             return await rebase(link, names, divergences)
 
     # what waits for its time

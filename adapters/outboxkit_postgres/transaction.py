@@ -228,31 +228,24 @@ class PostgresTransaction:
                 f"{self._database.name} went away during a commit, and without an event in it nothing tells whether it was "
                 "committed: look for what it wrote before doing it again"
             ) from error
-        committed: bool | None = None
+        backoff, looks, obstacle = Backoff(), 0, "no answer"
         with anyio.move_on_after(_LOOK_SECONDS):
-            committed = await self._outcome(xid, rows[0].id)
-        if committed is None:
-            raise CommitUnknownError(
-                f"{self._database.name} went away during a commit, and did not come back within {_LOOK_SECONDS:g} s: look for "
-                f"message {rows[0].id} in the outbox before publishing it again"
-            ) from error
-        if not committed:
-            raise went_away(self._database.name) from error
-
-    async def _outcome(self, xid: int, id: str) -> bool:
-        backoff, looks = Backoff(), 0
-        while True:
-            looks += 1
-            try:
-                async with self._database.fresh_link() as link:
-                    committed = await self._outbox.was_committed(link, xid, id)
-            except Exception as error:  # as the driver raises it: it is looked at next
-                if not means_connection_lost(error):
-                    self._fail(error)
-                committed = None
-            if committed is not None:
-                return committed
-            await anyio.sleep(backoff.seconds(looks))
+            while True:
+                looks += 1
+                try:
+                    async with self._database.fresh_link() as link:
+                        committed = await self._outbox.was_committed(link, xid, rows[0].id)
+                except Exception as kept:  # no room for us, a standby, too slow: whatever it is, it says nothing of the commit
+                    committed, obstacle = None, told(kept)
+                if committed:
+                    return
+                if committed is not None:
+                    raise went_away(self._database.name) from error
+                await anyio.sleep(backoff.seconds(looks))
+        raise CommitUnknownError(
+            f"{self._database.name} went away during a commit, and {_LOOK_SECONDS:g} s later nothing has told whether it was "
+            f"committed (last: {obstacle}): look for message {rows[0].id} in the outbox before publishing it again"
+        ) from error
 
     async def rollback(self) -> None:
         """End the transaction, and bring whoever used it to an end with it."""

@@ -54,6 +54,11 @@ class SQLiteRetainedLog:
             "dismissed_at = NULL WHERE CASE WHEN dismissed_at IS NULL "
             "THEN (major, minor) <> (excluded.major, excluded.minor) ELSE dismissed_at < ? END"
         )
+        self._expect = (
+            f'INSERT INTO {known} (topic, partition, "group", major, minor, moved_at) '
+            f'SELECT DISTINCT topic, ?2, "group", 0, 0, {NOW} FROM {known} WHERE topic = ?1 AND dismissed_at IS NULL '
+            "ON CONFLICT DO NOTHING"
+        )
         self._known = (
             f'SELECT "group", topic, partition, major, minor, {NOW} - moved_at FROM {known} WHERE dismissed_at IS NULL '
             "ORDER BY 1, 2, 3"
@@ -62,6 +67,7 @@ class SQLiteRetainedLog:
             f'INSERT INTO {known} (topic, partition, "group", major, minor, moved_at, dismissed_at) '
             f"VALUES (?, ?, ?, 0, 0, {NOW}, {NOW}) ON CONFLICT DO UPDATE SET dismissed_at = {NOW}"
         )
+        self._forget_all = f'UPDATE {known} SET dismissed_at = {NOW} WHERE "group" = ?'
         self._knows = f'SELECT count(*) FROM {known} WHERE "group" = ? AND dismissed_at IS NULL'
         self._removed = f"SELECT topic, partition, major, minor FROM {prefix}removed"
         # The primary key, in order.
@@ -106,6 +112,12 @@ class SQLiteRetainedLog:
         if rows:
             await self._write(lambda connection: connection.executemany(self._know, rows))
 
+    async def expect(self, streams: Collection[Stream]) -> None:
+        """See `outboxkit.retained.RetainedLog.expect`."""
+        rows = [(stream.topic, stream.partition) for stream in streams]
+        if rows:
+            await self._write(lambda connection: connection.executemany(self._expect, rows))
+
     async def known(self) -> Sequence[KnownGroup]:
         """See `outboxkit.retained.RetainedLog.known`."""
         rows = await self._query(lambda connection: connection.execute(self._known).fetchall())
@@ -119,8 +131,9 @@ class SQLiteRetainedLog:
 
         def forget(connection: GuardedConnection) -> int:
             before: int = connection.execute(self._knows, (group,)).fetchone()[0]
+            connection.execute(self._forget_all, (group,))
             connection.executemany(self._forget, [(stream.topic, stream.partition, group) for stream in streams])
-            return before - int(connection.execute(self._knows, (group,)).fetchone()[0])
+            return before
 
         return await self._write(forget)
 

@@ -111,8 +111,55 @@ class StoreRetainedContract:
         asked_at = await store.retained.mark(1.0, 1.0)
         await store.retained.know({_ZERO: {"gone": ORIGIN, "half": LAST}, _ONE: {"half": ORIGIN}}, asked_at)
         await store.retained.forget("gone", [_ZERO])
-        await store.retained.forget("half", [_ONE])
+        await store.retained.forget("half", [_ONE])  # and with it everywhere
         assert await swept(store) == len(log) - 2
+
+    async def test_a_group_is_expected_on_the_streams_of_its_topics_that_it_has_not_begun_with(
+        self, store: Store, peer: Store
+    ) -> None:
+        at, other = Position(7, 3), Stream("other", 0, SOURCE)
+        now = await store.retained.mark(1.0, 1.0)
+        await store.retained.know({_ZERO: {"both": at, "one": at}, _ONE: {"both": at}, other: {"else": at}}, now)
+        known = [("both", _ZERO, at), ("both", _ONE, at), ("else", other, at), ("one", _ZERO, at)]
+        for streams in ([_ZERO, _ONE, other], [_ZERO, _ONE, other], [], [Stream("third", 0, SOURCE)]):
+            await store.retained.expect(streams)
+            found = [known[:3] for known in await peer.retained.known()]
+            assert found == sorted([*known, ("one", _ONE, ORIGIN)])
+
+    async def test_a_group_that_is_forgotten_is_not_expected_anywhere(self, store: Store) -> None:
+        asked_at = await store.retained.mark(1.0, 1.0)
+        await store.retained.know({_ZERO: {"group": LAST}}, asked_at)
+        await store.retained.forget("group", [_ZERO])
+        await store.retained.expect([_ZERO, _ONE])
+        assert list(await store.retained.known()) == []
+        # Nor where it was forgotten, once it reads another stream again: the broker tells of that one if it comes back there.
+        await store.retained.forget("group", [_ZERO, _ONE])
+        await anyio.sleep(0.002)
+        await store.retained.know({_ZERO: {"group": LAST}}, await store.retained.mark(1.0, 1.0))
+        await store.retained.expect([_ZERO, _ONE])
+        assert [known[:3] for known in await store.retained.known()] == [("group", _ZERO, LAST)]
+
+    async def test_a_group_is_forgotten_on_all_streams_also_on_those_that_are_not_named(
+        self, store: Store, peer: Store
+    ) -> None:
+        """Who lists them may not know of one that has just begun."""
+        asked_at = await store.retained.mark(1.0, 1.0)
+        told = {_ZERO: {"group": LAST, "other": LAST}, _ONE: {"group": ORIGIN}}
+        await store.retained.know(told, asked_at)
+        assert await peer.retained.forget("group", [_ZERO]) == 2
+        await store.retained.know(told, asked_at)
+        assert [known[:3] for known in await store.retained.known()] == [("other", _ZERO, LAST)]
+
+    async def test_a_group_that_is_forgotten_while_it_is_expected_is_forgotten(self, store: Store, peer: Store) -> None:
+        streams = [Stream("topic", partition, SOURCE) for partition in range(8)]
+        for number in range(10):
+            group = f"group-{number}"
+            await store.retained.know({_ZERO: {group: LAST}}, await store.retained.mark(1.0, 1.0))
+            async with anyio.create_task_group() as racing:
+                for stream in streams:
+                    racing.start_soon(peer.retained.expect, [stream])
+                racing.start_soon(store.retained.forget, group, [_ZERO])
+            assert list(await store.retained.known()) == []
 
     async def test_a_group_that_went_back_holds_what_it_has_to_read_again(self, store: Store) -> None:
         log = await relayed(store)

@@ -1,17 +1,21 @@
-"""Two who receive the same delivery at the same time on Postgres, where the first to come changes what is known meanwhile."""
+"""Two who change what is known of one stream at the same time on Postgres, where the second waits for what the first does."""
 
+import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import asyncpg
 import pytest
 
 from outboxkit.cancellation import alongside
-from outboxkit.inbox import Subscription
+from outboxkit.conflicts import again_on_conflict
+from outboxkit.inbox import Outcome, Subscription
+from outboxkit.letter import EVERY_LETTER
 from outboxkit.message import Delivery, Stream
-from outboxkit.testing.contract_store_inbox import settle
+from outboxkit.testing.contract_store_inbox import record, settle
 from outboxkit.testing.rows import SOURCE, deliveries, settled
 from outboxkit_postgres import PostgresStore
+from tests.postgres import with_options
 from tests.waiting import until
 
 _WAITING = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
@@ -29,8 +33,14 @@ class Two(NamedTuple):
 
 
 @pytest.fixture
-async def two(postgres_url: str) -> AsyncGenerator[Two, None]:
-    store, peer = PostgresStore(postgres_url), PostgresStore(postgres_url)
+def options() -> str:
+    return ""
+
+
+@pytest.fixture
+async def two(postgres_url: str, options: str) -> AsyncGenerator[Two, None]:
+    url = with_options(postgres_url, options)
+    store, peer = PostgresStore(url), PostgresStore(url)
     await store.migrate(SOURCE)
     await store.open(SOURCE)
     await peer.open(SOURCE)
@@ -66,3 +76,38 @@ async def test_who_waited_for_the_floor_sees_what_became_known_above_it(two: Two
             await transaction.settle(subscription, settled(fresh))
             await transaction.commit()
             assert await again == [1]
+
+
+@pytest.mark.parametrize("options", ["isolation=read_committed", "isolation=repeatable_read", "isolation=serializable"])
+@pytest.mark.parametrize("what", ["discarded", "exported", "retried"])
+async def test_who_waited_for_a_held_letter_to_go_does_not_park_a_message_behind_it(two: Two, what: str) -> None:
+    """Nobody would have that one's turn come: what frees a key looks for what is behind it, and has done so."""
+    store, peer, subscription, chain, one_waits = two
+    first, second, _ = chain
+    await record(store, subscription, Outcome(first, "held", 1, error="no", id="id-1", type="type", key="key"))
+    (letter,) = await store.letters(EVERY_LETTER, None, 1, envelopes=False)
+    parked: list[bool] = []
+
+    async def receive() -> None:
+        async with peer.transaction() as transaction:
+            (fresh,) = await transaction.receive(subscription, [second])
+            blocked = bool(await transaction.blocked(subscription, ["key"]))
+            state: Literal["parked", "settled"] = "parked" if blocked else "settled"
+            await transaction.settle(subscription, [Outcome(fresh, state, 0, id="id-2", type="type", key="key")])
+            await transaction.commit()
+        parked.append(blocked)
+
+    behind: Any = store
+    letters = behind._opened().letters
+    async with contextlib.AsyncExitStack() as receiving:
+        async with behind._database.work() as link:
+            if what == "retried":
+                assert await letters.revive(link, [letter.ref]) == 1
+            else:
+                assert await letters.discard(link, [letter.ref], exported=what == "exported") == 1
+            received = await receiving.enter_async_context(alongside(again_on_conflict(receive)))
+            await until(one_waits)
+        await received
+    assert parked == [what == "retried"]
+    due, _ = await store.retries("group", 10)
+    assert [retry.delivery for retry in due] == ([first] if what == "retried" else [])

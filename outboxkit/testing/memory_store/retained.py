@@ -65,6 +65,17 @@ class MemoryRetainedLog:
         if any(groups.values()):
             await self._write("know", know)
 
+    async def expect(self, streams: Collection[Stream]) -> None:
+        """See `outboxkit.retained.RetainedLog.expect`."""
+
+        def expect(state: State) -> None:
+            for stream in streams:
+                for group in _readers(state, stream.topic):
+                    if state.known.get((stream, group)) is None:
+                        state.known.put((stream, group), KnownRow(ORIGIN, state.now()))
+
+        await self._write("expect", expect)
+
     async def known(self) -> Sequence[KnownGroup]:
         """See `outboxkit.retained.RetainedLog.known`."""
 
@@ -82,12 +93,10 @@ class MemoryRetainedLog:
         """See `outboxkit.retained.RetainedLog.forget`."""
 
         def forget(state: State) -> int:
-            count = 0
-            for stream in streams:
-                row = state.known.get((stream, group))
-                count += row is not None and row.dismissed_at is None
+            rows = {stream: row for (stream, of), row in state.known.items() if of == group}
+            for stream in rows.keys() | set(streams):
                 state.known.put((stream, group), KnownRow(ORIGIN, state.now(), state.now()))
-            return count
+            return sum(row.dismissed_at is None for row in rows.values())
 
         return await self._write("forget", forget)
 
@@ -115,10 +124,14 @@ def _horizon(state: State, seconds: float) -> Position:
     return max((position for position, at in state.marks.items() if at <= before), default=ORIGIN)
 
 
+def _readers(state: State, topic: str) -> set[str]:
+    return {group for (stream, group), row in state.known.items() if stream.topic == topic and row.dismissed_at is None}
+
+
 def _end(state: State, stream: Stream) -> Position:
     """Return up to where rows of a stream may go."""
     relayed = state.relayed.get(stream) or ORIGIN
-    readers = {group for (of, group), row in state.known.items() if of.topic == stream.topic and row.dismissed_at is None}
+    readers = _readers(state, stream.topic)
     rows = {group: row for (of, group), row in state.known.items() if of == stream}
     if readers - rows.keys():
         return ORIGIN
