@@ -54,6 +54,11 @@ class SQLiteUnit(SessionUnit):
         """Whether the transaction is open."""
         return not self.lost and bool(self.driver.in_transaction)
 
+    def require_transaction(self) -> None:
+        """See `SessionUnit.require_transaction`; a statement outside would commit by itself, a savepoint with its release."""
+        if not self.driver.in_transaction:
+            raise TransactionLostError(LOST)
+
     async def release(self) -> None:
         """Leave the connection as it was."""
         try:

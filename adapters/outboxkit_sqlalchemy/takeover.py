@@ -3,14 +3,15 @@
 Functions that run on the connection's thread. Python's own transaction handling, in whichever of its modes the engine uses it,
 begins deferred transactions: one that has read and then writes fails at once, and for good, when another has written
 meanwhile. And after a statement that ended the transaction by itself (``INSERT OR ROLLBACK``) it would begin another, without
-what came before.
+what came before; as does SQLite with a savepoint, or a statement that Python does not take for a writing one.
 """
 
 import sqlite3
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
-from outboxkit_sqlite.connection import SHORT_BUSY_TIMEOUT
+from outboxkit_sqlite.connection import READING, SHORT_BUSY_TIMEOUT
 from outboxkit_sqlite.transaction import with_own_factories
 
 T = TypeVar("T")
@@ -24,7 +25,7 @@ class TakenOver:
 
     def __init__(self) -> None:
         self.denied = False
-        """Whether a BEGIN or COMMIT of somebody else's was refused."""
+        """Whether a BEGIN or COMMIT of somebody else's was refused, or what came after the end of the transaction."""
         self._may_control = False
         self._before: tuple[Any, Any, int] | None = None
 
@@ -53,7 +54,7 @@ class TakenOver:
         connection.isolation_level = "IMMEDIATE"
         connection.execute("PRAGMA synchronous = FULL").close()
         connection.execute(SHORT_BUSY_TIMEOUT).close()
-        connection.set_authorizer(self._authorize)
+        connection.set_authorizer(partial(self._authorize, connection))
 
     def may_commit(self) -> None:
         """From here on the transaction may be committed."""
@@ -74,9 +75,14 @@ class TakenOver:
         if autocommit != _LEGACY_CONTROL:
             untyped.autocommit = autocommit
 
-    def _authorize(self, action: int, operation: str | None, *_: str | None) -> int:
-        # SQLAlchemy rolls back by itself when a flush fails; nothing can be written after that, as nobody may begin again.
-        if action != sqlite3.SQLITE_TRANSACTION or self._may_control or operation == "ROLLBACK":
+    def _authorize(self, connection: sqlite3.Connection, action: int, operation: str | None, *_: str | None) -> int:
+        if action == sqlite3.SQLITE_TRANSACTION:
+            # SQLAlchemy rolls back by itself when a flush fails; nothing can be written after that.
+            allowed = self._may_control or operation == "ROLLBACK"
+        else:
+            # Of a statement that SQLite has in its cache it asks nothing again: that is `SQLiteUnit.require_transaction`'s.
+            allowed = action in READING or connection.in_transaction
+        if allowed:
             return sqlite3.SQLITE_OK
         self.denied = True
         return sqlite3.SQLITE_DENY

@@ -34,7 +34,10 @@ class SessionUnit:
         """Begin the transaction; SQLAlchemy tells the server with the first statement."""
         await self.session.connection()
         # Only now: listeners of the engine's may execute a BEGIN.
-        self.connection.guard()
+        self.connection.guard(self.require_transaction)
+
+    def require_transaction(self) -> None:
+        """Raise `TransactionLostError` when something in the unit of work has ended the transaction."""
 
     async def flush(self) -> None:
         """Send what the session holds back."""
