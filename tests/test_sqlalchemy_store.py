@@ -402,6 +402,59 @@ async def test_a_flush_that_fails_within_the_commit_is_no_commit(engine: AsyncEn
         assert await shop.both() == ([], [])
 
 
+async def test_a_session_whose_commit_reaches_no_transaction_has_committed_nothing(engine: AsyncEngine) -> None:
+    class Idle(Session):
+        def commit(self) -> None:
+            pass
+
+    async with Shop(engine, session=async_sessionmaker(engine, sync_session_class=Idle)).open() as shop:
+        with pytest.raises(TransactionLostError, match="sent no COMMIT"):
+            async with shop.app.unit_of_work() as uow:
+                uow.session.add(Sale(number=1))
+                uow.publish(Sold(1))
+        assert await shop.both() == ([], [])
+
+
+@pytest.mark.parametrize("late", [False, True])
+async def test_a_listener_that_executes_something_on_each_connection_is_no_hindrance(
+    engine: AsyncEngine, url: URL, late: bool
+) -> None:
+    """With it SQLAlchemy begins a transaction, before anybody who wanted the connection for one."""
+    setting, show = ("SET work_mem = '4321kB'", "SHOW work_mem")
+    if engine.dialect.name == "sqlite":
+        setting, show = ("PRAGMA cache_size = -4321", "PRAGMA cache_size")
+
+    def ask(connection: Connection) -> None:
+        connection.scalar(select(1))
+        connection.exec_driver_sql(setting)
+
+    outside = Shop(create_async_engine(url))
+    await outside.migrate()
+    if not late:
+        event.listen(engine.sync_engine, "engine_connect", ask)
+    shop = Shop(engine)
+    if late:
+        event.listen(engine.sync_engine, "engine_connect", ask)
+
+    @shop.app.consumes(Sold)
+    async def note(sold: Sold, uow: UnitOfWork) -> None:
+        uow.session.add(Sale(number=sold.number))
+
+    async with shop.app:
+        with pytest.raises(LookupError):
+            async with shop.app.unit_of_work() as uow:
+                uow.publish(Sold(0))
+                raise LookupError
+        async with shop.app.unit_of_work() as uow:
+            assert str(await uow.session.scalar(text(show))).strip("-kB") == "4321"
+            uow.publish(Sold(1))
+        await until(outside.sales, lambda sales: sales == [1])
+        await drain(shop.app)
+        assert await shop.events() == [1]
+        assert shop.observer.troubles == []
+    await outside.engine.dispose()
+
+
 async def test_a_cancelled_statement_is_told_from_a_lost_server(shop: Shop) -> None:
     slow = "SELECT pg_sleep(60)"
     if shop.engine.dialect.name == "sqlite":

@@ -9,6 +9,7 @@ import anyio
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, AsyncSessionTransaction, async_sessionmaker
 
 from outboxkit.cancellation import uninterrupted
+from outboxkit.errors import TransactionLostError
 from outboxkit_postgres.link import STATEMENT_SECONDS
 from outboxkit_sqlalchemy.connection import UnitConnection
 from outboxkit_sqlalchemy.cutting import was_cancelled
@@ -52,7 +53,11 @@ class SessionUnit:
         return SessionSavepoint(self.connection, nested, set_last.sync_transaction._savepoint)  # noqa: SLF001 - see above
 
     async def commit(self) -> None:
-        """Commit, through the session, so that the user's own listeners of it are told."""
+        """Commit, through the session, so that the user's own listeners of it are told.
+
+        Raises:
+            TransactionLostError: it told nobody to commit.
+        """
         self.connection.may_commit()
         self._session.phase = "committing"
         try:
@@ -67,6 +72,11 @@ class SessionUnit:
             _logger.exception("a listener to the session's commit raised; the unit of work is committed")
         finally:
             self._session.phase = "over"
+        if not self.connection.asked_to_commit:
+            raise TransactionLostError(
+                "the session was committed and sent no COMMIT, so that nothing of the unit of work is kept: look for what else "
+                "ends transactions on the engine's connections or in its sessions (a listener, a `commit` of their own)"
+            )
 
     async def rollback(self) -> None:
         """Undo it; a connection on which that does not work is cut."""
