@@ -5,7 +5,7 @@ import contextlib
 import gc
 import sys
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from itertools import count
 from pathlib import Path
@@ -14,7 +14,19 @@ from typing import Any
 import anyio
 import msgspec
 import pytest
-from sqlalchemy import URL, AsyncAdaptedQueuePool, Connection, Engine, create_engine, event, func, make_url, select, text
+from sqlalchemy import (
+    URL,
+    AsyncAdaptedQueuePool,
+    Connection,
+    Engine,
+    create_engine,
+    event,
+    func,
+    insert,
+    make_url,
+    select,
+    text,
+)
 from sqlalchemy.exc import IntegrityError, PendingRollbackError
 from sqlalchemy.ext.asyncio import (
     AsyncEngine,
@@ -314,6 +326,71 @@ async def test_a_commit_behind_the_units_back_is_refused_or_costs_its_events(sho
             await uow.session.flush()
             await uow.connection.run_sync(Connection.commit)
     assert await shop.both() == ([], [])
+
+
+async def roll_back_the_sessions(uow: UnitOfWork) -> None:
+    await uow.session.get_transaction().rollback()
+
+
+async def roll_back_the_session_below(uow: UnitOfWork) -> None:
+    await uow.session.run_sync(lambda session: session.get_transaction().rollback())
+
+
+async def close_the_session_below(uow: UnitOfWork) -> None:
+    await uow.session.run_sync(lambda session: session.get_transaction().close())
+
+
+async def roll_back_the_connections(uow: UnitOfWork) -> None:
+    await uow.session.flush()
+    await uow.connection.get_transaction().rollback()
+
+
+ROOT_ENDINGS = (roll_back_the_sessions, roll_back_the_session_below, close_the_session_below, roll_back_the_connections)
+
+
+@pytest.mark.parametrize("goes_on", ["not", "with the session", "with the connection", "with a savepoint"])
+@pytest.mark.parametrize("end", ROOT_ENDINGS)
+async def test_a_unit_is_never_committed_in_part(
+    shop: Shop, end: Callable[[UnitOfWork], Awaitable[None]], goes_on: str
+) -> None:
+    with pytest.raises(TransactionLostError, match="was ended inside the unit of work"):
+        async with shop.app.unit_of_work() as uow:
+            await uow.session.execute(insert(Sale).values(number=1))
+            uow.publish(Sold(1))
+            await end(uow)
+            if goes_on == "with the session":
+                await uow.session.execute(insert(Sale).values(number=2))
+            elif goes_on == "with the connection":
+                await uow.connection.execute(insert(Sale).values(number=2))
+            elif goes_on == "with a savepoint":
+                async with uow.session.begin_nested():
+                    uow.session.add(Sale(number=2))
+    assert await shop.both() == ([], [])
+    async with shop.app.unit_of_work() as uow:  # and the next one does not notice
+        uow.session.add(Sale(number=3))
+        uow.publish(Sold(3))
+    assert await shop.both() == ([3], [3])
+
+
+@pytest.mark.parametrize("end", ROOT_ENDINGS)
+async def test_a_handler_that_ended_the_transaction_and_went_on_has_its_effect_once(
+    engine: AsyncEngine, end: Callable[[UnitOfWork], Awaitable[None]]
+) -> None:
+    shop = Shop(engine)
+    tries = count(1)
+
+    @shop.app.consumes(Sold)
+    async def note(sold: Sold, uow: UnitOfWork) -> None:
+        if next(tries) == 1:
+            await end(uow)
+        await uow.session.execute(insert(Sale).values(number=sold.number, note=f"{sold.number}"))
+
+    async with shop.open(run=True):
+        async with shop.app.unit_of_work() as uow:
+            uow.publish(Sold(1))
+        await until(lambda: shop.observer.count["settled"] == 1)
+        assert await shop.sales() == [1]
+        assert (next(tries), shop.observer.count["retry"]) == (3, 1)
 
 
 async def test_a_session_is_useless_after_its_unit_of_work(shop: Shop) -> None:

@@ -8,7 +8,7 @@ from sqlalchemy import Engine, exc
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
 
 from outboxkit.cancellation import uninterrupted
-from outboxkit.errors import ConfigurationError, StoreError, StoreUnavailableError
+from outboxkit.errors import ConfigurationError, StoreError, StoreUnavailableError, TransactionLostError
 from outboxkit_postgres.failures import meaning
 from outboxkit_postgres.link import BY_INDEX, Link, Row
 from outboxkit_sqlalchemy.connection import UnitConnection
@@ -43,10 +43,17 @@ class PostgresUnit(SessionUnit):
         """Why nothing can be kept, by the doing of what ran here."""
         return CUT_OFF if self.lost and was_cancelled(self._driver) and not self._timed_out else None
 
+    def require_transaction(self) -> None:
+        """See `SessionUnit.require_transaction`; that the server is gone is found out by whoever asks it."""
+        if self.cut_off:
+            raise TransactionLostError(self.cut_off)
+        if not self.lost:
+            super().require_transaction()
+
     @property
     def in_transaction(self) -> bool:
         """Whether a transaction is open, or will be with the first statement."""
-        if self.lost:
+        if self.lost or self.was_ended:
             return False
         if not self.connection.last_statement:
             return True

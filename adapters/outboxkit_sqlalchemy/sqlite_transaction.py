@@ -56,6 +56,9 @@ class SQLiteUnit(SessionUnit):
 
     def require_transaction(self) -> None:
         """See `SessionUnit.require_transaction`; a statement outside would commit by itself, a savepoint with its release."""
+        if self.lost:
+            raise TransactionLostError(CUT_OFF)
+        super().require_transaction()
         if not self.driver.in_transaction:
             raise TransactionLostError(LOST)
 

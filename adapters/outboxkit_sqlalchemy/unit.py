@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from typing import Any, NoReturn, TypeVar, cast
 
 import anyio
+from sqlalchemy import RootTransaction
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, AsyncSessionTransaction, async_sessionmaker
 
 from outboxkit.cancellation import uninterrupted
@@ -20,6 +21,11 @@ T = TypeVar("T")
 
 _ROLLBACK_SECONDS = 5.0
 
+_ENDED = (
+    "the transaction was ended inside the unit of work (by what `get_transaction()` returns, perhaps): nothing of it is kept, "
+    "its events neither. Leave its end to the unit of work, or undo a part of it with `begin_nested()`"
+)
+
 _logger = logging.getLogger("outboxkit.sqlalchemy")
 
 
@@ -30,15 +36,33 @@ class SessionUnit:
         self.connection = connection
         self.session = session
         self._session = cast("UnitSession", session.sync_session)
+        self._root: RootTransaction | None = None
 
     async def begin(self) -> None:
         """Begin the transaction; SQLAlchemy tells the server with the first statement."""
         await self.session.connection()
+        self._root = self._transaction_below()
         # Only now: listeners of the engine's may execute a BEGIN.
         self.connection.guard(self.require_transaction)
 
     def require_transaction(self) -> None:
-        """Raise `TransactionLostError` when something in the unit of work has ended the transaction."""
+        """Refuse to go on when something in the unit of work has ended its transaction: SQLAlchemy would begin another.
+
+        Raises:
+            TransactionLostError: it has.
+        """
+        if self.was_ended:
+            raise TransactionLostError(_ENDED)
+
+    @property
+    def was_ended(self) -> bool:
+        """Whether SQLAlchemy has ended the transaction, which it does at its user's bidding and when a flush failed."""
+        root = self._root
+        return root is not None and not (root.is_active and self._transaction_below() is root)
+
+    def _transaction_below(self) -> RootTransaction | None:
+        below = self.connection.sync_connection
+        return None if below is None else below.get_transaction()
 
     async def flush(self) -> None:
         """Send what the session holds back."""
@@ -56,8 +80,9 @@ class SessionUnit:
         """Commit, through the session, so that the user's own listeners of it are told.
 
         Raises:
-            TransactionLostError: it told nobody to commit.
+            TransactionLostError: it is not in the transaction that was begun, or told nobody to commit.
         """
+        self.require_transaction()
         self.connection.may_commit()
         self._session.phase = "committing"
         try:
