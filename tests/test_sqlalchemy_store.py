@@ -997,6 +997,37 @@ def relax(engine: Engine) -> None:
     event.listen(engine, "connect", connected)
 
 
+@pytest.mark.parametrize("kind", ["async", "plain", "connection", "own engine"])
+async def test_a_connection_of_another_engine_that_may_lose_commits_is_nothing_to_publish_on(tmp_path: Path, kind: str) -> None:
+    engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/shop.db")
+    relaxed = create_async_engine(engine.url)
+    plain = create_engine(engine.url.set(drivername="sqlite"))
+    relax(relaxed.sync_engine)
+    relax(plain)
+    async with Shop(engine).open() as shop:
+        with pytest.raises(ConfigurationError, match=r"power cut.*set it to FULL"):
+            if kind == "async":
+                async with AsyncSession(relaxed) as session:
+                    await shop.app.publish(Sold(1), session=session)
+                    await session.commit()
+            elif kind == "plain":
+                with Session(plain) as below:
+                    await shop.app.publish(Sold(1), session=below)
+                    await anyio.to_thread.run_sync(below.commit)
+            elif kind == "connection":
+                async with relaxed.begin() as connection:
+                    await shop.app.publish(Sold(1), connection=connection)
+            else:
+                async with AsyncSession(engine) as session:
+                    await session.execute(text("PRAGMA synchronous = OFF"))  # for a bulk load, say, and then forgotten
+                    await shop.app.publish(Sold(1), session=session)
+                    await session.flush()
+        assert await shop.events() == []
+    plain.dispose()
+    await relaxed.dispose()
+    await engine.dispose()
+
+
 async def test_an_sqlite_connection_is_given_back_as_it_was(tmp_path: Path) -> None:
     engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/shop.db", connect_args={"timeout": 7})
     async with Shop(engine).open() as shop:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
 
 from outboxkit.config import checked_prefix
@@ -28,6 +29,9 @@ class EnginePostgresStore(PostgresTables):
         """Return the prefix and the schema of the tables."""
         names = self.outbox.names
         return names.prefix, names.schema
+
+    def require_kept(self, connection: Connection) -> None:
+        """Refuse a connection, in a session's flush, that no event is to be published on: there is none."""
 
     async def write(self, transaction: AsyncConnection, rows: Sequence[OutboxRow]) -> None:
         """Write outbox rows in the open transaction of a connection."""

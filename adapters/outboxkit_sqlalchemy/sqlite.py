@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 from urllib.parse import quote
 
 from anyio import to_thread
-from sqlalchemy import exc, text
+from sqlalchemy import AdaptedConnection, Connection, exc, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
 
 from outboxkit.cancellation import uninterrupted
@@ -24,6 +24,7 @@ from outboxkit_sqlalchemy.cutting import CUT_OFF
 from outboxkit_sqlalchemy.sqlite_transaction import EngineSQLiteTransaction, SQLiteUnit
 from outboxkit_sqlalchemy.starting import close, start
 from outboxkit_sqlalchemy.unit import session_unit
+from outboxkit_sqlite.connection import on_thread
 from outboxkit_sqlite.savepoints import LOST
 from outboxkit_sqlite.store import SQLiteStore
 
@@ -113,10 +114,23 @@ class SQLiteUnits:
     def expect_growth(self) -> None:
         """A commit is coming that nobody will tell of: the file is looked at often anyway."""
 
+    def require_kept(self, connection: Connection) -> None:
+        """Refuse a connection, in a session's flush, that no event is to be published on.
+
+        Raises:
+            ConfigurationError: it leads to another file, or a power cut can take back what it commits.
+        """
+        below: Any = connection.connection.dbapi_connection
+        if isinstance(below, AdaptedConnection):
+            below.run_async(lambda driver: on_thread(driver, self._books.require_kept))
+        else:  # a plain session, on its own thread
+            self._books.require_kept(below)
+
     async def write(self, transaction: AsyncConnection, rows: Sequence[OutboxRow]) -> None:
         """Write outbox rows in the open transaction of a connection."""
         self._books.require_open()
         driver: Any = (await transaction.get_raw_connection()).driver_connection
+        await on_thread(driver, self._books.require_kept)
         if driver.isolation_level is None and not driver.in_transaction:
             raise TransactionError(
                 "this connection commits each statement by itself (isolation_level='AUTOCOMMIT'): publish on one that does not"

@@ -22,8 +22,9 @@ from outboxkit.message import Delivery, OutboxRow
 from outboxkit.store import ThreadTransaction
 from outboxkit_sqlalchemy.connection import UnitConnection
 from outboxkit_sqlalchemy.cutting import CUT_OFF, was_cancelled
-from outboxkit_sqlalchemy.takeover import TakenOver, on_thread
+from outboxkit_sqlalchemy.takeover import TakenOver
 from outboxkit_sqlalchemy.unit import SessionSavepoint, SessionUnit, cut
+from outboxkit_sqlite.connection import on_thread
 from outboxkit_sqlite.failures import may_pass
 from outboxkit_sqlite.savepoints import LOST
 from outboxkit_sqlite.store import SQLiteStore

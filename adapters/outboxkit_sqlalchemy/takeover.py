@@ -7,17 +7,11 @@ what came before; as does SQLite with a savepoint, or a statement that Python do
 """
 
 import sqlite3
-from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
-from outboxkit_sqlite.connection import READING, SHORT_BUSY_TIMEOUT
+from outboxkit_sqlite.connection import LEGACY_CONTROL, READING, SHORT_BUSY_TIMEOUT
 from outboxkit_sqlite.transaction import with_own_factories
-
-T = TypeVar("T")
-
-_LEGACY_CONTROL = -1
-"""`sqlite3.LEGACY_TRANSACTION_CONTROL`, which Python 3.11 does not have."""
 
 
 class TakenOver:
@@ -45,10 +39,10 @@ class TakenOver:
         if connection.in_transaction:  # a listener's BEGIN, in which nothing was done yet
             connection.rollback()
         (busy_milliseconds,) = with_own_factories(connection, lambda own: own.execute("PRAGMA busy_timeout").fetchone())
-        autocommit = getattr(untyped, "autocommit", _LEGACY_CONTROL)
+        autocommit = getattr(untyped, "autocommit", LEGACY_CONTROL)
         self._before = autocommit, connection.isolation_level, busy_milliseconds
-        if autocommit != _LEGACY_CONTROL:
-            untyped.autocommit = _LEGACY_CONTROL
+        if autocommit != LEGACY_CONTROL:
+            untyped.autocommit = LEGACY_CONTROL
             if connection.in_transaction:
                 connection.rollback()
         connection.isolation_level = "IMMEDIATE"
@@ -72,7 +66,7 @@ class TakenOver:
         autocommit, isolation_level, busy_milliseconds = before
         connection.execute(f"PRAGMA busy_timeout = {int(busy_milliseconds)}").close()
         connection.isolation_level = isolation_level
-        if autocommit != _LEGACY_CONTROL:
+        if autocommit != LEGACY_CONTROL:
             untyped.autocommit = autocommit
 
     def _authorize(self, connection: sqlite3.Connection, action: int, operation: str | None, *_: str | None) -> int:
@@ -86,12 +80,3 @@ class TakenOver:
             return sqlite3.SQLITE_OK
         self.denied = True
         return sqlite3.SQLITE_DENY
-
-
-async def on_thread(driver: Any, function: Callable[[sqlite3.Connection], T]) -> T:
-    """Run a function with the blocking connection on its thread, after everything asked for before.
-
-    `_execute` is the queue that all of aiosqlite's own methods use; it is protected, so its version is bounded.
-    """
-    result: T = await driver._execute(function, driver._conn)  # noqa: SLF001 - see above
-    return result

@@ -36,6 +36,9 @@ SQLite keeps no queue for its lock: whoever looks while it is free has it. Left 
 """
 
 
+LEGACY_CONTROL = -1
+"""`sqlite3.LEGACY_TRANSACTION_CONTROL`, which Python 3.11 does not have."""
+
 _MANY_CURSORS = 1000
 
 
@@ -229,10 +232,7 @@ _execute, _cursor, _execute_on = sqlite3.Connection.execute, sqlite3.Connection.
 
 
 class ThreadConnection(aiosqlite.Connection):
-    """aiosqlite's connection, which can also run a whole function on its thread: one hop for a batch of statements.
-
-    `_execute` is the queue that all of aiosqlite's own methods use; it is protected, so its version is bounded.
-    """
+    """aiosqlite's connection, which can also run a whole function on its thread: one hop for a batch of statements."""
 
     async def run(self, function: Callable[[GuardedConnection], T]) -> T:
         """Run `function` with the blocking connection on its thread, after everything asked for before.
@@ -242,8 +242,8 @@ class ThreadConnection(aiosqlite.Connection):
         """
         if not self.is_open:
             raise StoreError("the app was closed: nothing more can be done on its database")
-        untyped: Any = self
-        result: T = await untyped._execute(function, self._conn)  # noqa: SLF001 - see the class
+        guarded: Any = function
+        result: T = await on_thread(self, guarded)
         return result
 
     @property
@@ -259,6 +259,16 @@ class ThreadConnection(aiosqlite.Connection):
     async def ended(self) -> None:
         """Wait for the thread: aiosqlite only asks it to stop when connecting fails, and it must not outlive its loop."""
         await asyncio.to_thread(self._thread.join)
+
+
+async def on_thread(connection: aiosqlite.Connection, function: Callable[[sqlite3.Connection], T]) -> T:
+    """Run a function with the blocking connection on its thread, after everything asked for before.
+
+    `_execute` is the queue that all of aiosqlite's own methods use; it is protected, so its version is bounded.
+    """
+    untyped: Any = connection
+    result: T = await untyped._execute(function, untyped._conn)  # noqa: SLF001 - see above
+    return result
 
 
 async def connect(
