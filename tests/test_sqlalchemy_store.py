@@ -727,6 +727,31 @@ async def test_a_session_or_connection_of_another_database_is_refused(shop: Shop
     await other.dispose()
 
 
+@pytest.mark.parametrize("kind", ["engine", "session", "plain", "connection"])
+async def test_what_commits_each_statement_by_itself_is_nothing_to_publish_on(shop: Shop, url: URL, kind: str) -> None:
+    automatic = shop.engine.execution_options(isolation_level="AUTOCOMMIT")
+    plain = create_engine(url.set(drivername=url.drivername.replace("+aiosqlite", "").replace("+asyncpg", "+psycopg")))
+    with pytest.raises(TransactionError, match="commits each statement by itself"):
+        if kind == "engine":
+            async with AsyncSession(automatic) as session:
+                await shop.app.publish(Sold(1), session=session)
+                await session.flush()
+        elif kind == "session":
+            async with shop.sessions() as session:
+                await session.connection(execution_options={"isolation_level": "AUTOCOMMIT"})
+                await shop.app.publish(Sold(1), session=session)
+                await session.commit()
+        elif kind == "plain":
+            with Session(plain.execution_options(isolation_level="AUTOCOMMIT")) as below:
+                await shop.app.publish(Sold(1), session=below)
+                await anyio.to_thread.run_sync(below.commit)
+        else:
+            async with automatic.connect() as connection, connection.begin():
+                await shop.app.publish(Sold(1), connection=connection)
+    plain.dispose()
+    assert await shop.events() == []
+
+
 async def test_a_commit_of_the_users_wakes_the_relay_at_once(shop: Shop) -> None:
     await shop.events()
     for _ in range(2):

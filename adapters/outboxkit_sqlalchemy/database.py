@@ -96,7 +96,7 @@ class EngineDatabase:
         self._spare = spare.execution_options(isolation_level="READ COMMITTED")
         async with self._borrowed(self._engine) as connection:
             raw = await connection.get_raw_connection()
-            if getattr(raw.dbapi_connection, "autocommit", False):
+            if commits_each_statement(raw.dbapi_connection):
                 raise ConfigurationError(
                     f"{self.name}: this engine commits each statement by itself (isolation_level='AUTOCOMMIT'), so nothing "
                     "would be committed together: make one without that"
@@ -199,6 +199,11 @@ class EngineDatabase:
                 "left open while waiting for something else, or give the engine a larger pool_size"
             ) from error
         raise meaning(error, self.name) from error
+
+
+def commits_each_statement(connection: Any) -> bool:
+    """Whether a connection, as SQLAlchemy's dialect of Postgres sees it, is in AUTOCOMMIT."""
+    return bool(getattr(connection, "autocommit", False))
 
 
 def _is_closed(driver: Any) -> bool:

@@ -10,6 +10,11 @@ from outboxkit.errors import ConfigurationError
 from outboxkit.message import OutboxRow
 from outboxkit_sqlalchemy.message import OutboxMessage, delayed_class, message_class
 
+COMMITS_EACH = (
+    "this connection commits each statement by itself (isolation_level='AUTOCOMMIT'), so that the event would be published "
+    "whatever becomes of the rows it tells of: publish on one that does not"
+)
+
 _HEARD = "outboxkit_heard"
 
 
