@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import gc
+import sqlite3
 import sys
+import threading
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -42,6 +44,7 @@ from outboxkit import App, UnitOfWork
 from outboxkit.cancellation import alongside
 from outboxkit.errors import (
     AccessDeniedError,
+    CommitUnknownError,
     ConfigurationError,
     ConflictError,
     NotADatabaseError,
@@ -56,6 +59,8 @@ from outboxkit.store import Store
 from outboxkit.testing import MemoryBroker, drain
 from outboxkit.testing.rows import log_of
 from outboxkit_sqlalchemy import SQLAlchemyStore
+from outboxkit_sqlalchemy.takeover import TakenOver
+from outboxkit_sqlalchemy.unit import SessionUnit
 from tests.services import QUICK, Recording
 from tests.waiting import until
 
@@ -892,6 +897,53 @@ async def test_what_goes_wrong_at_the_commit_is_told_truly(
                 uow.publish(Sold(1))
         assert await shop.both() == ([], [])
     await engine.dispose()
+
+
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+@pytest.mark.parametrize("events", [True, False])
+async def test_a_commit_that_postgres_does_not_answer_in_time_is_looked_for(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch, driver: str, events: bool
+) -> None:
+    monkeypatch.setattr(SessionUnit, "commit_seconds", 0.2)
+    engine = create_async_engine(make_url(postgres_url).set(drivername=f"postgresql+{driver}"))
+    async with Shop(engine).open() as shop:
+        async with engine.begin() as connection:
+            for statement in DEFERRED:
+                await connection.exec_driver_sql(statement.format("PERFORM pg_sleep(2);"))
+        told: list[StoreUnavailableError] = []
+        try:
+            async with shop.app.unit_of_work() as uow:
+                uow.session.add(Sale(number=1))
+                if events:
+                    uow.publish(Sold(1))
+        except StoreUnavailableError as error:
+            told.append(error)
+        assert [type(error) for error in told] == ([CommitUnknownError] if not events else [StoreUnavailableError] * len(told))
+        if events:
+            assert await shop.both() == (([], []) if told else ([1], [1]))
+    await engine.dispose()
+
+
+async def test_a_commit_on_sqlite_takes_as_long_as_it_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is on a slow disk: nobody else is to be asked, and the thread is at it."""
+    slow = threading.Event()
+
+    def authorize(self: TakenOver, connection: sqlite3.Connection, action: int, *what: str | None) -> int:
+        if action == sqlite3.SQLITE_TRANSACTION and what[0] == "COMMIT":
+            slow.wait(0.5)
+        return sqlite3.SQLITE_OK
+
+    monkeypatch.setattr(SessionUnit, "commit_seconds", 0.1)
+    monkeypatch.setattr(TakenOver, "_authorize", authorize)
+    engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/shop.db")
+    try:
+        async with Shop(engine).open() as shop:
+            async with shop.app.unit_of_work() as uow:
+                uow.session.add(Sale(number=1))
+                uow.publish(Sold(1))
+            assert await shop.both() == ([1], [1])
+    finally:
+        await engine.dispose()
 
 
 @pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])

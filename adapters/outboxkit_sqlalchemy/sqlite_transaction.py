@@ -36,6 +36,9 @@ T = TypeVar("T")
 class SQLiteUnit(SessionUnit):
     """A session and its connection, and what is changed about that for as long as they last."""
 
+    commit_seconds = None
+    """Nobody else knows the outcome: the thread is at it, however slow the disk is, and cannot be called back."""
+
     def __init__(self, connection: UnitConnection, session: AsyncSession, driver: Any) -> None:
         super().__init__(connection, session)
         self.driver = driver

@@ -32,6 +32,9 @@ _logger = logging.getLogger("outboxkit.sqlalchemy")
 class SessionUnit:
     """A session and its connection: what both databases' units of work are made of."""
 
+    commit_seconds: float | None = STATEMENT_SECONDS
+    """How long a commit is waited for before its outcome is asked for elsewhere; None: until it is there."""
+
     def __init__(self, connection: UnitConnection, session: AsyncSession) -> None:
         self.connection = connection
         self.session = session
@@ -86,7 +89,7 @@ class SessionUnit:
         self.connection.may_commit()
         self._session.phase = "committing"
         try:
-            with anyio.fail_after(STATEMENT_SECONDS):
+            with anyio.fail_after(self.commit_seconds):
                 await self._with_user_methods(lambda session: session.commit())
         except Exception:
             # SQLAlchemy lets go of a transaction when its COMMIT was answered; what raised later is a listener. But it does so
