@@ -199,8 +199,10 @@ class App(Router):
         Raises:
             UndeclaredEventError, PayloadError, PayloadTooLargeError, DueTimeError: nothing was written.
             NoUnitOfWorkError: neither is given and no unit of work is open, or the app is not.
-            TransactionError: no transaction is open on the connection.
-            ConfigurationError: this app's store does not know such a connection or session.
+            TransactionError: no transaction is open on the connection, or what is executed there is committed by itself.
+            ConfigurationError: this app's store does not know such a connection or session, it leads to another database, or a
+                power cut can take back what it commits (on SQLite, with ``synchronous`` below FULL). Some of it is known at the
+                session's flush only, and raised there.
         """
         self._require_open()
         if connection is not None and session is not None:

@@ -246,7 +246,7 @@ class Store(InboxStore, RosterStore, LetterStore, LaterStore, Protocol):
             rows: what to write.
 
         Raises:
-            ConfigurationError: this store does not know such an object.
+            ConfigurationError: this store does not know such an object, or what is committed there would not be kept here.
             TransactionError: no transaction is open on it.
         """
         ...

@@ -2,9 +2,11 @@
 
 import asyncio
 import collections
+import contextlib
 import sqlite3
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -363,6 +365,41 @@ async def test_a_handler_that_ends_the_transaction_fails_alone(tmp_path: Path, s
         await until(lambda: len(service.noted()) == 9)
         await until(lambda: [row[0] for row in service.inbox()] == ["dead"])
     assert sorted(service.noted()) == [number for number in range(0, 100, 10) if number != 50]
+
+
+@pytest.mark.parametrize("kind", ["async", "plain"])
+async def test_a_handler_that_goes_on_after_it_ended_the_transaction_has_its_effect_once(tmp_path: Path, kind: str) -> None:
+    service = Service(tmp_path)
+    tries = count(1)
+    lose = "INSERT OR ROLLBACK INTO noted (id, number) VALUES (1, 1), (1, 1)"
+    if kind == "async":
+
+        @service.app.publishes(Drawn)
+        async def effect(uow: UnitOfWork, number: int) -> None:
+            await uow.connection.execute("INSERT INTO effect VALUES (?)", (number,))
+
+        @service.app.consumes(Drawn)
+        async def note(drawn: Drawn, uow: UnitOfWork) -> None:
+            if next(tries) < 3:
+                with contextlib.suppress(sqlite3.IntegrityError):
+                    await uow.connection.execute(lose)
+            await effect(number=drawn.number)
+    else:
+
+        @service.app.consumes(Drawn)
+        def note_plainly(drawn: Drawn, uow: UnitOfWork) -> None:
+            if next(tries) < 3:
+                with contextlib.suppress(sqlite3.IntegrityError):
+                    uow.connection.execute(lose)
+            for statement in ("SAVEPOINT mine", f"INSERT INTO effect VALUES ({drawn.number})", "RELEASE mine"):
+                uow.connection.execute(statement)
+
+    async with service.running():
+        service.database.ask("CREATE TABLE effect (number)")
+        await service.draw(7)
+        await until(lambda: service.observer.count["settled"] == 1)
+    assert service.database.column("SELECT number FROM effect") == [7]
+    assert next(tries) == 4
 
 
 @pytest.mark.parametrize("kind", ["async", "plain"])

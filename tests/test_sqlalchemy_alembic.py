@@ -1,6 +1,8 @@
 """Tables made by Alembic or by a `MetaData` are those that `app.migrate()` makes."""
 
 import sqlite3
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -151,4 +153,25 @@ async def test_create_all_makes_what_migrate_makes_and_drop_all_drops_it(place: 
         async with engine.begin() as connection:
             await connection.run_sync(metadata.drop_all)
     assert place.tables() == []
+    await engine.dispose()
+
+
+async def test_create_all_and_drop_all_of_some_tables_leave_the_others_alone(place: Place) -> None:
+    metadata = MetaData()
+    sale, note = (Table(name, metadata, Column("number", Integer, primary_key=True)) for name in ("sale", "note"))
+    add_tables(metadata, "shop")
+    engine = create_async_engine(place.url)
+
+    async def run(ddl: Callable[..., None], *tables: Table) -> list[str]:
+        async with engine.begin() as connection:
+            await connection.run_sync(partial(ddl, tables=list(tables)))
+        return place.tables()
+
+    assert await run(metadata.create_all, sale) == ["sale"]
+    everything = await run(metadata.create_all, sale, note)
+    assert "outboxkit_outbox" in everything
+    assert await run(metadata.drop_all, note) == [table for table in everything if table != "note"]
+    assert await run(metadata.drop_all) == [table for table in everything if table != "note"]
+    await place.check()
+    assert await run(metadata.drop_all, sale, note) == []
     await engine.dispose()

@@ -4,9 +4,11 @@ import asyncio
 import contextlib
 import gc
 import re
+import sqlite3
 import sys
+import threading
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from itertools import count
 from pathlib import Path
@@ -15,7 +17,19 @@ from typing import Any
 import anyio
 import msgspec
 import pytest
-from sqlalchemy import URL, AsyncAdaptedQueuePool, Connection, Engine, create_engine, event, func, make_url, select, text
+from sqlalchemy import (
+    URL,
+    AsyncAdaptedQueuePool,
+    Connection,
+    Engine,
+    create_engine,
+    event,
+    func,
+    insert,
+    make_url,
+    select,
+    text,
+)
 from sqlalchemy.exc import IntegrityError, PendingRollbackError
 from sqlalchemy.ext.asyncio import (
     AsyncEngine,
@@ -31,6 +45,7 @@ from outboxkit import App, UnitOfWork
 from outboxkit.cancellation import alongside
 from outboxkit.errors import (
     AccessDeniedError,
+    CommitUnknownError,
     ConfigurationError,
     ConflictError,
     NotADatabaseError,
@@ -45,6 +60,8 @@ from outboxkit.store import Store
 from outboxkit.testing import MemoryBroker, drain
 from outboxkit.testing.rows import log_of
 from outboxkit_sqlalchemy import SQLAlchemyStore
+from outboxkit_sqlalchemy.takeover import TakenOver
+from outboxkit_sqlalchemy.unit import SessionUnit
 from tests.services import QUICK, Recording
 from tests.waiting import until
 
@@ -317,6 +334,71 @@ async def test_a_commit_behind_the_units_back_is_refused_or_costs_its_events(sho
     assert await shop.both() == ([], [])
 
 
+async def roll_back_the_sessions(uow: UnitOfWork) -> None:
+    await uow.session.get_transaction().rollback()
+
+
+async def roll_back_the_session_below(uow: UnitOfWork) -> None:
+    await uow.session.run_sync(lambda session: session.get_transaction().rollback())
+
+
+async def close_the_session_below(uow: UnitOfWork) -> None:
+    await uow.session.run_sync(lambda session: session.get_transaction().close())
+
+
+async def roll_back_the_connections(uow: UnitOfWork) -> None:
+    await uow.session.flush()
+    await uow.connection.get_transaction().rollback()
+
+
+ROOT_ENDINGS = (roll_back_the_sessions, roll_back_the_session_below, close_the_session_below, roll_back_the_connections)
+
+
+@pytest.mark.parametrize("goes_on", ["not", "with the session", "with the connection", "with a savepoint"])
+@pytest.mark.parametrize("end", ROOT_ENDINGS)
+async def test_a_unit_is_never_committed_in_part(
+    shop: Shop, end: Callable[[UnitOfWork], Awaitable[None]], goes_on: str
+) -> None:
+    with pytest.raises(TransactionLostError, match="was ended inside the unit of work"):
+        async with shop.app.unit_of_work() as uow:
+            await uow.session.execute(insert(Sale).values(number=1))
+            uow.publish(Sold(1))
+            await end(uow)
+            if goes_on == "with the session":
+                await uow.session.execute(insert(Sale).values(number=2))
+            elif goes_on == "with the connection":
+                await uow.connection.execute(insert(Sale).values(number=2))
+            elif goes_on == "with a savepoint":
+                async with uow.session.begin_nested():
+                    uow.session.add(Sale(number=2))
+    assert await shop.both() == ([], [])
+    async with shop.app.unit_of_work() as uow:  # and the next one does not notice
+        uow.session.add(Sale(number=3))
+        uow.publish(Sold(3))
+    assert await shop.both() == ([3], [3])
+
+
+@pytest.mark.parametrize("end", ROOT_ENDINGS)
+async def test_a_handler_that_ended_the_transaction_and_went_on_has_its_effect_once(
+    engine: AsyncEngine, end: Callable[[UnitOfWork], Awaitable[None]]
+) -> None:
+    shop = Shop(engine)
+    tries = count(1)
+
+    @shop.app.consumes(Sold)
+    async def note(sold: Sold, uow: UnitOfWork) -> None:
+        if next(tries) == 1:
+            await end(uow)
+        await uow.session.execute(insert(Sale).values(number=sold.number, note=f"{sold.number}"))
+
+    async with shop.open(run=True):
+        async with shop.app.unit_of_work() as uow:
+            uow.publish(Sold(1))
+        await until(lambda: shop.observer.count["settled"] == 1)
+        assert await shop.sales() == [1]
+        assert (next(tries), shop.observer.count["retry"]) == (3, 1)
+
+
 async def test_a_session_is_useless_after_its_unit_of_work(shop: Shop) -> None:
     async with shop.app.unit_of_work() as uow:
         session, connection = uow.session, uow.connection
@@ -401,6 +483,59 @@ async def test_a_flush_that_fails_within_the_commit_is_no_commit(engine: AsyncEn
             async with shop.app.unit_of_work() as uow:
                 uow.publish(Sold(1))
         assert await shop.both() == ([], [])
+
+
+async def test_a_session_whose_commit_reaches_no_transaction_has_committed_nothing(engine: AsyncEngine) -> None:
+    class Idle(Session):
+        def commit(self) -> None:
+            pass
+
+    async with Shop(engine, session=async_sessionmaker(engine, sync_session_class=Idle)).open() as shop:
+        with pytest.raises(TransactionLostError, match="sent no COMMIT"):
+            async with shop.app.unit_of_work() as uow:
+                uow.session.add(Sale(number=1))
+                uow.publish(Sold(1))
+        assert await shop.both() == ([], [])
+
+
+@pytest.mark.parametrize("late", [False, True])
+async def test_a_listener_that_executes_something_on_each_connection_is_no_hindrance(
+    engine: AsyncEngine, url: URL, late: bool
+) -> None:
+    """With it SQLAlchemy begins a transaction, before anybody who wanted the connection for one."""
+    setting, show = ("SET work_mem = '4321kB'", "SHOW work_mem")
+    if engine.dialect.name == "sqlite":
+        setting, show = ("PRAGMA cache_size = -4321", "PRAGMA cache_size")
+
+    def ask(connection: Connection) -> None:
+        connection.scalar(select(1))
+        connection.exec_driver_sql(setting)
+
+    outside = Shop(create_async_engine(url))
+    await outside.migrate()
+    if not late:
+        event.listen(engine.sync_engine, "engine_connect", ask)
+    shop = Shop(engine)
+    if late:
+        event.listen(engine.sync_engine, "engine_connect", ask)
+
+    @shop.app.consumes(Sold)
+    async def note(sold: Sold, uow: UnitOfWork) -> None:
+        uow.session.add(Sale(number=sold.number))
+
+    async with shop.app:
+        with pytest.raises(LookupError):
+            async with shop.app.unit_of_work() as uow:
+                uow.publish(Sold(0))
+                raise LookupError
+        async with shop.app.unit_of_work() as uow:
+            assert str(await uow.session.scalar(text(show))).strip("-kB") == "4321"
+            uow.publish(Sold(1))
+        await until(outside.sales, lambda sales: sales == [1])
+        await drain(shop.app)
+        assert await shop.events() == [1]
+        assert shop.observer.troubles == []
+    await outside.engine.dispose()
 
 
 async def test_a_cancelled_statement_is_told_from_a_lost_server(shop: Shop) -> None:
@@ -598,6 +733,31 @@ async def test_a_session_or_connection_of_another_database_is_refused(shop: Shop
     await other.dispose()
 
 
+@pytest.mark.parametrize("kind", ["engine", "session", "plain", "connection"])
+async def test_what_commits_each_statement_by_itself_is_nothing_to_publish_on(shop: Shop, url: URL, kind: str) -> None:
+    automatic = shop.engine.execution_options(isolation_level="AUTOCOMMIT")
+    plain = create_engine(url.set(drivername=url.drivername.replace("+aiosqlite", "").replace("+asyncpg", "+psycopg")))
+    with pytest.raises(TransactionError, match="commits each statement by itself"):
+        if kind == "engine":
+            async with AsyncSession(automatic) as session:
+                await shop.app.publish(Sold(1), session=session)
+                await session.flush()
+        elif kind == "session":
+            async with shop.sessions() as session:
+                await session.connection(execution_options={"isolation_level": "AUTOCOMMIT"})
+                await shop.app.publish(Sold(1), session=session)
+                await session.commit()
+        elif kind == "plain":
+            with Session(plain.execution_options(isolation_level="AUTOCOMMIT")) as below:
+                await shop.app.publish(Sold(1), session=below)
+                await anyio.to_thread.run_sync(below.commit)
+        else:
+            async with automatic.connect() as connection, connection.begin():
+                await shop.app.publish(Sold(1), connection=connection)
+    plain.dispose()
+    assert await shop.events() == []
+
+
 async def test_a_commit_of_the_users_wakes_the_relay_at_once(shop: Shop) -> None:
     await shop.events()
     for _ in range(2):
@@ -741,6 +901,53 @@ async def test_what_goes_wrong_at_the_commit_is_told_truly(
 
 
 @pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+@pytest.mark.parametrize("events", [True, False])
+async def test_a_commit_that_postgres_does_not_answer_in_time_is_looked_for(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch, driver: str, events: bool
+) -> None:
+    monkeypatch.setattr(SessionUnit, "commit_seconds", 0.2)
+    engine = create_async_engine(make_url(postgres_url).set(drivername=f"postgresql+{driver}"))
+    async with Shop(engine).open() as shop:
+        async with engine.begin() as connection:
+            for statement in DEFERRED:
+                await connection.exec_driver_sql(statement.format("PERFORM pg_sleep(2);"))
+        told: list[StoreUnavailableError] = []
+        try:
+            async with shop.app.unit_of_work() as uow:
+                uow.session.add(Sale(number=1))
+                if events:
+                    uow.publish(Sold(1))
+        except StoreUnavailableError as error:
+            told.append(error)
+        assert [type(error) for error in told] == ([CommitUnknownError] if not events else [StoreUnavailableError] * len(told))
+        if events:
+            assert await shop.both() == (([], []) if told else ([1], [1]))
+    await engine.dispose()
+
+
+async def test_a_commit_on_sqlite_takes_as_long_as_it_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is on a slow disk: nobody else is to be asked, and the thread is at it."""
+    slow = threading.Event()
+
+    def authorize(self: TakenOver, connection: sqlite3.Connection, action: int, *what: str | None) -> int:
+        if action == sqlite3.SQLITE_TRANSACTION and what[0] == "COMMIT":
+            slow.wait(0.5)
+        return sqlite3.SQLITE_OK
+
+    monkeypatch.setattr(SessionUnit, "commit_seconds", 0.1)
+    monkeypatch.setattr(TakenOver, "_authorize", authorize)
+    engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/shop.db")
+    try:
+        async with Shop(engine).open() as shop:
+            async with shop.app.unit_of_work() as uow:
+                uow.session.add(Sale(number=1))
+                uow.publish(Sold(1))
+            assert await shop.both() == ([1], [1])
+    finally:
+        await engine.dispose()
+
+
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
 @pytest.mark.parametrize("late", [False, True])
 async def test_a_refused_commit_is_told_without_the_statement_and_its_values(
     postgres_url: str, driver: str, late: bool
@@ -880,6 +1087,37 @@ def relax(engine: Engine) -> None:
         cursor.close()
 
     event.listen(engine, "connect", connected)
+
+
+@pytest.mark.parametrize("kind", ["async", "plain", "connection", "own engine"])
+async def test_a_connection_of_another_engine_that_may_lose_commits_is_nothing_to_publish_on(tmp_path: Path, kind: str) -> None:
+    engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/shop.db")
+    relaxed = create_async_engine(engine.url)
+    plain = create_engine(engine.url.set(drivername="sqlite"))
+    relax(relaxed.sync_engine)
+    relax(plain)
+    async with Shop(engine).open() as shop:
+        with pytest.raises(ConfigurationError, match=r"power cut.*set it to FULL"):
+            if kind == "async":
+                async with AsyncSession(relaxed) as session:
+                    await shop.app.publish(Sold(1), session=session)
+                    await session.commit()
+            elif kind == "plain":
+                with Session(plain) as below:
+                    await shop.app.publish(Sold(1), session=below)
+                    await anyio.to_thread.run_sync(below.commit)
+            elif kind == "connection":
+                async with relaxed.begin() as connection:
+                    await shop.app.publish(Sold(1), connection=connection)
+            else:
+                async with AsyncSession(engine) as session:
+                    await session.execute(text("PRAGMA synchronous = OFF"))  # for a bulk load, say, and then forgotten
+                    await shop.app.publish(Sold(1), session=session)
+                    await session.flush()
+        assert await shop.events() == []
+    plain.dispose()
+    await relaxed.dispose()
+    await engine.dispose()
 
 
 async def test_an_sqlite_connection_is_given_back_as_it_was(tmp_path: Path) -> None:

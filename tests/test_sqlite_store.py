@@ -11,12 +11,20 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import aiosqlite
 import anyio
 import pytest
 
 from outboxkit import App, StoreError
 from outboxkit.encoding import partition
-from outboxkit.errors import ConfigurationError, NotADatabaseError, SchemaError, StoreUnavailableError, TransactionLostError
+from outboxkit.errors import (
+    ConfigurationError,
+    NotADatabaseError,
+    SchemaError,
+    StoreUnavailableError,
+    TransactionError,
+    TransactionLostError,
+)
 from outboxkit.message import ORIGIN, OutboxRow, Position, Stream, new_id
 from outboxkit.testing import MemoryBroker
 from outboxkit.testing.rows import log_of, new_rows, publish
@@ -255,6 +263,69 @@ async def test_a_unit_of_work_cannot_weaken_the_durability_of_its_commit(tmp_pat
                 await transaction.connection.execute_fetchall(statement)
             await transaction.commit(new_rows())
         assert (await pragma(store, "journal_mode"), await pragma(store, "synchronous")) == ("wal", 2)
+
+
+# publishing on a connection of one's own
+
+
+async def published(store: SQLiteStore, connection: aiosqlite.Connection) -> int:
+    """Publish on it, and return how many events are there then."""
+    await store.write(connection, new_rows())
+    await connection.commit()
+    return len(await log_of(store))
+
+
+@pytest.mark.parametrize("synchronous", ["OFF", "NORMAL"])
+async def test_a_connection_whose_commits_may_be_lost_is_nothing_to_publish_on(tmp_path: Path, synchronous: str) -> None:
+    async with opened(store_in(tmp_path)) as store, aiosqlite.connect(store.path) as connection:
+        await connection.execute(f"PRAGMA synchronous = {synchronous}")
+        connection.row_factory = sqlite3.Row
+        with pytest.raises(ConfigurationError, match=r"power cut.*set it to FULL"):
+            await store.write(connection, new_rows())
+        assert not connection.in_transaction
+        await connection.execute("PRAGMA synchronous = FULL")
+        assert await published(store, connection) == 1
+    relaxed = store_in(tmp_path, "?durability=normal-may-lose-commits")
+    async with opened(relaxed), aiosqlite.connect(relaxed.path) as connection:
+        await connection.execute(f"PRAGMA synchronous = {synchronous}")
+        assert await published(relaxed, connection) == 2
+
+
+async def test_a_connection_to_another_file_is_nothing_to_publish_on(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link.db").symlink_to(tmp_path / "shop.db")
+    async with opened(store_in(tmp_path)) as store, opened(store_in(tmp_path / "elsewhere")) as other:
+        for path in (other.path, ":memory:"):
+            async with aiosqlite.connect(path) as connection:
+                with pytest.raises(ConfigurationError, match="publish where they are written"):
+                    await store.write(connection, new_rows())
+        assert await log_of(other) == []
+        async with aiosqlite.connect(tmp_path / "link.db") as connection:
+            assert await published(store, connection) == 1
+
+
+async def test_a_connection_that_commits_each_statement_is_nothing_to_publish_on(tmp_path: Path) -> None:
+    async with opened(store_in(tmp_path)) as store, aiosqlite.connect(store.path, isolation_level=None) as connection:
+        with pytest.raises(TransactionError, match="BEGIN IMMEDIATE"):
+            await store.write(connection, new_rows())
+        await connection.execute("BEGIN IMMEDIATE")
+        assert await published(store, connection) == 1
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="these ways of handling transactions came with Python 3.12")
+async def test_that_goes_for_pythons_newer_ways_to_handle_transactions_too(tmp_path: Path) -> None:
+    options: dict[str, Any]
+    async with opened(store_in(tmp_path)) as store:
+        options = {"autocommit": True}
+        async with aiosqlite.connect(store.path, **options) as connection:
+            with pytest.raises(TransactionError, match="BEGIN IMMEDIATE"):
+                await store.write(connection, new_rows())
+            await connection.execute("BEGIN IMMEDIATE")
+            await store.write(connection, new_rows())
+            await connection.execute("COMMIT")
+        options = {"autocommit": False}
+        async with aiosqlite.connect(store.path, **options) as connection:
+            assert await published(store, connection) == 2
 
 
 async def test_a_deferred_constraint_that_refuses_the_commit_loses_the_transaction_and_nothing_else(tmp_path: Path) -> None:

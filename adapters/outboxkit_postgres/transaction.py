@@ -183,6 +183,8 @@ class PostgresTransaction:
         xid = await self._write(rows)
         try:
             await self._unit.commit()
+        except TransactionLostError:
+            raise
         except Exception as error:  # as the driver raises it: it is looked at next
             if means_connection_lost(error):
                 await self._unit.rollback()  # nobody answers there: cut it

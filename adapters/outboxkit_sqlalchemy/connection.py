@@ -1,5 +1,6 @@
 """SQLAlchemy's connection for as long as its unit of work is open."""
 
+from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import Connection, PoolProxiedConnection, event
@@ -52,8 +53,13 @@ class UnitConnection(AsyncConnection):
             await self.exec_driver_sql("SELECT 1")
         return await super().get_raw_connection()
 
-    def guard(self) -> None:
-        """Refuse a COMMIT also where it does not come through these methods."""
+    def guard(self, require_transaction: Callable[[], None]) -> None:
+        """Refuse a COMMIT also where it does not come through these methods, and everything when the transaction was ended.
+
+        Args:
+            require_transaction: raises when it was.
+        """
+        self._require_transaction = require_transaction
         below = self._proxied
         event.listen(below, "before_cursor_execute", self._before_execute)
         event.listen(below, "commit", self._before_commit)
@@ -67,10 +73,12 @@ class UnitConnection(AsyncConnection):
         self._ended = True
 
     def _before_execute(self, _connection: Connection, _cursor: object, statement: str, *_: object) -> None:
+        self._require_transaction()
         refuse_control(statement)
         self.last_statement = statement
 
     def _before_commit(self, _connection: Connection) -> None:
         if not self._commits:
             raise TransactionError(f"leave out commit(): {_OWNED['commit']}")
+        self._require_transaction()
         self.asked_to_commit = True

@@ -48,6 +48,6 @@ def _undo(driver: Any) -> None:
     """
 
     def roll_back() -> None:
-        driver._conn.rollback()  # noqa: SLF001 - see `takeover.on_thread`
+        driver._conn.rollback()  # noqa: SLF001 - see `outboxkit_sqlite.connection.on_thread`
 
     driver._tx.put_nowait((None, roll_back))  # noqa: SLF001

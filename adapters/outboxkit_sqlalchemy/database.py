@@ -8,7 +8,7 @@ from sqlalchemy import Engine, exc
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
 
 from outboxkit.cancellation import uninterrupted
-from outboxkit.errors import ConfigurationError, StoreError, StoreUnavailableError
+from outboxkit.errors import ConfigurationError, StoreError, StoreUnavailableError, TransactionLostError
 from outboxkit_postgres.failures import meaning
 from outboxkit_postgres.link import BY_INDEX, Link, Row
 from outboxkit_sqlalchemy.connection import UnitConnection
@@ -43,10 +43,17 @@ class PostgresUnit(SessionUnit):
         """Why nothing can be kept, by the doing of what ran here."""
         return CUT_OFF if self.lost and was_cancelled(self._driver) and not self._timed_out else None
 
+    def require_transaction(self) -> None:
+        """See `SessionUnit.require_transaction`; that the server is gone is found out by whoever asks it."""
+        if self.cut_off:
+            raise TransactionLostError(self.cut_off)
+        if not self.lost:
+            super().require_transaction()
+
     @property
     def in_transaction(self) -> bool:
         """Whether a transaction is open, or will be with the first statement."""
-        if self.lost:
+        if self.lost or self.was_ended:
             return False
         if not self.connection.last_statement:
             return True
@@ -89,7 +96,7 @@ class EngineDatabase:
         self._spare = spare.execution_options(isolation_level="READ COMMITTED")
         async with self._borrowed(self._engine) as connection:
             raw = await connection.get_raw_connection()
-            if getattr(raw.dbapi_connection, "autocommit", False):
+            if commits_each_statement(raw.dbapi_connection):
                 raise ConfigurationError(
                     f"{self.name}: this engine commits each statement by itself (isolation_level='AUTOCOMMIT'), so nothing "
                     "would be committed together: make one without that"
@@ -192,6 +199,11 @@ class EngineDatabase:
                 "left open while waiting for something else, or give the engine a larger pool_size"
             ) from error
         raise meaning(error, self.name) from error
+
+
+def commits_each_statement(connection: Any) -> bool:
+    """Whether a connection, as SQLAlchemy's dialect of Postgres sees it, is in AUTOCOMMIT."""
+    return bool(getattr(connection, "autocommit", False))
 
 
 def _is_closed(driver: Any) -> bool:

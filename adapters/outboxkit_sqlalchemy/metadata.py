@@ -10,7 +10,8 @@ from outboxkit_sqlalchemy.ddl import creation, removal
 def add_tables(metadata: MetaData, source: str, *, prefix: str = "outboxkit_", schema: str | None = None) -> None:
     """Have ``metadata.create_all`` make an app's tables too, just as `App.migrate` does, and ``drop_all`` drop them.
 
-    They do not become `Table` objects of the metadata: the stores' own scripts make them, whole.
+    They do not become `Table` objects of the metadata: the stores' own scripts make them, whole. When only some of the
+    metadata's tables are asked for (``drop_all(tables=[...])``), these are not among them.
 
     Args:
         metadata: the user's.
@@ -22,15 +23,19 @@ def add_tables(metadata: MetaData, source: str, *, prefix: str = "outboxkit_", s
         ConfigurationError: from ``create_all``: a name that cannot be, or another database than Postgres and SQLite.
     """
 
-    def create(_: MetaData, connection: Connection, **__: Any) -> None:
-        if not _there(connection):
+    def create(_: MetaData, connection: Connection, *, _ddl_runner: Any, **__: Any) -> None:
+        if _is_for_all(_ddl_runner) and not _there(connection):
             for statement in creation(connection.dialect.name, source, prefix, schema or schema_of(connection)):
                 connection.execute(statement)
 
-    def drop(_: MetaData, connection: Connection, **__: Any) -> None:
-        if _there(connection):
+    def drop(_: MetaData, connection: Connection, *, _ddl_runner: Any, **__: Any) -> None:
+        if _is_for_all(_ddl_runner) and _there(connection):
             for statement in removal(connection.dialect.name, prefix, schema or schema_of(connection)):
                 connection.execute(statement)
+
+    def _is_for_all(runner: Any) -> bool:
+        # The event's own `tables` are those left to do: a subset as well when the others are there, or gone, already.
+        return runner.tables is None or set(metadata.tables.values()).issubset(runner.tables)
 
     def _there(connection: Connection) -> bool:
         return inspect(connection).has_table(f"{prefix}schema", schema=schema)

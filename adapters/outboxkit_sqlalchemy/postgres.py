@@ -2,13 +2,16 @@
 
 from collections.abc import Sequence
 
+from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
 
 from outboxkit.config import checked_prefix
+from outboxkit.errors import TransactionError
 from outboxkit.message import OutboxRow
 from outboxkit_postgres.names import checked_schema
 from outboxkit_postgres.tables import PostgresTables
-from outboxkit_sqlalchemy.database import EngineDatabase
+from outboxkit_sqlalchemy.database import EngineDatabase, commits_each_statement
+from outboxkit_sqlalchemy.publishing import COMMITS_EACH
 from outboxkit_sqlalchemy.statement import EngineLink
 
 
@@ -29,8 +32,18 @@ class EnginePostgresStore(PostgresTables):
         names = self.outbox.names
         return names.prefix, names.schema
 
+    def require_kept(self, connection: Connection) -> None:
+        """Refuse a connection that no event is to be published on.
+
+        Raises:
+            TransactionError: it commits each statement by itself.
+        """
+        if commits_each_statement(connection.connection.dbapi_connection):
+            raise TransactionError(COMMITS_EACH)
+
     async def write(self, transaction: AsyncConnection, rows: Sequence[OutboxRow]) -> None:
         """Write outbox rows in the open transaction of a connection."""
+        await transaction.run_sync(self.require_kept)
         async with self.translated():
             await self.outbox.insert(EngineLink(transaction), rows)
         self.expect_growth()

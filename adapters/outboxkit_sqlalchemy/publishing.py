@@ -1,6 +1,6 @@
 """Publishing in a session of the user's own: which ones can be told to be of this store, and hearing of their commits."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from sqlalchemy import Connection, Engine, event, exc
@@ -8,7 +8,12 @@ from sqlalchemy.orm import Session
 
 from outboxkit.errors import ConfigurationError
 from outboxkit.message import OutboxRow
-from outboxkit_sqlalchemy.message import delayed_class, message_class
+from outboxkit_sqlalchemy.message import OutboxMessage, delayed_class, message_class
+
+COMMITS_EACH = (
+    "this connection commits each statement by itself (isolation_level='AUTOCOMMIT'), so that the event would be published "
+    "whatever becomes of the rows it tells of: publish on one that does not"
+)
 
 _HEARD = "outboxkit_heard"
 
@@ -26,12 +31,14 @@ class Publisher:
 
     Args:
         engine: the store's.
+        require_kept: raises when a connection, in a session's flush, is none to publish on.
         committed: told, in whatever thread it happens, that a session with rows of ours was committed, and whether its
             transaction is another's to commit.
     """
 
-    def __init__(self, engine: Engine, committed: Committed) -> None:
+    def __init__(self, engine: Engine, require_kept: Callable[[Connection], None], committed: Committed) -> None:
         self._engine = engine
+        self._require_kept = require_kept
         self._committed = committed
 
     def add(self, session: Session, rows: Sequence[OutboxRow], prefix: str, schema: str | None) -> None:
@@ -52,11 +59,14 @@ class Publisher:
         Raises:
             ConfigurationError: it does.
         """
-        if bind.engine.pool is not self._engine.pool and _place(bind.engine) != _place(self._engine):
+        if not self._is_own(bind):
             raise ConfigurationError(
                 f"this session or connection is of {bind.engine.url!r}, and the outbox is in {self._engine.url!r}: an event is "
                 "committed with the rows it tells of, so publish where they are written"
             )
+
+    def _is_own(self, bind: Engine | Connection) -> bool:
+        return bind.engine.pool is self._engine.pool or _place(bind.engine) == _place(self._engine)
 
     def _bind(self, session: Session, mapped: Any) -> Engine | Connection:
         try:
@@ -69,8 +79,16 @@ class Publisher:
     def _listen(self, session: Session) -> None:
         pending: dict[int, bool] = session.info.setdefault(_HEARD, {})
         if id(self) not in pending:
+            event.listen(session, "before_flush", self._before_flush)
             event.listen(session, "after_commit", self._after_commit)
         pending[id(self)] = True
+
+    def _before_flush(self, session: Session, *_: object) -> None:
+        # Only now is it known which connection they go to, and how that was set up.
+        for mapped in {type(new) for new in session.new if isinstance(new, OutboxMessage)}:
+            bind = self._bind(session, mapped)
+            if self._is_own(bind):
+                self._require_kept(session.connection({"mapper": mapped}))
 
     def _after_commit(self, session: Session) -> None:
         pending: dict[int, bool] = session.info.get(_HEARD, {})

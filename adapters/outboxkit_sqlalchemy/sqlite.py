@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 from urllib.parse import quote
 
 from anyio import to_thread
-from sqlalchemy import exc, text
+from sqlalchemy import AdaptedConnection, Connection, exc, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
 
 from outboxkit.cancellation import uninterrupted
@@ -21,9 +21,12 @@ from outboxkit.errors import (
 )
 from outboxkit.message import OutboxRow
 from outboxkit_sqlalchemy.cutting import CUT_OFF
+from outboxkit_sqlalchemy.publishing import COMMITS_EACH
 from outboxkit_sqlalchemy.sqlite_transaction import EngineSQLiteTransaction, SQLiteUnit
 from outboxkit_sqlalchemy.starting import close, start
 from outboxkit_sqlalchemy.unit import session_unit
+from outboxkit_sqlite.connection import on_thread
+from outboxkit_sqlite.publishing import commits_each_statement
 from outboxkit_sqlite.savepoints import LOST
 from outboxkit_sqlite.store import SQLiteStore
 
@@ -113,14 +116,29 @@ class SQLiteUnits:
     def expect_growth(self) -> None:
         """A commit is coming that nobody will tell of: the file is looked at often anyway."""
 
+    def require_kept(self, connection: Connection) -> None:
+        """Refuse a connection, in a session's flush, that no event is to be published on.
+
+        Raises:
+            ConfigurationError: it leads to another file, or a power cut can take back what it commits.
+            TransactionError: it commits each statement by itself.
+        """
+        below: Any = connection.connection.dbapi_connection
+        if isinstance(below, AdaptedConnection):
+            below.run_async(lambda driver: on_thread(driver, self._require_kept))
+        else:  # a plain session, on its own thread
+            self._require_kept(below)
+
+    def _require_kept(self, connection: sqlite3.Connection) -> None:
+        self._books.require_kept(connection)
+        if commits_each_statement(connection):
+            raise TransactionError(COMMITS_EACH)
+
     async def write(self, transaction: AsyncConnection, rows: Sequence[OutboxRow]) -> None:
         """Write outbox rows in the open transaction of a connection."""
         self._books.require_open()
         driver: Any = (await transaction.get_raw_connection()).driver_connection
-        if driver.isolation_level is None and not driver.in_transaction:
-            raise TransactionError(
-                "this connection commits each statement by itself (isolation_level='AUTOCOMMIT'): publish on one that does not"
-            )
+        await on_thread(driver, self._require_kept)
         for statement, values in self._books.outbox.insertions(rows):
             await transaction.exec_driver_sql(statement, values)
 

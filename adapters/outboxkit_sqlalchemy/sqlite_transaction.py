@@ -22,8 +22,9 @@ from outboxkit.message import Delivery, OutboxRow
 from outboxkit.store import ThreadTransaction
 from outboxkit_sqlalchemy.connection import UnitConnection
 from outboxkit_sqlalchemy.cutting import CUT_OFF, was_cancelled
-from outboxkit_sqlalchemy.takeover import TakenOver, on_thread
+from outboxkit_sqlalchemy.takeover import TakenOver
 from outboxkit_sqlalchemy.unit import SessionSavepoint, SessionUnit, cut
+from outboxkit_sqlite.connection import on_thread
 from outboxkit_sqlite.failures import may_pass
 from outboxkit_sqlite.savepoints import LOST
 from outboxkit_sqlite.store import SQLiteStore
@@ -34,6 +35,9 @@ T = TypeVar("T")
 
 class SQLiteUnit(SessionUnit):
     """A session and its connection, and what is changed about that for as long as they last."""
+
+    commit_seconds = None
+    """Nobody else knows the outcome: the thread is at it, however slow the disk is, and cannot be called back."""
 
     def __init__(self, connection: UnitConnection, session: AsyncSession, driver: Any) -> None:
         super().__init__(connection, session)
@@ -53,6 +57,14 @@ class SQLiteUnit(SessionUnit):
     def in_transaction(self) -> bool:
         """Whether the transaction is open."""
         return not self.lost and bool(self.driver.in_transaction)
+
+    def require_transaction(self) -> None:
+        """See `SessionUnit.require_transaction`; a statement outside would commit by itself, a savepoint with its release."""
+        if self.lost:
+            raise TransactionLostError(CUT_OFF)
+        super().require_transaction()
+        if not self.driver.in_transaction:
+            raise TransactionLostError(LOST)
 
     async def release(self) -> None:
         """Leave the connection as it was."""

@@ -16,8 +16,8 @@ _late: set[asyncio.Task[None]] = set()
 
 
 async def start(connection: AsyncConnection) -> None:
-    """Take a connection from its pool. Raises what SQLAlchemy does."""
-    starting = asyncio.ensure_future(AsyncConnection.start(connection))
+    """Take a connection from its pool, with no transaction begun. Raises what SQLAlchemy does."""
+    starting = asyncio.ensure_future(_started(connection))
     try:
         await asyncio.shield(starting)
     except asyncio.CancelledError:
@@ -25,6 +25,18 @@ async def start(connection: AsyncConnection) -> None:
         _late.add(late)
         late.add_done_callback(_late.discard)
         raise
+
+
+async def _started(connection: AsyncConnection) -> None:
+    await AsyncConnection.start(connection)
+    if connection.in_transaction():
+        # A listener to `engine_connect` has executed something. What begins next would join this, and commit nothing itself;
+        # and it is committed, so that a setting stays.
+        try:
+            await AsyncConnection.commit(connection)
+        except BaseException:
+            await close(connection)
+            raise
 
 
 async def close(connection: AsyncConnection) -> None:
@@ -40,7 +52,7 @@ async def all_given_back() -> None:
         await asyncio.wait(late, timeout=_CLOSE_SECONDS)
 
 
-async def _given_back(starting: "asyncio.Future[AsyncConnection]", connection: AsyncConnection) -> None:
+async def _given_back(starting: "asyncio.Future[None]", connection: AsyncConnection) -> None:
     await asyncio.wait([starting])
     if not starting.cancelled() and starting.exception() is None:
         await close(connection)

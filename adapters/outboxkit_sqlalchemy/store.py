@@ -6,6 +6,7 @@ from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Any, NoReturn, Protocol
 
+from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_scoped_session, async_sessionmaker
 from sqlalchemy.orm import Session, scoped_session
 
@@ -32,6 +33,7 @@ class _Units(Protocol):
     def transaction(self) -> AbstractAsyncContextManager[Transaction]: ...
     async def look(self) -> None: ...
     def table(self) -> tuple[str, str | None]: ...
+    def require_kept(self, connection: Connection) -> None: ...
     async def write(self, transaction: AsyncConnection, rows: Sequence[OutboxRow]) -> None: ...
     def grown(self) -> None: ...
     def expect_growth(self) -> None: ...
@@ -65,7 +67,7 @@ class SQLAlchemyStore:
     ) -> None:
         self._books, self._units = _parts(engine, session or async_sessionmaker(expire_on_commit=False), prefix, schema)
         watch(engine.sync_engine)
-        self._publisher = Publisher(engine.sync_engine, self._session_committed)
+        self._publisher = Publisher(engine.sync_engine, self._units.require_kept, self._session_committed)
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def __repr__(self) -> str:

@@ -3,20 +3,15 @@
 Functions that run on the connection's thread. Python's own transaction handling, in whichever of its modes the engine uses it,
 begins deferred transactions: one that has read and then writes fails at once, and for good, when another has written
 meanwhile. And after a statement that ended the transaction by itself (``INSERT OR ROLLBACK``) it would begin another, without
-what came before.
+what came before; as does SQLite with a savepoint, or a statement that Python does not take for a writing one.
 """
 
 import sqlite3
-from collections.abc import Callable
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any
 
-from outboxkit_sqlite.connection import SHORT_BUSY_TIMEOUT
+from outboxkit_sqlite.connection import LEGACY_CONTROL, READING, SHORT_BUSY_TIMEOUT
 from outboxkit_sqlite.transaction import with_own_factories
-
-T = TypeVar("T")
-
-_LEGACY_CONTROL = -1
-"""`sqlite3.LEGACY_TRANSACTION_CONTROL`, which Python 3.11 does not have."""
 
 
 class TakenOver:
@@ -24,7 +19,7 @@ class TakenOver:
 
     def __init__(self) -> None:
         self.denied = False
-        """Whether a BEGIN or COMMIT of somebody else's was refused."""
+        """Whether a BEGIN or COMMIT of somebody else's was refused, or what came after the end of the transaction."""
         self._may_control = False
         self._before: tuple[Any, Any, int] | None = None
 
@@ -44,16 +39,16 @@ class TakenOver:
         if connection.in_transaction:  # a listener's BEGIN, in which nothing was done yet
             connection.rollback()
         (busy_milliseconds,) = with_own_factories(connection, lambda own: own.execute("PRAGMA busy_timeout").fetchone())
-        autocommit = getattr(untyped, "autocommit", _LEGACY_CONTROL)
+        autocommit = getattr(untyped, "autocommit", LEGACY_CONTROL)
         self._before = autocommit, connection.isolation_level, busy_milliseconds
-        if autocommit != _LEGACY_CONTROL:
-            untyped.autocommit = _LEGACY_CONTROL
+        if autocommit != LEGACY_CONTROL:
+            untyped.autocommit = LEGACY_CONTROL
             if connection.in_transaction:
                 connection.rollback()
         connection.isolation_level = "IMMEDIATE"
         connection.execute("PRAGMA synchronous = FULL").close()
         connection.execute(SHORT_BUSY_TIMEOUT).close()
-        connection.set_authorizer(self._authorize)
+        connection.set_authorizer(partial(self._authorize, connection))
 
     def may_commit(self) -> None:
         """From here on the transaction may be committed."""
@@ -71,21 +66,17 @@ class TakenOver:
         autocommit, isolation_level, busy_milliseconds = before
         connection.execute(f"PRAGMA busy_timeout = {int(busy_milliseconds)}").close()
         connection.isolation_level = isolation_level
-        if autocommit != _LEGACY_CONTROL:
+        if autocommit != LEGACY_CONTROL:
             untyped.autocommit = autocommit
 
-    def _authorize(self, action: int, operation: str | None, *_: str | None) -> int:
-        # SQLAlchemy rolls back by itself when a flush fails; nothing can be written after that, as nobody may begin again.
-        if action != sqlite3.SQLITE_TRANSACTION or self._may_control or operation == "ROLLBACK":
+    def _authorize(self, connection: sqlite3.Connection, action: int, operation: str | None, *_: str | None) -> int:
+        if action == sqlite3.SQLITE_TRANSACTION:
+            # SQLAlchemy rolls back by itself when a flush fails; nothing can be written after that.
+            allowed = self._may_control or operation == "ROLLBACK"
+        else:
+            # Of a statement that SQLite has in its cache it asks nothing again: that is `SQLiteUnit.require_transaction`'s.
+            allowed = action in READING or connection.in_transaction
+        if allowed:
             return sqlite3.SQLITE_OK
         self.denied = True
         return sqlite3.SQLITE_DENY
-
-
-async def on_thread(driver: Any, function: Callable[[sqlite3.Connection], T]) -> T:
-    """Run a function with the blocking connection on its thread, after everything asked for before.
-
-    `_execute` is the queue that all of aiosqlite's own methods use; it is protected, so its version is bounded.
-    """
-    result: T = await driver._execute(function, driver._conn)  # noqa: SLF001 - see above
-    return result

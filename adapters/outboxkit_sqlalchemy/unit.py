@@ -6,9 +6,11 @@ from contextlib import asynccontextmanager
 from typing import Any, NoReturn, TypeVar, cast
 
 import anyio
+from sqlalchemy import RootTransaction
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, AsyncSessionTransaction, async_sessionmaker
 
 from outboxkit.cancellation import uninterrupted
+from outboxkit.errors import TransactionLostError
 from outboxkit_postgres.link import STATEMENT_SECONDS
 from outboxkit_sqlalchemy.connection import UnitConnection
 from outboxkit_sqlalchemy.cutting import was_cancelled
@@ -19,22 +21,51 @@ T = TypeVar("T")
 
 _ROLLBACK_SECONDS = 5.0
 
+_ENDED = (
+    "the transaction was ended inside the unit of work (by what `get_transaction()` returns, perhaps): nothing of it is kept, "
+    "its events neither. Leave its end to the unit of work, or undo a part of it with `begin_nested()`"
+)
+
 _logger = logging.getLogger("outboxkit.sqlalchemy")
 
 
 class SessionUnit:
     """A session and its connection: what both databases' units of work are made of."""
 
+    commit_seconds: float | None = STATEMENT_SECONDS
+    """How long a commit is waited for before its outcome is asked for elsewhere; None: until it is there."""
+
     def __init__(self, connection: UnitConnection, session: AsyncSession) -> None:
         self.connection = connection
         self.session = session
         self._session = cast("UnitSession", session.sync_session)
+        self._root: RootTransaction | None = None
 
     async def begin(self) -> None:
         """Begin the transaction; SQLAlchemy tells the server with the first statement."""
         await self.session.connection()
+        self._root = self._transaction_below()
         # Only now: listeners of the engine's may execute a BEGIN.
-        self.connection.guard()
+        self.connection.guard(self.require_transaction)
+
+    def require_transaction(self) -> None:
+        """Refuse to go on when something in the unit of work has ended its transaction: SQLAlchemy would begin another.
+
+        Raises:
+            TransactionLostError: it has.
+        """
+        if self.was_ended:
+            raise TransactionLostError(_ENDED)
+
+    @property
+    def was_ended(self) -> bool:
+        """Whether SQLAlchemy has ended the transaction, which it does at its user's bidding and when a flush failed."""
+        root = self._root
+        return root is not None and not (root.is_active and self._transaction_below() is root)
+
+    def _transaction_below(self) -> RootTransaction | None:
+        below = self.connection.sync_connection
+        return None if below is None else below.get_transaction()
 
     async def flush(self) -> None:
         """Send what the session holds back."""
@@ -49,11 +80,16 @@ class SessionUnit:
         return SessionSavepoint(self.connection, nested, set_last.sync_transaction._savepoint)  # noqa: SLF001 - see above
 
     async def commit(self) -> None:
-        """Commit, through the session, so that the user's own listeners of it are told."""
+        """Commit, through the session, so that the user's own listeners of it are told.
+
+        Raises:
+            TransactionLostError: it is not in the transaction that was begun, or told nobody to commit.
+        """
+        self.require_transaction()
         self.connection.may_commit()
         self._session.phase = "committing"
         try:
-            with anyio.fail_after(STATEMENT_SECONDS):
+            with anyio.fail_after(self.commit_seconds):
                 await self._with_user_methods(lambda session: session.commit())
         except Exception:
             # SQLAlchemy lets go of a transaction when its COMMIT was answered; what raised later is a listener. But it does so
@@ -64,6 +100,11 @@ class SessionUnit:
             _logger.exception("a listener to the session's commit raised; the unit of work is committed")
         finally:
             self._session.phase = "over"
+        if not self.connection.asked_to_commit:
+            raise TransactionLostError(
+                "the session was committed and sent no COMMIT, so that nothing of the unit of work is kept: look for what else "
+                "ends transactions on the engine's connections or in its sessions (a listener, a `commit` of their own)"
+            )
 
     async def rollback(self) -> None:
         """Undo it; a connection on which that does not work is cut."""

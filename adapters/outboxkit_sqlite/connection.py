@@ -9,9 +9,9 @@ import random
 import sqlite3
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import aiosqlite
@@ -20,8 +20,13 @@ import anyio
 from outboxkit.cancellation import uninterrupted
 from outboxkit.errors import ConfigurationError, StoreError, TransactionError, TransactionLostError
 from outboxkit_sqlite.failures import primary_code
+from outboxkit_sqlite.savepoints import LOST
 
 T = TypeVar("T")
+C = TypeVar("C", bound=sqlite3.Cursor)
+
+READING = frozenset((sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE))
+"""What an authorizer is asked about statements that only read: the one kind that is harmless outside a transaction."""
 
 SHORT_BUSY_TIMEOUT = "PRAGMA busy_timeout = 5"
 """For connections whose callers wait for other writers by themselves, with `next_look`.
@@ -30,6 +35,9 @@ SQLite keeps no queue for its lock: whoever looks while it is free has it. Left 
 (25 ms apart, and more), and a writer that comes straight back has the lock again each time. In these 5 ms it looks four times.
 """
 
+
+LEGACY_CONTROL = -1
+"""`sqlite3.LEGACY_TRANSACTION_CONTROL`, which Python 3.11 does not have."""
 
 _MANY_CURSORS = 1000
 
@@ -44,13 +52,17 @@ class GuardedConnection(sqlite3.Connection):
 
     A user's ``COMMIT`` in the middle of a unit of work would make the business rows durable without their events, so it is
     refused: by these methods, by the authorizer for plain SQL, and through it for ``executescript`` and ``with connection``.
-    After a statement that ended the transaction by itself (``INSERT OR ROLLBACK``), writing is refused too: with an isolation
-    level set, Python begins a transaction before a write outside one, and that is transaction control again.
+
+    After a statement that ended the transaction by itself (``INSERT OR ROLLBACK``, a trigger's ``RAISE(ROLLBACK)``) every other
+    one is refused, until the unit of work is over. Outside a transaction each commits by itself, and a savepoint begins a
+    transaction that its release commits: without the events, and without the inbox row. The methods refuse it, as a statement
+    that SQLite has in its cache is not authorized again; and the authorizer, whatever else executes a new one.
     """
 
     _in_control = False
     _guarded = False
-    _denied = False
+    _begun = False
+    """Whether the library has begun a transaction, and has not ended it."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -69,9 +81,10 @@ class GuardedConnection(sqlite3.Connection):
         self._guarded = False
 
     def _authorize(self, action: int, *_: str | None) -> int:
-        if action != sqlite3.SQLITE_TRANSACTION or self._in_control:
+        if self._in_control or action in READING:
             return sqlite3.SQLITE_OK
-        self._denied = True
+        if action != sqlite3.SQLITE_TRANSACTION and (self.in_transaction or not self._begun):
+            return sqlite3.SQLITE_OK
         return sqlite3.SQLITE_DENY
 
     def control(self, statement: Literal["BEGIN IMMEDIATE", "COMMIT", "ROLLBACK"]) -> None:
@@ -79,13 +92,29 @@ class GuardedConnection(sqlite3.Connection):
         self._in_control = True
         try:
             # Statements are cached by their text, and a cached one is not authorized again: so ours differs from a user's.
-            super().execute(f"{statement} -- by the unit of work")
+            _execute(self, f"{statement} -- by the unit of work")
         finally:
             self._in_control = False
+        self._begun = statement == "BEGIN IMMEDIATE"
 
-    def cursor(self, *arguments: Any, **options: Any) -> Any:
+    def roll_back(self) -> None:
+        """End the transaction, whether it is open or was ended already."""
+        if self.in_transaction:
+            self.control("ROLLBACK")
+        self._begun = False
+
+    def require_transaction(self) -> None:
+        """Refuse to go on in a unit of work whose transaction was ended.
+
+        Raises:
+            TransactionLostError: it was.
+        """
+        if self._begun and not self.in_transaction:
+            raise TransactionLostError(LOST)
+
+    def cursor(self, factory: Callable[[sqlite3.Connection], Any] | None = None) -> Any:
         """Make a cursor."""
-        return self._remembered(super().cursor(*arguments, **options))
+        return self._remembered(super().cursor(factory or GuardedCursor))
 
     def leave_clean(self) -> None:
         """Take back what a unit of work left on the connection that the next one shares.
@@ -99,27 +128,31 @@ class GuardedConnection(sqlite3.Connection):
         self._cursors, self._many_cursors = [], _MANY_CURSORS
         self.row_factory, self.text_factory = None, str
 
-    def execute(self, *arguments: Any) -> sqlite3.Cursor:
+    def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
         """Execute a statement; see the class for what is refused."""
+        # What `GuardedCursor.execute` does, in a call less: there are many statements.
+        if self._begun and not self.in_transaction:
+            raise TransactionLostError(LOST)
         try:
-            return self._remembered(super().execute(*arguments))
+            return self._remembered(_execute_on(_cursor(self, GuardedCursor), sql, parameters))
         except sqlite3.DatabaseError as error:
-            self._explain(error)
+            self.explain(error)
             raise
 
-    def executemany(self, *arguments: Any) -> sqlite3.Cursor:
+    def executemany(self, sql: str, parameters: Iterable[Any], /) -> sqlite3.Cursor:
         """Execute a statement many times; see the class for what is refused."""
-        try:
-            return self._remembered(super().executemany(*arguments))
-        except sqlite3.DatabaseError as error:
-            self._explain(error)
-            raise
+        cursor: sqlite3.Cursor = self.cursor().executemany(sql, parameters)
+        return cursor
 
     def executescript(self, script: str) -> sqlite3.Cursor:
         """Refused: it would commit first."""
-        if self._guarded:
-            raise TransactionError("executescript() commits the open transaction: execute the statements one by one")
-        return super().executescript(script)
+        cursor: sqlite3.Cursor = self.cursor().executescript(script)
+        return cursor
+
+    def blobopen(self, *arguments: Any, **options: Any) -> sqlite3.Blob:
+        """Open a value for reading and writing; see the class for what is refused."""
+        self.require_transaction()
+        return super().blobopen(*arguments, **options)
 
     def commit(self) -> None:
         """Refused; see the class."""
@@ -131,11 +164,11 @@ class GuardedConnection(sqlite3.Connection):
 
     def close(self) -> None:
         """Close it; refused inside a unit of work, which does not own it."""
-        if self._guarded and self.in_transaction:
+        if self._guarded and self._begun:
             raise TransactionError("leave out close(): the connection belongs to the store, which closes it with the app")
         super().close()
 
-    def _remembered(self, cursor: sqlite3.Cursor) -> sqlite3.Cursor:
+    def _remembered(self, cursor: C) -> C:
         if self._guarded:
             self._cursors.append(weakref.ref(cursor))
             if len(self._cursors) > self._many_cursors:  # a WeakSet would forget each at once, at three times the price
@@ -143,26 +176,63 @@ class GuardedConnection(sqlite3.Connection):
                 self._many_cursors = _MANY_CURSORS + 2 * len(self._cursors)
         return cursor
 
-    def _explain(self, error: sqlite3.DatabaseError) -> None:
+    def refuse_scripts(self) -> None:
+        """Refuse what would commit first.
+
+        Raises:
+            TransactionError: the connection is guarded.
+        """
+        if self._guarded:
+            raise TransactionError("executescript() commits the open transaction: execute the statements one by one")
+
+    def explain(self, error: sqlite3.DatabaseError) -> None:
         """Raise what a refusal by the authorizer means; nothing for any other error."""
-        if not self._denied:
+        if primary_code(error) != sqlite3.SQLITE_AUTH:
             return
-        self._denied = False
         if self.in_transaction:
             raise TransactionError(
                 "the unit of work begins, commits and rolls back: leave out BEGIN, COMMIT and ROLLBACK"
             ) from error
-        raise TransactionLostError(
-            "an earlier statement ended the transaction (a conflict clause with ROLLBACK does that): nothing of the unit of "
-            "work is kept, and nothing more can be written in it"
-        ) from error
+        raise TransactionLostError(LOST) from error
+
+
+class GuardedCursor(sqlite3.Cursor):
+    """A cursor of a `GuardedConnection`, which refuses the same."""
+
+    def execute(self, sql: str, parameters: Any = (), /) -> Self:
+        """Execute a statement."""
+        connection: Any = self.connection
+        connection.require_transaction()
+        try:
+            _execute_on(self, sql, parameters)
+        except sqlite3.DatabaseError as error:
+            connection.explain(error)
+            raise
+        return self
+
+    def executemany(self, sql: str, parameters: Iterable[Any], /) -> Self:
+        """Execute a statement many times."""
+        connection: Any = self.connection
+        connection.require_transaction()
+        try:
+            return super().executemany(sql, parameters)
+        except sqlite3.DatabaseError as error:
+            connection.explain(error)
+            raise
+
+    def executescript(self, script: str) -> sqlite3.Cursor:
+        """Refused on a guarded connection: it would commit first."""
+        connection: Any = self.connection
+        connection.refuse_scripts()
+        return super().executescript(script)
+
+
+# Without looking them up by `super`, which takes a tenth of what a small statement does.
+_execute, _cursor, _execute_on = sqlite3.Connection.execute, sqlite3.Connection.cursor, sqlite3.Cursor.execute
 
 
 class ThreadConnection(aiosqlite.Connection):
-    """aiosqlite's connection, which can also run a whole function on its thread: one hop for a batch of statements.
-
-    `_execute` is the queue that all of aiosqlite's own methods use; it is protected, so its version is bounded.
-    """
+    """aiosqlite's connection, which can also run a whole function on its thread: one hop for a batch of statements."""
 
     async def run(self, function: Callable[[GuardedConnection], T]) -> T:
         """Run `function` with the blocking connection on its thread, after everything asked for before.
@@ -172,8 +242,8 @@ class ThreadConnection(aiosqlite.Connection):
         """
         if not self.is_open:
             raise StoreError("the app was closed: nothing more can be done on its database")
-        untyped: Any = self
-        result: T = await untyped._execute(function, self._conn)  # noqa: SLF001 - see the class
+        guarded: Any = function
+        result: T = await on_thread(self, guarded)
         return result
 
     @property
@@ -189,6 +259,16 @@ class ThreadConnection(aiosqlite.Connection):
     async def ended(self) -> None:
         """Wait for the thread: aiosqlite only asks it to stop when connecting fails, and it must not outlive its loop."""
         await asyncio.to_thread(self._thread.join)
+
+
+async def on_thread(connection: aiosqlite.Connection, function: Callable[[sqlite3.Connection], T]) -> T:
+    """Run a function with the blocking connection on its thread, after everything asked for before.
+
+    `_execute` is the queue that all of aiosqlite's own methods use; it is protected, so its version is bounded.
+    """
+    untyped: Any = connection
+    result: T = await untyped._execute(function, untyped._conn)  # noqa: SLF001 - see above
+    return result
 
 
 async def connect(

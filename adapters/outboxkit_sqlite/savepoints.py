@@ -16,6 +16,8 @@ LOST = (
 
 def save(connection: sqlite3.Connection) -> str:
     """Set a savepoint, and return its name."""
+    if not connection.in_transaction:  # it would begin one, and releasing it would commit
+        raise TransactionLostError(LOST)
     name = f"outboxkit_{next(_numbers)}"
     connection.execute(f"SAVEPOINT {name}")
     return name

@@ -24,10 +24,12 @@ from outboxkit_sqlite.connection import (
     ThreadConnection,
     busy_seconds,
     connect,
+    on_thread,
     parse_url,
 )
 from outboxkit_sqlite.consuming import ConsumingStore
 from outboxkit_sqlite.group import CommitGroup
+from outboxkit_sqlite.publishing import commits_each_statement, require_kept
 from outboxkit_sqlite.relaying import RelayingStore
 from outboxkit_sqlite.retained import SQLiteRetainedLog
 from outboxkit_sqlite.transaction import SQLiteTransaction, Writer, roll_back
@@ -159,10 +161,22 @@ class SQLiteStore(ConsumingStore, RelayingStore):
         self.require_open()
         if not isinstance(transaction, aiosqlite.Connection):
             raise ConfigurationError(f"{type(transaction).__name__!r} is nothing to publish on: give an aiosqlite.Connection")
-        if transaction.isolation_level is None and not transaction.in_transaction:
-            raise TransactionError("no transaction is open here, and none would begin: execute BEGIN IMMEDIATE first")
-        for statement, values in self.outbox.insertions(rows):
-            await transaction.executemany(statement, values)
+
+        def write(connection: sqlite3.Connection) -> None:
+            self.require_kept(connection)
+            if commits_each_statement(connection):
+                raise TransactionError("no transaction is open here, and none would begin: execute BEGIN IMMEDIATE first")
+            self.outbox.insert(connection, rows)
+
+        await on_thread(transaction, write)
+
+    def require_kept(self, connection: sqlite3.Connection) -> None:
+        """Refuse a connection, on whose thread this is, that no event is to be published on.
+
+        Raises:
+            ConfigurationError: see `outboxkit_sqlite.publishing.require_kept`.
+        """
+        require_kept(connection, self.path, durable=self._full)
 
 
 async def _closed(connection: ThreadConnection) -> None:

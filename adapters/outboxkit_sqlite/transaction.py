@@ -285,5 +285,4 @@ def in_transaction(connection: GuardedConnection, function: Callable[[GuardedCon
 def roll_back(connection: GuardedConnection) -> None:
     """End the open transaction, if there is one, and leave nothing of it behind."""
     connection.leave_clean()
-    if connection.in_transaction:
-        connection.control("ROLLBACK")
+    connection.roll_back()
