@@ -293,6 +293,18 @@ async def test_a_stray_task_that_calls_a_publishing_function_gets_a_transaction_
         assert shop.both() == ([1, 2], [1, 2])
 
 
+async def test_the_connection_of_a_joined_call_ends_with_it(shop: Shop) -> None:
+    async with shop.open(), shop.app.unit_of_work() as outer:
+        async with shop.app.unit_of_work() as inner:
+            connection = inner.connection
+        with pytest.raises(NoUnitOfWorkError, match="this unit of work has ended: its connection cannot be used"):
+            await connection.execute("INSERT INTO sales VALUES (1)")
+        with pytest.raises(NoUnitOfWorkError, match="this unit of work has ended: its connection cannot be used"):
+            connection.row_factory = sqlite3.Row
+        await insert(outer, 2)
+    assert shop.both() == ([2], [])
+
+
 async def test_a_joined_call_that_outlives_the_unit_leaves_no_row_without_its_event(shop: Shop) -> None:
     inside, ended = anyio.Event(), anyio.Event()
 
