@@ -132,6 +132,24 @@ async def test_a_plain_function_publishes_too(shop: Shop) -> None:
     assert shop.both() == ([1], [10, 1])
 
 
+async def test_a_plain_function_that_raises_stop_iteration_raises_and_wedges_nobody(shop: Shop) -> None:
+    @shop.app.publishes(Sold)
+    def sell_first(uow: UnitOfWork) -> Sold:
+        return Sold(next(uow.connection.execute("SELECT number FROM sales")))
+
+    async def join() -> None:
+        async with shop.app.unit_of_work():
+            await sell_first()
+
+    async with shop.open():
+        for call in (sell_first, join):
+            with anyio.fail_after(5), pytest.raises(RuntimeError, match="StopIteration"):
+                await call()
+        with anyio.fail_after(5):
+            await shop.sell(2)
+    assert shop.both() == ([2], [2])
+
+
 async def test_a_refused_payload_adds_nothing_and_the_transaction_can_go_on(shop: Shop) -> None:
     async with shop.open():
         async with shop.app.unit_of_work() as uow:

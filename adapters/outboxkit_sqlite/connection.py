@@ -169,11 +169,12 @@ class ThreadConnection(aiosqlite.Connection):
 
         Raises:
             StoreError: the connection was closed.
+            RuntimeError: `function` raised StopIteration, which no future takes: its caller would wait for ever.
         """
         if not self.is_open:
             raise StoreError("the app was closed: nothing more can be done on its database")
         untyped: Any = self
-        result: T = await untyped._execute(function, self._conn)  # noqa: SLF001 - see the class
+        result: T = await untyped._execute(_raising_no_stop, function, self._conn)  # noqa: SLF001 - see the class
         return result
 
     @property
@@ -189,6 +190,13 @@ class ThreadConnection(aiosqlite.Connection):
     async def ended(self) -> None:
         """Wait for the thread: aiosqlite only asks it to stop when connecting fails, and it must not outlive its loop."""
         await asyncio.to_thread(self._thread.join)
+
+
+def _raising_no_stop(function: Callable[[GuardedConnection], T], connection: GuardedConnection) -> T:
+    try:
+        return function(connection)
+    except StopIteration as error:
+        raise RuntimeError("the function raised StopIteration") from error  # as Python says it of a coroutine
 
 
 async def connect(
