@@ -1,5 +1,6 @@
 """Afterwards: what is done once an effect is durable, best effort: never before, at most once, and not at all after a crash."""
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ import anyio
 import anyio.to_thread
 
 from outboxkit.errors import TimeLimitError
+from outboxkit.handler import HandlerCancelledError
 from outboxkit.observe import Observer
 from outboxkit.outcomes import Work
 
@@ -21,6 +23,13 @@ async def run_afterwards(works: Sequence[Work], group: str, observer: Observer) 
 async def _run(work: Work, group: str, observer: Observer) -> None:
     try:
         await _within_limit(work)
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        afterwards = work.handler.after_commit
+        if task is None or task.cancelling() or afterwards is None:
+            raise
+        # Let through, it would be taken for the end of all that run beside it.
+        observer.after_commit_failed(group, work.message, HandlerCancelledError.by(afterwards.name, error))
     except Exception as error:  # whatever it raises, its message is settled
         observer.after_commit_failed(group, work.message, error)
 

@@ -15,16 +15,12 @@ from typing import Any
 import anyio
 
 from outboxkit.errors import TimeLimitError, TransactionLostError
-from outboxkit.handler import publish_returned
+from outboxkit.handler import HandlerCancelledError, publish_returned
 from outboxkit.outcomes import Outcomes, Work
 from outboxkit.store import ThreadTransaction, Transaction
 from outboxkit.unit_of_work import UnitOfWork
 
 _Attempts = Generator[Sequence[Work], Exception | None, None]
-
-
-class HandlerCancelledError(Exception):
-    """A handler raised `asyncio.CancelledError` although nobody cancelled it."""
 
 
 def segments(works: Sequence[Work]) -> Iterator[Sequence[Work]]:
@@ -113,10 +109,7 @@ async def _attempt(transaction: Transaction, unit: UnitOfWork, works: Sequence[W
         task = asyncio.current_task()
         if task is None or task.cancelling():
             raise
-        # Nobody cancelled us: let through, it would end this loop in silence.
-        failure = HandlerCancelledError(f"{handler.name} raised CancelledError although nobody cancelled it")
-        failure.__cause__ = error
-        return failure
+        return HandlerCancelledError.by(handler.name, error)
     except TransactionLostError:
         raise
     except Exception as error:  # whatever a handler raises is its message's failure
@@ -145,6 +138,8 @@ def _attempt_on_thread(unit: UnitOfWork, scope: ThreadTransaction, works: Sequen
         unit.join_on_thread(scope, handler.publishes, call, works[0].cause, alone=alone)
     except TransactionLostError:
         raise
+    except asyncio.CancelledError as error:  # nobody can cancel what runs on a thread
+        return HandlerCancelledError.by(handler.name, error)
     except Exception as error:  # whatever a handler raises is its message's failure
         return error
     return None

@@ -1,8 +1,9 @@
 """Handlers: what was decorated with ``consumes``, and what becomes of what a decorated function returns."""
 
+import asyncio
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, cast
+from typing import Any, Literal, Self, cast
 
 import msgspec
 
@@ -11,6 +12,20 @@ from outboxkit.events import EventType, event_type
 from outboxkit.retry import RetryPolicy
 from outboxkit.signatures import Argument, handler_arguments, qualified_name
 from outboxkit.unit_of_work import Declared, UnitOfWork
+
+
+class HandlerCancelledError(Exception):
+    """A function of the user's raised `asyncio.CancelledError` although nobody cancelled it.
+
+    Let through, it would end the loop that called it in silence.
+    """
+
+    @classmethod
+    def by(cls, function: str, error: asyncio.CancelledError) -> Self:
+        """Return the error for what a function raised."""
+        made = cls(f"{function} raised CancelledError although nobody cancelled it")
+        made.__cause__ = error
+        return made
 
 
 class AfterCommit(msgspec.Struct, frozen=True):

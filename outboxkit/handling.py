@@ -90,10 +90,14 @@ class Handling:
         """
         deadline = time.monotonic() + seconds
         outcomes.begun = bool(works)
-        unit = UnitOfWork(transaction, self._encoder, declared={})
-        for segment in segments(works):
-            await run_segment(transaction, unit, segment, deadline, outcomes, alone=alone)
-        return unit.end()
+        # Whoever joined it would have a part in what its messages share, with nobody to wait for it or to undo it alone.
+        unit = UnitOfWork(transaction, self._encoder, declared={}, many=True)
+        try:
+            for segment in segments(works):
+                await run_segment(transaction, unit, segment, deadline, outcomes, alone=alone)
+            return unit.end()
+        finally:
+            unit.close()
 
     async def read(
         self,

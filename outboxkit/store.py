@@ -25,6 +25,7 @@ from outboxkit.inbox import Floor, InboxStore, Outcome, Retry, Subscription
 from outboxkit.later import LaterStore, LaterTransaction
 from outboxkit.letter import LetterStore
 from outboxkit.message import Delivery, LogEntry, OutboxRow, Position, Stream
+from outboxkit.part import Part
 from outboxkit.retained import RetainedLog
 from outboxkit.roster import RosterStore
 
@@ -62,6 +63,10 @@ class Transaction(LaterTransaction, Protocol):
         """The driver's connection, for the user's own statements."""
         ...
 
+    def connection_for(self, part: Part) -> Any:
+        """Return the connection for a part of the transaction, as far as the driver lets it be refused when that has ended."""
+        ...
+
     @property
     def session(self) -> Any:
         """The session of an ORM, for the user's own objects.
@@ -79,10 +84,14 @@ class Transaction(LaterTransaction, Protocol):
         """
         ...
 
-    def savepoint(self) -> AbstractAsyncContextManager[None]:
+    def savepoint(self, within: Part | None = None) -> AbstractAsyncContextManager[None]:
         """Undo what the block did if it raises.
 
+        Args:
+            within: what it is set in: nothing is sent any more when that has ended, as the savepoint has gone with it.
+
         Raises:
+            NoUnitOfWorkError: what it was set in had ended before the block did, without raising.
             TransactionError: the transaction is no longer ours.
             StoreUnavailableError, ConflictError: the transaction is `broken`, whatever the block raised.
         """

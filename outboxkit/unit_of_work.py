@@ -18,23 +18,19 @@ from outboxkit.errors import NoUnitOfWorkError, TransactionError
 from outboxkit.events import EventType
 from outboxkit.later import due_of
 from outboxkit.message import OutboxRow
+from outboxkit.part import ENDED, require_open
 from outboxkit.store import ThreadTransaction, Transaction
 
 T = TypeVar("T")
 Declared = Mapping[type[Any], EventType]
 
+_LEAVING_SECONDS = 1.0
+
 _current: ContextVar["UnitOfWork | None"] = ContextVar("outboxkit_unit_of_work", default=None)
 
 
 class UnitOfWork:
-    """One open transaction, and the events that will be committed with it.
-
-    Attributes:
-        connection: the database connection the transaction is open on: `aiosqlite.Connection`'s interface in ``async``
-            functions on SQLite, `sqlite3.Connection` in plain ones, `asyncpg.Connection`'s on Postgres, and SQLAlchemy's
-            `AsyncConnection` with a store made of an engine. The unit of work commits and rolls back; trying to do so by hand
-            raises.
-    """
+    """One open transaction, and the events that will be committed with it."""
 
     # There is one for each message that is handled: what most never change is here, and not set in each.
 
@@ -42,7 +38,7 @@ class UnitOfWork:
     """Whether this is the unit of work as a plain function sees it, which cannot await anything."""
     _open = True
     _inner = 0
-    """Joined calls that are running."""
+    """Joined calls that are running, or wait to."""
     _joining: anyio.Lock | None = None
     """Held by the joined call that is running; made for the first one, as most units have none."""
     _cancelled: AbstractSet[str] = frozenset()
@@ -57,15 +53,37 @@ class UnitOfWork:
         cause: str | None = None,
         parent: "UnitOfWork | None" = None,
         connection: Any = None,
+        many: bool = False,
     ) -> None:
-        """Not to be called by users: see `App.unit_of_work`."""
-        self.connection: Any = transaction.connection if connection is None else connection
+        """Not to be called by users: see `App.unit_of_work`.
+
+        `many`: this is what units of work of their own share, one after the other, and nobody else may join.
+        """
+        self._connection: Any = connection
         self._transaction = transaction
         self._encoder = encoder
         self._declared = declared
         self._cause = cause
         self._parent = parent
+        self._many = many
         self._rows: list[OutboxRow] = []
+
+    @property
+    def connection(self) -> Any:
+        """The database connection the transaction is open on.
+
+        `aiosqlite.Connection`'s interface in ``async`` functions on SQLite, `sqlite3.Connection` in plain ones,
+        `asyncpg.Connection`'s on Postgres, and SQLAlchemy's `AsyncConnection` with a store made of an engine. The unit of work
+        commits and rolls back; trying to do so by hand raises.
+
+        Raises:
+            NoUnitOfWorkError: this unit of work has ended, or one that it joined.
+        """
+        if not self.is_open:
+            raise NoUnitOfWorkError(ENDED)
+        if self._connection is None:
+            self._connection = self._transaction.connection_for(self)
+        return self._connection
 
     @property
     def session(self) -> Any:
@@ -73,7 +91,10 @@ class UnitOfWork:
 
         Raises:
             ConfigurationError: another store has none.
+            NoUnitOfWorkError: this unit of work has ended, or one that it joined.
         """
+        if not self.is_open:
+            raise NoUnitOfWorkError("this unit of work has ended: its session cannot be used any more")
         return self._transaction.session
 
     def publish(
@@ -104,7 +125,7 @@ class UnitOfWork:
             DueTimeError: a delay or time that makes no sense, or is more than a hundred years away; nothing was added.
             NoUnitOfWorkError: this unit of work has ended.
         """
-        if not self._open:
+        if not self.is_open:
             raise NoUnitOfWorkError("this unit of work has ended: publish before its block does, or open a new one")
         due = due_of(delay, at)
         row = self._encoder.row(event, declared=self._declared, key=key, headers=headers, cause=self._cause, due=due)
@@ -130,7 +151,7 @@ class UnitOfWork:
         return self._cancel(id)
 
     async def _cancel(self, id: str) -> bool:
-        if not self._open:
+        if not self.is_open:
             raise NoUnitOfWorkError("this unit of work has ended: cancel before its block does, or open a new one")
         units = list(self._with_parents())
         if any(row.id == id and row.due is not None for unit in units for row in unit._rows):  # noqa: SLF001 - its own class
@@ -172,36 +193,56 @@ class UnitOfWork:
             declared: the events that may be published in it.
             cause: the trace that these go on with.
         """
-        if not self._open:
-            raise NoUnitOfWorkError("this unit of work has ended: nothing can join it")
-        # Savepoints nest; two calls that ran at the same time inside one unit of work would undo each other's.
+        self._require_joinable()
         rows: list[OutboxRow] = []
         cancelled: AbstractSet[str] = frozenset()
+        # From here on, as one that has only begun to join would be left out: its rows are in the transaction before it is.
+        self._inner += 1
         try:
+            # Savepoints nest; two calls that ran at the same time inside one unit of work would undo each other's.
             self._joining = self._joining or anyio.Lock(fast_acquire=True)
-            async with self._joining, self._transaction.savepoint():
-                inner = self._inside(self.connection, declared, cause)
-                self._inner += 1
-                try:
-                    with inner.current():
-                        yield inner
-                    rows, cancelled = inner.end(), inner._cancelled  # noqa: SLF001 - its own class
-                finally:
-                    self._inner -= 1
-                    inner.close()
-                self._rows += rows
-                self._cancelled |= cancelled
+            async with self._joining:
+                self._require_joinable()
+                async with self._transaction.savepoint(self):
+                    inner = self._inside(declared, cause)
+                    try:
+                        with inner.current():
+                            yield inner
+                        rows, cancelled = inner.end(), inner._cancelled  # noqa: SLF001 - its own class
+                    finally:
+                        inner.close()
+                        if inner._inner:  # noqa: SLF001
+                            await inner._left()  # noqa: SLF001
+                    self._rows += rows
+                    self._cancelled |= cancelled
+                require_open(self)  # or it was not waited for, and is being undone with what it was in
         except Exception:  # the savepoint was not kept; a cancellation that comes while it is released leaves it and its events
             self._rows = [row for row in self._rows if row not in rows]
             self._cancelled -= cancelled
             raise
+        finally:
+            self._inner -= 1
+
+    def _require_joinable(self) -> None:
+        if not self.is_open:
+            raise NoUnitOfWorkError("this unit of work has ended: nothing can join it")
+
+    async def _left(self) -> None:
+        """Give a call that joined, and is still running at the end, the time to bring its statement to an end.
+
+        The connection answers one at a time, so this would be in the way of undoing the savepoint around it.
+        """
+        if self._joining is not None:
+            with anyio.move_on_after(_LEAVING_SECONDS, shield=True):
+                async with self._joining:
+                    pass
 
     def sharing(self, declared: Declared | None, cause: str | None = None) -> "Sharing":
         """Open a unit of work inside this one, without a savepoint: when its block raises, the whole transaction has to go.
 
         One after the other. Arguments as with `joined`.
         """
-        return Sharing(self, self._inside(self.connection, declared, cause))
+        return Sharing(self, self._inside(declared, cause))
 
     async def take_over(self, inner: "UnitOfWork") -> None:
         """Have the events of a unit of work inside this one that came to its end."""
@@ -219,7 +260,7 @@ class UnitOfWork:
         alone: bool = True,
     ) -> None:
         """The same for a plain function, which is called on the database's thread with the unit of work inside this one."""
-        inner = self._inside(scope.connection, declared, cause)
+        inner = self._inside(declared, cause, scope.connection)
         if alone:
             with scope.savepoint():
                 inner.call_on_thread(function)
@@ -239,7 +280,8 @@ class UnitOfWork:
         """Run a plain function on the database's thread, given this unit of work as seen from there."""
 
         def on_thread(scope: ThreadTransaction) -> T:
-            inner = self._inside(scope.connection, self._declared, None)
+            self._require_joinable()
+            inner = self._inside(self._declared, None, scope.connection)
             try:
                 return inner.call_on_thread(function)
             finally:
@@ -247,7 +289,7 @@ class UnitOfWork:
 
         return await self._transaction.run(on_thread)
 
-    def _inside(self, connection: Any, declared: Declared | None, cause: str | None) -> "UnitOfWork":
+    def _inside(self, declared: Declared | None, cause: str | None, connection: Any = None) -> "UnitOfWork":
         cause = cause if cause is not None else self._cause
         return UnitOfWork(self._transaction, self._encoder, declared=declared, cause=cause, parent=self, connection=connection)
 
@@ -260,10 +302,6 @@ class UnitOfWork:
         finally:
             _current.reset(token)
 
-    def belongs_to(self, encoder: Encoder) -> bool:
-        """Whether this is a unit of work of the app whose encoder this is."""
-        return self._encoder is encoder
-
     @property
     def enclosing(self) -> "UnitOfWork | None":
         """The unit of work this one was opened in, another app's perhaps."""
@@ -271,8 +309,18 @@ class UnitOfWork:
 
     @property
     def is_open(self) -> bool:
-        """Whether it can still be used."""
-        return self._open
+        """Whether it can still be used: it has not ended, nor has one that it joined."""
+        unit = self
+        while unit._open:
+            parent = unit._parent
+            if parent is None or parent._transaction is not self._transaction:  # noqa: SLF001
+                return True
+            unit = parent
+        return False
+
+    def takes(self, encoder: Encoder) -> bool:
+        """Whether calls of the app whose encoder this is may join it."""
+        return self._encoder is encoder and not self._many and self.is_open
 
 
 class Sharing:
@@ -306,6 +354,6 @@ def enclosing_unit() -> UnitOfWork | None:
 def current_unit(encoder: Encoder) -> UnitOfWork | None:
     """Return the innermost open unit of work of the app whose encoder this is."""
     unit = enclosing_unit()
-    while unit is not None and not (unit.is_open and unit.belongs_to(encoder)):
+    while unit is not None and not unit.takes(encoder):
         unit = unit.enclosing
     return unit

@@ -332,14 +332,30 @@ async def test_a_trace_goes_on_from_an_event_to_those_it_causes(tmp_path: Path) 
     assert first_span != second_span
 
 
-async def test_a_handler_that_raises_cancelled_error_by_itself_is_a_failed_message(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["async", "plain"])
+async def test_a_handler_that_raises_cancelled_error_by_itself_is_a_failed_message(tmp_path: Path, kind: str) -> None:
     service = Service(tmp_path)
 
-    @service.app.consumes(Drawn)
-    async def note(drawn: Drawn, uow: UnitOfWork) -> None:
-        if drawn.number == 1:
-            raise asyncio.CancelledError
-        await uow.connection.execute("INSERT INTO noted (number) VALUES (?)", (drawn.number,))
+    async def wait_for_what_was_cancelled() -> None:
+        task = asyncio.ensure_future(asyncio.sleep(60))
+        task.cancel()
+        await task
+
+    if kind == "async":
+
+        @service.app.consumes(Drawn)
+        async def note(drawn: Drawn, uow: UnitOfWork) -> None:
+            if drawn.number == 1:
+                await wait_for_what_was_cancelled()
+            await uow.connection.execute("INSERT INTO noted (number) VALUES (?)", (drawn.number,))
+
+    else:
+
+        @service.app.consumes(Drawn)
+        def note_plainly(drawn: Drawn, uow: UnitOfWork) -> None:
+            if drawn.number == 1:
+                asyncio.run(wait_for_what_was_cancelled())
+            uow.connection.execute("INSERT INTO noted (number) VALUES (?)", (drawn.number,))
 
     async with service.running():
         await service.draw(1, 2)

@@ -1,12 +1,14 @@
 """`drain` returns when nothing is on its way any more, and says what is left when something stays."""
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 from outboxkit import App, UnitOfWork, event
 from outboxkit.testing import MemoryBroker, drain
+from tests.databases import Place, database_at
 from tests.services import QUICK, Drawn, Publisher, Reader
 
 
@@ -14,6 +16,16 @@ from tests.services import QUICK, Drawn, Publisher, Reader
 class Passed(msgspec.Struct, frozen=True):
     hops: int
     key: str = "k"
+
+
+@event("ping", topic="pings")
+class Ping(msgspec.Struct, frozen=True):
+    hops: int
+
+
+@event("pong", topic="pongs")
+class Pong(msgspec.Struct, frozen=True):
+    hops: int
 
 
 async def test_everything_published_has_had_its_effect(tmp_path: Path) -> None:
@@ -43,6 +55,36 @@ async def test_what_handlers_publish_counts_too(tmp_path: Path) -> None:
             uow.publish(Passed(5))
         await drain(app)
     assert hops == [5, 4, 3, 2, 1, 0]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+async def test_what_goes_to_and_fro_between_two_apps_counts_too(place: Place, order: int) -> None:
+    hops: list[int] = []
+    broker = MemoryBroker()
+
+    def player(name: str, taken: type[Any], hit: type[Any]) -> App:
+        database = database_at(place, name)
+        database.create()
+        app = App(name, store=database.url, broker=broker, settings=QUICK)
+
+        @app.consumes(taken)
+        @app.publishes(hit)
+        async def hit_back(ball: taken) -> Any:  # type: ignore[valid-type]  # pyright: ignore[reportInvalidTypeForm]
+            hops.append(ball.hops)
+            return hit(ball.hops - 1) if ball.hops else None
+
+        return app
+
+    apps = player("near", Pong, Ping), player("far", Ping, Pong)
+    for app in apps:
+        await app.migrate()
+    async with apps[0], apps[1]:
+        for _ in range(3):
+            hops.clear()
+            async with apps[0].unit_of_work() as uow:
+                uow.publish(Ping(12))
+            await drain(*apps[::order])
+            assert hops == list(range(12, -1, -1))
 
 
 async def test_a_retry_is_waited_for(tmp_path: Path) -> None:

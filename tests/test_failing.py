@@ -1,5 +1,6 @@
 """When handlers fail: what waits, what waits behind it, what never counts, and what is too slow."""
 
+import asyncio
 import collections
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -12,6 +13,7 @@ import pytest
 from outboxkit import App, ConfigurationError, ConsumerSettings, Message, Observer, RetryPolicy, Settings, UnitOfWork, event
 from outboxkit.consumer import Consumer
 from outboxkit.errors import HandlerSignatureError, StoreUnavailableError, TimeLimitError
+from outboxkit.handler import HandlerCancelledError
 from outboxkit.letter import EVERY_LETTER, Letters
 from outboxkit.testing import MemoryBroker
 from tests.databases import Place, database_at
@@ -343,6 +345,40 @@ async def test_what_fails_or_hangs_after_the_commit_is_told_and_changes_nothing(
         await walk.step("ada", 3)
         await until(walk.noted, [1, 2, 3].__eq__)
     assert walk.inbox() == {}
+
+
+@pytest.mark.parametrize("kind", ["async", "plain"])
+async def test_what_raises_cancelled_error_after_the_commit_is_told_and_cancels_nothing_beside_it(
+    place: Place, kind: str
+) -> None:
+    told: list[Exception] = []
+    done: list[int] = []
+
+    class Telling(Recording):
+        def after_commit_failed(self, group: str, message: Message, error: Exception) -> None:
+            told.append(error)
+
+    async def handle(_: StepTaken, __: Message) -> None:
+        pass
+
+    async def afterwards(step: StepTaken) -> None:
+        if step.number == 2:
+            raise asyncio.CancelledError
+        await anyio.sleep(0.05)
+        done.append(step.number)
+
+    def afterwards_plainly(step: StepTaken) -> None:
+        if step.number == 2:
+            raise asyncio.CancelledError
+        done.append(step.number)
+
+    after_commit = afterwards if kind == "async" else afterwards_plainly
+    walk = Walk(place, observer=Telling()).handled_by(handle, after_commit=after_commit)
+    async with walk.running():
+        await walk.step("ada", *range(6))
+        await until(lambda: sorted(done), [0, 1, 3, 4, 5].__eq__)
+        await until(lambda: [type(error) for error in told], [HandlerCancelledError].__eq__)
+    assert "raised CancelledError although nobody cancelled it" in str(told[0])
 
 
 async def test_what_hangs_after_the_commit_meets_the_time_limit(place: Place) -> None:

@@ -339,11 +339,21 @@ async def roll_back_the_sessions(uow: UnitOfWork) -> None:
 
 
 async def roll_back_the_session_below(uow: UnitOfWork) -> None:
-    await uow.session.run_sync(lambda session: session.get_transaction().rollback())
+    def roll_back(session: Session) -> None:
+        transaction = session.get_transaction()
+        assert transaction is not None
+        transaction.rollback()
+
+    await uow.session.run_sync(roll_back)
 
 
 async def close_the_session_below(uow: UnitOfWork) -> None:
-    await uow.session.run_sync(lambda session: session.get_transaction().close())
+    def close(session: Session) -> None:
+        transaction = session.get_transaction()
+        assert transaction is not None
+        transaction.close()
+
+    await uow.session.run_sync(close)
 
 
 async def roll_back_the_connections(uow: UnitOfWork) -> None:

@@ -132,6 +132,24 @@ async def test_a_plain_function_publishes_too(shop: Shop) -> None:
     assert shop.both() == ([1], [10, 1])
 
 
+async def test_a_plain_function_that_raises_stop_iteration_raises_and_wedges_nobody(shop: Shop) -> None:
+    @shop.app.publishes(Sold)
+    def sell_first(uow: UnitOfWork) -> Sold:
+        return Sold(next(uow.connection.execute("SELECT number FROM sales")))
+
+    async def join() -> None:
+        async with shop.app.unit_of_work():
+            await sell_first()
+
+    async with shop.open():
+        for call in (sell_first, join):
+            with anyio.fail_after(5), pytest.raises(RuntimeError, match="StopIteration"):
+                await call()
+        with anyio.fail_after(5):
+            await shop.sell(2)
+    assert shop.both() == ([2], [2])
+
+
 async def test_a_refused_payload_adds_nothing_and_the_transaction_can_go_on(shop: Shop) -> None:
     async with shop.open():
         async with shop.app.unit_of_work() as uow:
@@ -291,6 +309,18 @@ async def test_a_stray_task_that_calls_a_publishing_function_gets_a_transaction_
                 await shop.sell(1)
             ended.set()
         assert shop.both() == ([1, 2], [1, 2])
+
+
+async def test_the_connection_of_a_joined_call_ends_with_it(shop: Shop) -> None:
+    async with shop.open(), shop.app.unit_of_work() as outer:
+        async with shop.app.unit_of_work() as inner:
+            connection = inner.connection
+        with pytest.raises(NoUnitOfWorkError, match="this unit of work has ended: its connection cannot be used"):
+            await connection.execute("INSERT INTO sales VALUES (1)")
+        with pytest.raises(NoUnitOfWorkError, match="this unit of work has ended: its connection cannot be used"):
+            connection.row_factory = sqlite3.Row
+        await insert(outer, 2)
+    assert shop.both() == ([2], [])
 
 
 async def test_a_joined_call_that_outlives_the_unit_leaves_no_row_without_its_event(shop: Shop) -> None:

@@ -9,6 +9,7 @@ import asyncpg
 
 from outboxkit.cancellation import uninterrupted
 from outboxkit.errors import ConfigurationError, NoUnitOfWorkError, TransactionError
+from outboxkit.part import Part, PartConnection
 from outboxkit_postgres.control import refuse_control
 from outboxkit_postgres.link import STATEMENT_SECONDS, Row
 
@@ -115,6 +116,10 @@ class AsyncpgUnit(AsyncpgLink):
         self._refused = False
         """Whether the server answered the commit with an error, and so has ended the transaction."""
         self.connection = UnitConnection(raw)
+
+    def connection_for(self, part: Part) -> Any:
+        """Return it for a part of the transaction."""
+        return PartConnection(self.connection, part)
 
     @property
     def session(self) -> Any:

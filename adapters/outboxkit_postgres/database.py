@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
+from outboxkit.part import Part
 from outboxkit_postgres.link import Link
 
 
@@ -28,6 +29,10 @@ class Unit(Link, Protocol):
     @property
     def connection(self) -> Any:
         """What the user's own statements go to."""
+        ...
+
+    def connection_for(self, part: Part) -> Any:
+        """Return it for a part of the transaction."""
         ...
 
     @property

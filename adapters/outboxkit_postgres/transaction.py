@@ -18,6 +18,7 @@ from outboxkit.errors import (
 )
 from outboxkit.inbox import Floor, Outcome, Retry, Subscription
 from outboxkit.message import Delivery, OutboxRow
+from outboxkit.part import Part, require_open
 from outboxkit.retry import Backoff
 from outboxkit.store import ThreadTransaction
 from outboxkit_postgres.database import Database, Savepoint, Unit
@@ -71,13 +72,17 @@ class PostgresTransaction:
         """See `outboxkit.store.Transaction.connection`."""
         return self._unit.connection
 
+    def connection_for(self, part: Part) -> Any:
+        """See `outboxkit.store.Transaction.connection_for`."""
+        return self._unit.connection_for(part)
+
     @property
     def session(self) -> Any:
         """See `outboxkit.store.Transaction.session`."""
         return self._unit.session
 
     @asynccontextmanager
-    async def savepoint(self) -> AsyncGenerator[None, None]:
+    async def savepoint(self, within: Part | None = None) -> AsyncGenerator[None, None]:
         """See `outboxkit.store.Transaction.savepoint`."""
         self._require_open()
         await self._flush()
@@ -85,9 +90,10 @@ class PostgresTransaction:
             savepoint = await self._unit.savepoint()
         try:
             yield
+            require_open(within)
             await self._flush()
         except BaseException as error:  # a cancellation is undone as well
-            if not self._ending:
+            if not self._ending and (within is None or within.is_open):
                 await self._undo(savepoint, error)
             raise
         try:

@@ -19,6 +19,7 @@ from outboxkit.errors import (
 )
 from outboxkit.inbox import Floor, Outcome, Retry, Subscription
 from outboxkit.message import Delivery, OutboxRow
+from outboxkit.part import Part, require_open
 from outboxkit.store import ThreadTransaction
 from outboxkit_sqlalchemy.connection import UnitConnection
 from outboxkit_sqlalchemy.cutting import CUT_OFF, was_cancelled
@@ -92,23 +93,28 @@ class EngineSQLiteTransaction:
         """See `outboxkit.store.Transaction.connection`."""
         return self.unit.connection
 
+    def connection_for(self, part: Part) -> Any:
+        """See `outboxkit.store.Transaction.connection_for`."""
+        return self.unit.connection_for(part)
+
     @property
     def session(self) -> Any:
         """See `outboxkit.store.Transaction.session`."""
         return self.unit.session
 
     @asynccontextmanager
-    async def savepoint(self) -> AsyncGenerator[None, None]:
+    async def savepoint(self, within: Part | None = None) -> AsyncGenerator[None, None]:
         """See `outboxkit.store.Transaction.savepoint`."""
         self._require_open()
         await self._flush()
         savepoint = await self._on_session(self.unit.savepoint())
         try:
             yield
+            require_open(within)
             await self._flush()
             await self._on_session(savepoint.release())
         except BaseException as error:  # a cancellation is undone as well
-            if self._ending:
+            if self._ending or (within is not None and not within.is_open):
                 raise
             if isinstance(error, Exception) and self.unit.lost:
                 raise self._cut_off() from error

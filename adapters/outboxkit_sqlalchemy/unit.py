@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, A
 
 from outboxkit.cancellation import uninterrupted
 from outboxkit.errors import TransactionLostError
+from outboxkit.part import Part
 from outboxkit_postgres.link import STATEMENT_SECONDS
 from outboxkit_sqlalchemy.connection import UnitConnection
 from outboxkit_sqlalchemy.cutting import was_cancelled
@@ -40,6 +41,10 @@ class SessionUnit:
         self.session = session
         self._session = cast("UnitSession", session.sync_session)
         self._root: RootTransaction | None = None
+
+    def connection_for(self, part: Part) -> Any:  # noqa: ARG002 - it has to be an `AsyncConnection`, of which there is one
+        """Return it for a part of the transaction."""
+        return self.connection
 
     async def begin(self) -> None:
         """Begin the transaction; SQLAlchemy tells the server with the first statement."""

@@ -239,6 +239,7 @@ class ThreadConnection(aiosqlite.Connection):
 
         Raises:
             StoreError: the connection was closed.
+            RuntimeError: `function` raised StopIteration, which no future takes: its caller would wait for ever.
         """
         if not self.is_open:
             raise StoreError("the app was closed: nothing more can be done on its database")
@@ -265,10 +266,20 @@ async def on_thread(connection: aiosqlite.Connection, function: Callable[[sqlite
     """Run a function with the blocking connection on its thread, after everything asked for before.
 
     `_execute` is the queue that all of aiosqlite's own methods use; it is protected, so its version is bounded.
+
+    Raises:
+        RuntimeError: `function` raised StopIteration, which no future takes: its caller would wait for ever.
     """
     untyped: Any = connection
-    result: T = await untyped._execute(function, untyped._conn)  # noqa: SLF001 - see above
+    result: T = await untyped._execute(_raising_no_stop, function, untyped._conn)  # noqa: SLF001 - see above
     return result
+
+
+def _raising_no_stop(function: Callable[[sqlite3.Connection], T], connection: sqlite3.Connection) -> T:
+    try:
+        return function(connection)
+    except StopIteration as error:
+        raise RuntimeError("the function raised StopIteration") from error  # as Python says it of a coroutine
 
 
 async def connect(

@@ -17,6 +17,7 @@ from outboxkit.errors import (
 )
 from outboxkit.inbox import Floor, Outcome, Retry, Subscription
 from outboxkit.message import Delivery, OutboxRow
+from outboxkit.part import Part, PartConnection, require_open
 from outboxkit_sqlite.connection import GuardedConnection
 from outboxkit_sqlite.inbox import InboxTables
 from outboxkit_sqlite.log import OutboxTables
@@ -124,19 +125,24 @@ class SQLiteTransaction:
         self.finished = False
         """Whether it was ended, one way or the other."""
 
+    def connection_for(self, part: Part) -> Any:
+        """See `outboxkit.store.Transaction.connection_for`."""
+        return PartConnection(self.connection, part)
+
     @property
     def session(self) -> Any:
         """See `outboxkit.store.Transaction.session`."""
         raise ConfigurationError("this store has no session: use `uow.connection`, or App(store=SQLAlchemyStore(engine))")
 
     @asynccontextmanager
-    async def savepoint(self) -> AsyncGenerator[None, None]:
+    async def savepoint(self, within: Part | None = None) -> AsyncGenerator[None, None]:
         """See `outboxkit.store.Transaction.savepoint`."""
         name = await self._library(save)
         try:
             yield
+            require_open(within)
         except BaseException as error:
-            if not self._ending:
+            if not self._ending and (within is None or within.is_open):
                 await self._undo(name, error)
             raise
         try:

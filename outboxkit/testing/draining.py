@@ -1,5 +1,7 @@
 """`drain`: waiting, in a test, until everything published has had its effect."""
 
+from collections.abc import Mapping, Sequence
+
 import anyio
 
 from outboxkit.app import App
@@ -25,18 +27,33 @@ async def drain(*apps: App, seconds: float = 10.0) -> None:
     """
     left = ["everything"]
     with anyio.move_on_after(seconds):
-        while left := [reason for app in apps for reason in await _left(app)]:  # noqa: ASYNC110 - see below
+        while left := await _left(apps):  # noqa: ASYNC110 - see below
             await anyio.sleep(_ASK_SECONDS)  # what other processes have done is only seen by asking
         return
     raise TimeoutError(f"not drained after {seconds:g} s: {'; '.join(left)}")
 
 
-async def _left(app: App) -> list[str]:
-    ends = await _log_ends(app)
+async def _left(apps: Sequence[App]) -> list[str]:
+    """Return what is left, in one look at all apps: what one of them publishes may be another's to settle."""
+    ends = [await _log_ends(app) for app in apps]
+    # A handler's effect and its events are committed together: all settled and yet more in a log, it has just published.
+    return (
+        [left for app, log in zip(apps, ends, strict=True) for left in await _to_relay(app, log)]
+        or [left for app in apps for left in await _to_settle(app)]
+        or [f"{app!r} goes on publishing" for app, log in zip(apps, ends, strict=True) if await _log_ends(app) != log]
+    )
+
+
+async def _to_relay(app: App, ends: Mapping[Stream, Position]) -> list[str]:
     at_broker = await app.broker.last(ends.keys())
     left = [f"{stream} of {app!r} is not relayed" for stream, end in ends.items() if at_broker[stream] < end]
     if (await app.store.census.delayed(1)).overdue_seconds is not None:
         left.append(f"{app!r} has delayed events that are due")
+    return left
+
+
+async def _to_settle(app: App) -> list[str]:
+    left: list[str] = []
     for group, handlers in app.groups().items():
         topics = {handler.event.topic for handler in handlers.values()}
         streams = [stream for topic in topics for stream in await app.broker.streams(topic)]
@@ -48,9 +65,6 @@ async def _left(app: App) -> list[str]:
         due, next_seconds = await app.store.retries(group, 1)
         if due or next_seconds is not None:
             left.append(f"group {group} has messages waiting for a retry")
-    # A handler's effect and its events are committed together: settled and yet more in the log, it has just published.
-    if not left and await _log_ends(app) != ends:
-        left.append(f"{app!r} goes on publishing")
     return left
 
 

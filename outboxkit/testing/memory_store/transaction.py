@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeVar
 from outboxkit.errors import ConfigurationError, NoUnitOfWorkError, OutboxkitError
 from outboxkit.inbox import Floor, Outcome, Retry, Subscription
 from outboxkit.message import Delivery, OutboxRow
+from outboxkit.part import Part, PartConnection, require_open
 from outboxkit.testing.memory_store import inbox, later, roster, waiting
 from outboxkit.testing.memory_store.rows import State
 
@@ -104,6 +105,10 @@ class MemoryTransaction:
         self.is_over = False
         self._link = link
 
+    def connection_for(self, part: Part) -> Any:
+        """See `outboxkit.store.Transaction.connection_for`."""
+        return PartConnection(self.connection, part)
+
     @property
     def session(self) -> Any:
         """See `outboxkit.store.Transaction.session`."""
@@ -115,16 +120,17 @@ class MemoryTransaction:
         return self.failure is not None
 
     @asynccontextmanager
-    async def savepoint(self) -> AsyncGenerator[None, None]:
+    async def savepoint(self, within: Part | None = None) -> AsyncGenerator[None, None]:
         """See `outboxkit.store.Transaction.savepoint`."""
         await self._within(self._link.reach("savepoint"))
         saved = self.state.saved()
         try:
             yield
+            require_open(within)
         except BaseException as error:
             if self.failure is not None and isinstance(error, Exception):
                 raise self.failure from error
-            if not self.is_over:
+            if not self.is_over and (within is None or within.is_open):
                 self.state.restore(saved)
             raise
         self.require_open()

@@ -1,0 +1,54 @@
+"""A part of a transaction: what one unit of work may do in it, and only for as long as that is open.
+
+Messages share a transaction, one after the other, and joined calls have a savepoint in one. So the transaction may go on when a
+part of it has ended: a task that outlived its part must not write into somebody else's.
+"""
+
+from typing import Any, Protocol
+
+from outboxkit.errors import NoUnitOfWorkError
+
+ENDED = "this unit of work has ended: its connection cannot be used any more"
+
+
+class Part(Protocol):
+    """Whoever works in a part of a transaction."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it has not ended, and nothing that it is a part of."""
+        ...
+
+
+class PartConnection:
+    """The connection of a transaction, for one part of it."""
+
+    _connection: Any
+    _part: Part
+
+    def __init__(self, connection: Any, part: Part) -> None:
+        object.__setattr__(self, "_connection", connection)
+        object.__setattr__(self, "_part", part)
+
+    def __getattr__(self, name: str) -> Any:
+        if not self._part.is_open:
+            raise NoUnitOfWorkError(ENDED)
+        return getattr(self._connection, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not self._part.is_open:
+            raise NoUnitOfWorkError(ENDED)
+        setattr(self._connection, name, value)
+
+
+def require_open(part: Part | None) -> None:
+    """Refuse to go on when the part of the transaction that a savepoint was set in has ended.
+
+    Raises:
+        NoUnitOfWorkError: it has.
+    """
+    if part is not None and not part.is_open:
+        raise NoUnitOfWorkError(
+            "the unit of work that this call joined has ended meanwhile, and nothing of the call is kept: await it inside (a "
+            "task that goes on has to open a unit of work of its own)"
+        )
