@@ -1,7 +1,6 @@
 """`drain` returns when nothing is on its way any more, and says what is left when something stays."""
 
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
@@ -62,28 +61,33 @@ async def test_what_goes_to_and_fro_between_two_apps_counts_too(place: Place, or
     hops: list[int] = []
     broker = MemoryBroker()
 
-    def player(name: str, taken: type[Any], hit: type[Any]) -> App:
+    async def player(name: str) -> App:
         database = database_at(place, name)
         database.create()
         app = App(name, store=database.url, broker=broker, settings=QUICK)
-
-        @app.consumes(taken)
-        @app.publishes(hit)
-        async def hit_back(ball: taken) -> Any:  # type: ignore[valid-type]  # pyright: ignore[reportInvalidTypeForm]
-            hops.append(ball.hops)
-            return hit(ball.hops - 1) if ball.hops else None
-
+        await app.migrate()
         return app
 
-    apps = player("near", Pong, Ping), player("far", Ping, Pong)
-    for app in apps:
-        await app.migrate()
-    async with apps[0], apps[1]:
+    near, far = await player("near"), await player("far")
+
+    @far.consumes(Ping)
+    @far.publishes(Pong)
+    async def hit_back(ping: Ping) -> Pong | None:
+        hops.append(ping.hops)
+        return Pong(ping.hops - 1) if ping.hops else None
+
+    @near.consumes(Pong)
+    @near.publishes(Ping)
+    async def hit_again(pong: Pong) -> Ping | None:
+        hops.append(pong.hops)
+        return Ping(pong.hops - 1) if pong.hops else None
+
+    async with near, far:
         for _ in range(3):
             hops.clear()
-            async with apps[0].unit_of_work() as uow:
+            async with near.unit_of_work() as uow:
                 uow.publish(Ping(12))
-            await drain(*apps[::order])
+            await drain(*(near, far)[::order])
             assert hops == list(range(12, -1, -1))
 
 
