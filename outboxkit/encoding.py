@@ -48,7 +48,8 @@ class Encoder:
             due: when it is to be published; at once when not given.
 
         Raises:
-            UndeclaredEventError, PayloadError, PayloadTooLargeError.
+            UndeclaredEventError, PayloadTooLargeError.
+            PayloadError: also what the event's own class could not read back.
         """
         spec = _require_declared(event, declared)
         where = f"event {spec.name!r}"
@@ -61,7 +62,9 @@ class Encoder:
         for value in (key, *(headers or {}).values()):
             check_plain(value, 1, f"{where}: key or header")
         id = str(new_id())
-        envelope = self._envelope(spec, id, key, data, headers, _trace(cause), where, _time(due))
+        raw = _json(data, where)
+        _require_readable(spec, raw, where)
+        envelope = self._envelope(spec, id, key, raw, headers, _trace(cause), where, _time(due))
         count = self._settings.partitions_of(spec.topic)
         return OutboxRow(id, spec.topic, partition(key or id, count), key, spec.name, envelope, due)
 
@@ -70,7 +73,7 @@ class Encoder:
         spec: EventType,
         id: str,
         key: str | None,
-        data: object,
+        data: bytes,
         headers: Mapping[str, str] | None,
         trace: str,
         where: str,
@@ -95,11 +98,8 @@ class Encoder:
                     "values are strings"
                 )
             attributes[name] = value
-        attributes["data"] = data
-        try:
-            envelope = msgspec.json.encode(attributes)
-        except (ValueError, TypeError, OverflowError, RecursionError) as error:
-            raise PayloadError(f"{where} cannot be encoded: {error}; nothing was published") from error
+        attributes["data"] = msgspec.Raw(data)
+        envelope = _json(attributes, where)
         if len(envelope) > self._limits.max_bytes:
             raise PayloadTooLargeError(
                 f"{where} is {len(envelope)} bytes as an envelope and the limit is {self._limits.max_bytes}: publish "
@@ -114,6 +114,23 @@ def partition(key: str, count: int) -> int:
     MD5 because any database can compute it too (a row is a message, whoever inserts it).
     """
     return int.from_bytes(hashlib.md5(key.encode(), usedforsecurity=False).digest()[:4], "big") % count
+
+
+def _json(value: object, where: str) -> bytes:
+    try:
+        return msgspec.json.encode(value)
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise PayloadError(f"{where} cannot be encoded: {error}; nothing was published") from error
+
+
+def _require_readable(spec: EventType, data: bytes, where: str) -> None:
+    """Refuse what would be a dead letter wherever it comes: Structs and dataclasses take anything for any attribute."""
+    try:
+        spec.decode(data)
+    except Exception as error:  # the class may run code of the user's
+        raise PayloadError(
+            f"{where} cannot be read back by {spec.cls.__name__}: {str(error) or repr(error)}; nothing was published"
+        ) from error
 
 
 def _require_declared(event: object, declared: Mapping[type[Any], EventType] | None) -> EventType:

@@ -416,6 +416,28 @@ def test_a_payload_that_could_not_be_read_everywhere_is_refused(make: Callable[[
         row_of(make())
 
 
+def misfit_struct() -> object:
+    wrong: Any = "seven"
+    return Everything(number=wrong)
+
+
+def misfit_dataclass() -> object:
+    wrong: Any = [("tea", "two")]
+    return OrderPlaced("ada", wrong, datetime(2024, 5, 6, tzinfo=UTC))
+
+
+def misfit_model() -> object:
+    return CustomerMoved.model_construct(customer=7, address=Address(zip="8001"))  # without the rest
+
+
+@pytest.mark.parametrize("make", [misfit_struct, misfit_dataclass, misfit_model])
+def test_an_event_that_its_own_class_could_not_read_back_is_refused(make: Callable[[], object]) -> None:
+    """Wherever it came, it would be a dead letter; and only the publisher can still undo what it tells of."""
+    sent = make()
+    with pytest.raises(PayloadError, match=rf"cannot be read back by {type(sent).__name__}: (?s:.+); nothing was published"):
+        encoder().row(sent)
+
+
 def test_a_model_is_checked_like_any_other_event() -> None:
     @event("measured", topic="measures")
     class Measured(pydantic.BaseModel):
