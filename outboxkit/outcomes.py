@@ -14,7 +14,7 @@ from outboxkit.handler import Handler
 from outboxkit.inbox import Outcome, Retry, settled
 from outboxkit.message import Delivery, Envelope, Message, Position
 from outboxkit.observe import Observer
-from outboxkit.retry import RetryPolicy
+from outboxkit.retry import RetryPolicy, consists_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -164,7 +164,7 @@ class Outcomes:
             self.recorded.append(settled(work.delivery, work.attempt, waited=work.retry is not None))
             if work.handler.after_commit is not None:
                 self.afterwards.append(work)
-        elif isinstance(error, ConflictError):  # nobody's failure
+        elif consists_of(error, (ConflictError,)):  # nobody's failure
             self._fail(work, error, _CONFLICT_SECONDS, counted=False)
         elif work.policy.counts(error):
             self._fail(work, error, work.policy.delay(work.attempt, error), counted=True)

@@ -46,9 +46,10 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
         cap_seconds: no wait is longer.
         limit_seconds: how long one attempt may take until it is cancelled, which is a failure. None: as long as it likes. A
             plain ``def`` on the database's thread cannot be interrupted.
-        final: exceptions that no further attempt can mend: dead at once.
+        final: exceptions that no further attempt can mend: dead at once; one of them in an `ExceptionGroup`, too.
         uncounted: exceptions that are not the message's fault, such as a dependency that is away: it waits, longer and longer,
-            and is tried again without end. A database or broker of this library that is away is always one.
+            and is tried again without end; as an `ExceptionGroup` does of none but these. A database or broker of this library
+            that is away is always one.
     """
 
     attempts: int = 5
@@ -71,13 +72,13 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
 
     def counts(self, error: Exception) -> bool:
         """Whether an attempt that ended in `error` is one of the `attempts`."""
-        if isinstance(error, self.final):
+        if self._is_final(error):
             return True
-        return not isinstance(error, (StoreUnavailableError, BrokerUnavailableError, *self.uncounted))
+        return not consists_of(error, (StoreUnavailableError, BrokerUnavailableError, *self.uncounted))
 
     def delay(self, attempt: int, error: Exception) -> float | None:
         """Seconds until the next attempt after `attempt` (from 1) ended in `error`; None: no more."""
-        if attempt >= self.attempts or isinstance(error, self.final):
+        if attempt >= self.attempts or self._is_final(error):
             return None
         full = min(self.cap_seconds, self.first_seconds * self.factor ** min(attempt - 1, 64))
         return full * random.random()  # noqa: S311 - spreading load is no secret
@@ -86,6 +87,18 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
         """Seconds until the next attempt of a message that has waited so long without one that counts: about as long again."""
         full = min(self.cap_seconds, max(self.first_seconds, waited_seconds))
         return full * random.uniform(0.5, 1.0)  # noqa: S311
+
+    def _is_final(self, error: Exception) -> bool:
+        if isinstance(error, self.final):
+            return True
+        return isinstance(error, ExceptionGroup) and error.subgroup(self.final) is not None  # the next would end so again
+
+
+def consists_of(error: Exception, kinds: tuple[type[Exception], ...]) -> bool:
+    """Whether an exception is of these kinds, or a group (as of a handler's task group) of none but these."""
+    if isinstance(error, kinds):
+        return True
+    return isinstance(error, ExceptionGroup) and error.split(kinds)[1] is None
 
 
 def _check_exceptions(name: str, given: object) -> None:

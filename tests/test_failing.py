@@ -197,7 +197,10 @@ class PaymentsAwayError(Exception):
     """A dependency is down."""
 
 
-@pytest.mark.parametrize("error", [PaymentsAwayError("down"), StoreUnavailableError("of another app")])
+IN_A_GROUP = ExceptionGroup("tasks of a handler's", [PaymentsAwayError("down"), PaymentsAwayError("too")])
+
+
+@pytest.mark.parametrize("error", [PaymentsAwayError("down"), StoreUnavailableError("of another app"), IN_A_GROUP])
 async def test_what_is_nobodys_fault_counts_no_attempt_however_often(place: Place, error: Exception) -> None:
     async def handle(step: StepTaken, _: Message) -> None:
         if step.number == 1 and len(walk.begun) < 12:

@@ -135,6 +135,18 @@ def test_what_is_nobodys_fault_is_not_counted_unless_it_is_final() -> None:
     assert policy.counts(FileNotFoundError())
 
 
+def test_what_a_task_group_of_a_handlers_raises_is_what_is_in_it() -> None:
+    policy = RetryPolicy(uncounted=(OSError,), final=(KeyError,))
+    away, wrong, other = ConnectionResetError(), KeyError("a"), FAILURE
+    assert not policy.counts(ExceptionGroup("", [away, ExceptionGroup("", [away, StoreUnavailableError()])]))
+    assert policy.counts(ExceptionGroup("", [away, ExceptionGroup("", [other])]))
+    assert policy.delay(1, ExceptionGroup("", [away, ExceptionGroup("", [wrong])])) is None
+    assert policy.counts(ExceptionGroup("", [away, wrong]))
+    assert policy.delay(1, ExceptionGroup("", [other])) is not None
+    assert RetryPolicy(attempts=2).delay(1, ExceptionGroup("", [other])) is not None
+    assert RetryPolicy(final=(ExceptionGroup,)).delay(1, ExceptionGroup("", [other])) is None
+
+
 @quickly
 @given(st.floats(0, 1e9))
 def test_patience_grows_with_the_time_waited_up_to_the_cap(waited: float) -> None:
