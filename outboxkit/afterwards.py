@@ -8,7 +8,7 @@ import anyio
 import anyio.to_thread
 
 from outboxkit.errors import TimeLimitError
-from outboxkit.handler import HandlerCancelledError
+from outboxkit.handler import HandlerCancelledError, require_run
 from outboxkit.observe import Observer
 from outboxkit.outcomes import Work
 
@@ -44,6 +44,7 @@ async def _within_limit(work: Work) -> None:
         if afterwards.is_async:
             await afterwards.function(**arguments)
         else:  # on a thread: it may block, which the event loop must not
-            await anyio.to_thread.run_sync(lambda: afterwards.function(**arguments), abandon_on_cancel=True)
+            returned = await anyio.to_thread.run_sync(lambda: afterwards.function(**arguments), abandon_on_cancel=True)
+            require_run(returned, afterwards.name)
         return
     raise TimeLimitError(f"{afterwards.name} did not come to an end within {limit:g} s, and was cancelled")

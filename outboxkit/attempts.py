@@ -15,7 +15,7 @@ from typing import Any
 import anyio
 
 from outboxkit.errors import TimeLimitError, TransactionLostError
-from outboxkit.handler import HandlerCancelledError, publish_returned
+from outboxkit.handler import Handler, HandlerCancelledError, publish_returned
 from outboxkit.outcomes import Outcomes, Work
 from outboxkit.store import ThreadTransaction, Transaction
 from outboxkit.unit_of_work import UnitOfWork
@@ -104,7 +104,7 @@ async def _attempt(transaction: Transaction, unit: UnitOfWork, works: Sequence[W
     try:
         opened = unit.joined if alone else unit.sharing
         async with opened(handler.publishes, works[0].cause) as inner:
-            publish_returned(inner, await _within_limit(works, inner), handler.name)
+            _publish(inner, await _within_limit(works, inner), handler)
     except asyncio.CancelledError as error:
         task = asyncio.current_task()
         if task is None or task.cancelling():
@@ -132,7 +132,7 @@ def _attempt_on_thread(unit: UnitOfWork, scope: ThreadTransaction, works: Sequen
     handler = works[0].handler
 
     def call(inner: UnitOfWork) -> None:
-        publish_returned(inner, handler.function(**_arguments(works, inner)), handler.name)
+        _publish(inner, handler.function(**_arguments(works, inner)), handler)
 
     try:
         unit.join_on_thread(scope, handler.publishes, call, works[0].cause, alone=alone)
@@ -143,6 +143,10 @@ def _attempt_on_thread(unit: UnitOfWork, scope: ThreadTransaction, works: Sequen
     except Exception as error:  # whatever a handler raises is its message's failure
         return error
     return None
+
+
+def _publish(unit: UnitOfWork, returned: object, handler: Handler) -> None:
+    publish_returned(unit, returned, handler.name, is_published=handler.is_published)
 
 
 def _arguments(works: Sequence[Work], unit: UnitOfWork) -> dict[str, Any]:

@@ -53,6 +53,8 @@ class Handler(msgspec.Struct, frozen=True):
     is_async: bool
     publishes: Declared
     """What it may publish; filled while decorators are stacked, and complete when the app is opened."""
+    is_published: bool = False
+    """Whether what it returns is published by the function itself: ``@publishes`` stands beneath a decorator of the user's."""
 
 
 async def _no_function() -> None: ...
@@ -95,21 +97,36 @@ def after_commit_of(function: Callable[..., Any], spec: EventType, names: Mappin
     return AfterCommit(function, qualified_name(function), arguments, inspect.iscoroutinefunction(function))
 
 
-def publish_returned(unit: UnitOfWork, returned: object, function: str) -> None:
-    """Publish what a function returned: an event, a list or tuple of them, or None.
+def require_run(returned: object, function: str) -> None:
+    """Refuse what a plain function returned when it is a coroutine: what the function is to do has not been done.
 
     Raises:
-        HandlerSignatureError: it returned a coroutine, although it is a plain function.
-        UndeclaredEventError: it returned something else, which nobody would ever see published.
+        HandlerSignatureError: it is one.
     """
-    if returned is None:
-        return
     if inspect.iscoroutine(returned):
         returned.close()
         raise HandlerSignatureError(
             f"{function} is no coroutine function and returned a coroutine, which nobody awaits: if a decorator of yours wraps "
             "it, make the wrapper `async def`"
         )
+
+
+def publish_returned(unit: UnitOfWork, returned: object, function: str, *, is_published: bool = False) -> None:
+    """Publish what a function returned: an event, a list or tuple of them, or None.
+
+    Args:
+        unit: where.
+        returned: what it returned.
+        function: its name.
+        is_published: whether it was published already.
+
+    Raises:
+        HandlerSignatureError: it returned a coroutine, although it is a plain function.
+        UndeclaredEventError: it returned something else, which nobody would ever see published.
+    """
+    require_run(returned, function)
+    if returned is None or is_published:
+        return
     values = cast("list[object] | tuple[object, ...]", returned) if isinstance(returned, list | tuple) else [returned]
     for value in values:
         if value is None:

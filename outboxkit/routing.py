@@ -170,6 +170,7 @@ class Router:
                 takes_list="events" in arguments.values(),
                 is_async=inspect.iscoroutinefunction(plain),
                 publishes=self._published.setdefault(plain, {}),
+                is_published=_publishes_itself(plain),
             )
             self._handlers.append(handler)
             try:
@@ -221,6 +222,7 @@ class Router:
             bind, visible = unit_binder(plain, names)
             schedule = schedule_of(qualified_name(plain), every, cron, tz)
             is_async = inspect.iscoroutinefunction(plain)
+            is_published = _publishes_itself(plain)
 
             @functools.wraps(plain)
             async def call(*args: Any, **kwargs: Any) -> Any:
@@ -230,7 +232,7 @@ class Router:
                         returned = await plain(*values, **named)
                     else:
                         returned = await unit.run(lambda unit: _apply(plain, bind(unit, args, kwargs)))
-                    publish_returned(unit, returned, qualified_name(plain))
+                    publish_returned(unit, returned, qualified_name(plain), is_published=is_published)
                     return returned
 
                 return await self._required_runner(plain).in_unit_of_work(declared, work, plain=not is_async)
@@ -296,6 +298,14 @@ class Router:
                     'group of its own, @consumes(..., group="...")'
                 )
         return None
+
+
+def _publishes_itself(function: Callable[..., Any]) -> bool:
+    """Whether a decorator of the user's (which uses `functools.wraps`) is around what ``@publishes`` returned."""
+    within = function
+    while within not in _plain_of and hasattr(within, "__wrapped__"):
+        within = within.__wrapped__
+    return within in _plain_of
 
 
 def _names_of(frame: FrameType | None) -> Mapping[str, Any]:

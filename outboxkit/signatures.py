@@ -29,8 +29,9 @@ def handler_arguments(function: Callable[..., Any], spec: EventType, names: Name
         names: where it was defined, for annotations that name local classes.
 
     Raises:
-        HandlerSignatureError: a parameter that cannot be supplied, or none that takes the event.
+        HandlerSignatureError: a parameter that cannot be supplied, none that takes the event, or a generator function.
     """
+    _require_no_generator(function)
     annotations = annotations_of(function, names)
     one: Any = spec.cls
     kinds: list[tuple[Any, Argument]] = [
@@ -61,8 +62,9 @@ def unit_binder(function: Callable[..., Any], names: Names) -> tuple[Callable[..
     The binder takes (unit, args, kwargs) and returns (args, kwargs).
 
     Raises:
-        HandlerSignatureError: a variadic parameter is annotated `UnitOfWork`.
+        HandlerSignatureError: a variadic parameter is annotated `UnitOfWork`, or it is a generator function.
     """
+    _require_no_generator(function)
     annotations = annotations_of(function, names)
     signature = inspect.signature(function)
     parameters = signature.parameters
@@ -103,6 +105,14 @@ def annotations_of(function: Callable[..., Any], names: Names) -> dict[str, Any]
         return typing.get_type_hints(function, localns=dict(names))
     except (NameError, TypeError) as error:
         raise HandlerSignatureError(f"{qualified_name(function)}: an annotation cannot be read: {error}") from error
+
+
+def _require_no_generator(function: Callable[..., Any]) -> None:
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise HandlerSignatureError(
+            f"{qualified_name(function)} is a generator function, and what calls it would run nothing of it: return events, a "
+            "list of them, or publish each with UnitOfWork.publish"
+        )
 
 
 def _check_shape(function: str, event: str, arguments: list[Argument]) -> None:

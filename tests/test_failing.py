@@ -384,6 +384,29 @@ async def test_what_raises_cancelled_error_after_the_commit_is_told_and_cancels_
     assert "raised CancelledError although nobody cancelled it" in str(told[0])
 
 
+async def test_what_nobody_awaits_after_the_commit_is_told(place: Place) -> None:
+    told: list[Exception] = []
+
+    class Telling(Recording):
+        def after_commit_failed(self, group: str, message: Message, error: Exception) -> None:
+            told.append(error)
+
+    async def handle(_: StepTaken, __: Message) -> None:
+        pass
+
+    async def mail(step: StepTaken) -> None:
+        raise AssertionError("this is never begun")
+
+    def wrapper(step: StepTaken) -> Any:
+        return mail(step)
+
+    walk = Walk(place, observer=Telling()).handled_by(handle, after_commit=wrapper)
+    async with walk.running():
+        await walk.step("ada", 1)
+        await until(lambda: told)
+    assert "wrapper is no coroutine function and returned a coroutine, which nobody awaits" in str(told[0])
+
+
 async def test_what_hangs_after_the_commit_meets_the_time_limit(place: Place) -> None:
     told: list[Exception] = []
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sqlite3
-from collections.abc import AsyncGenerator, Awaitable, Callable  # noqa: TC003 - annotations are read at run time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator  # noqa: TC003 - annotations are read at run time
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 
 import msgspec
@@ -19,7 +19,7 @@ from outboxkit.errors import (
     UndeclaredEventError,
 )
 from outboxkit.message import Envelope
-from outboxkit.testing import MemoryBroker
+from outboxkit.testing import MemoryBroker, drain
 from outboxkit_sqlite import SQLiteStore
 from tests.waiting import until
 
@@ -436,60 +436,28 @@ async def test_a_function_that_returns_junk_publishes_nothing_and_is_named(app: 
         assert published(app) == []
 
 
-async def test_an_async_generator_is_no_publisher(app: App) -> None:
-    async with app.running(relay=False, consume=False):
-
-        @app.publishes(Sold)
-        async def publish(uow: UnitOfWork) -> AsyncGenerator[Sold, None]:
-            yield Sold(1)
-
-        function: Any = publish
-        with pytest.raises(UndeclaredEventError, match=r"publish returned 'async_generator', which is no event"):
-            await function()
+async def yielding_async(sold: Sold, uow: UnitOfWork) -> AsyncGenerator[Paid, None]:
+    yield Paid(sold.number)
 
 
-async def test_only_events_that_are_named_may_be_published(app: App) -> None:
-    async with app.running(relay=False, consume=False):
-
-        @app.publishes(Sold)
-        async def returning(uow: UnitOfWork) -> object:
-            return Paid(1)
-
-        @app.publishes(Sold)
-        async def publishing(uow: UnitOfWork) -> None:
-            uow.publish(Paid(1))
-
-        @app.publishes(Sold)
-        def plainly(uow: UnitOfWork) -> None:
-            uow.publish(Paid(1))
-
-        for function in (returning, publishing, plainly):
-            with pytest.raises(UndeclaredEventError, match=r"'paid' is not declared here: name Paid in @publishes"):
-                await function()
-        assert published(app) == []
+def yielding(sold: Sold) -> Generator[Paid, None, None]:
+    yield Paid(sold.number)
 
 
-async def test_what_may_be_published_is_what_the_innermost_function_names(app: App) -> None:
-    async with app.running(relay=False, consume=False):
+@pytest.mark.parametrize("function", [yielding, yielding_async])
+def test_a_generator_function_is_refused_at_decoration_as_nothing_of_it_would_run(function: Callable[..., Any]) -> None:
+    router = Router()
 
-        @app.publishes(Paid)
-        async def pay(uow: UnitOfWork, number: int) -> Paid:
-            with pytest.raises(UndeclaredEventError, match="name Sold in"):
-                uow.publish(Sold(number))
-            return Paid(number)
+    def handle(sold: Sold) -> None: ...
 
-        @app.publishes(Sold)
-        async def sell(uow: UnitOfWork, number: int) -> Sold:
-            await pay(number)
-            with pytest.raises(UndeclaredEventError, match="name Paid in"):
-                uow.publish(Paid(number))
-            return Sold(number)
-
-        await sell(1)
-        assert published(app) == [("paid", 1), ("sold", 1)]
-
-
-# stacking
+    told = rf"{function.__name__} is a generator function.*return events, a list of them"
+    with pytest.raises(HandlerSignatureError, match=told):
+        router.publishes(Paid)(function)
+    with pytest.raises(HandlerSignatureError, match=told):
+        router.consumes(Sold)(function)
+    with pytest.raises(HandlerSignatureError, match=told):
+        router.consumes(Sold, after_commit=function)(handle)
+    assert router.handlers() == []
 
 
 def test_both_decorators_stack_in_both_orders() -> None:
@@ -546,6 +514,25 @@ async def test_a_users_own_decorator_between_ours_is_run(app: App) -> None:
         await app.handlers()[0].function(sold=Sold(6))
         assert calls == ["pay_again", "pay"]
         assert published(app) == [("paid", 5), ("paid", 6)]
+
+
+async def test_what_is_published_beneath_a_users_own_decorator_is_published_once(app: App) -> None:
+    @app.consumes(Sold)
+    @counted
+    @app.publishes(Paid)
+    async def pay(sold: Sold, uow: UnitOfWork) -> Paid:
+        return Paid(sold.number)
+
+    @app.publishes(Sold)
+    @counted
+    @app.publishes(Sold)
+    async def sell(uow: UnitOfWork, number: int) -> Sold:
+        return Sold(number)
+
+    async with app:
+        await sell(5)
+        await drain(app)
+    assert published(app) == [("sold", 5), ("paid", 5)]
 
 
 async def test_a_handler_that_publishes_on_is_run_in_the_consumers_transaction(tmp_path: Path) -> None:
