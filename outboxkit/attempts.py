@@ -9,11 +9,13 @@ in one hop, where nothing can interrupt them.
 import asyncio
 import time
 from collections.abc import Generator, Iterator, Sequence
+from contextvars import copy_context
 from itertools import groupby
 from typing import Any
 
 import anyio
 
+from outboxkit.context import in_own_context
 from outboxkit.errors import TimeLimitError, TransactionLostError
 from outboxkit.handler import Handler, HandlerCancelledError, publish_returned
 from outboxkit.outcomes import Outcomes, Work
@@ -123,7 +125,7 @@ async def _within_limit(works: Sequence[Work], unit: UnitOfWork) -> object:
     """Run the handler; its savepoint is beyond the limit, or the work of one that was just in time would stay all the same."""
     handler, limit = works[0].handler, works[0].policy.limit_seconds
     with anyio.move_on_after(limit):
-        return await handler.function(**_arguments(works, unit))
+        return await in_own_context(handler.function(**_arguments(works, unit)))
     raise TimeLimitError(f"{handler.name} did not come to an end within {limit:g} s, and was cancelled")
 
 
@@ -132,7 +134,7 @@ def _attempt_on_thread(unit: UnitOfWork, scope: ThreadTransaction, works: Sequen
     handler = works[0].handler
 
     def call(inner: UnitOfWork) -> None:
-        _publish(inner, handler.function(**_arguments(works, inner)), handler)
+        _publish(inner, copy_context().run(handler.function, **_arguments(works, inner)), handler)
 
     try:
         unit.join_on_thread(scope, handler.publishes, call, works[0].cause, alone=alone)

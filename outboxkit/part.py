@@ -4,6 +4,7 @@ Messages share a transaction, one after the other, and joined calls have a savep
 part of it has ended: a task that outlived its part must not write into somebody else's.
 """
 
+from contextlib import suppress
 from typing import Any, Protocol
 
 from outboxkit.errors import NoUnitOfWorkError
@@ -21,14 +22,16 @@ class Part(Protocol):
 
 
 class PartConnection:
-    """The connection of a transaction, for one part of it."""
+    """The connection of a transaction, for one part of it, whose end sets back what is set on it, such as a `row_factory`."""
 
     _connection: Any
     _part: Part
+    _found: dict[str, Any]
 
     def __init__(self, connection: Any, part: Part) -> None:
         object.__setattr__(self, "_connection", connection)
         object.__setattr__(self, "_part", part)
+        object.__setattr__(self, "_found", {})
 
     def __getattr__(self, name: str) -> Any:
         if not self._part.is_open:
@@ -38,7 +41,15 @@ class PartConnection:
     def __setattr__(self, name: str, value: Any) -> None:
         if not self._part.is_open:
             raise NoUnitOfWorkError(ENDED)
+        found = getattr(self._connection, name, None)
         setattr(self._connection, name, value)
+        self._found.setdefault(name, found)
+
+    def set_back(self) -> None:
+        """Set what was set on the connection back to what was found there."""
+        with suppress(NoUnitOfWorkError):  # nothing is left of the transaction, then
+            for name in list(self._found):
+                setattr(self._connection, name, self._found.pop(name))
 
 
 def require_open(part: Part | None) -> None:

@@ -3,7 +3,7 @@
 import math
 import random
 from collections.abc import Iterable
-from typing import TypeGuard, cast
+from typing import Any, TypeGuard, cast
 
 import msgspec
 
@@ -91,14 +91,19 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
     def _is_final(self, error: Exception) -> bool:
         if isinstance(error, self.final):
             return True
-        return isinstance(error, ExceptionGroup) and error.subgroup(self.final) is not None  # the next would end so again
+        return isinstance(error, ExceptionGroup) and _split(error, self.final)[0] is not None  # the next would end so again
 
 
 def consists_of(error: Exception, kinds: tuple[type[Exception], ...]) -> bool:
     """Whether an exception is of these kinds, or a group (as of a handler's task group) of none but these."""
     if isinstance(error, kinds):
         return True
-    return isinstance(error, ExceptionGroup) and error.split(kinds)[1] is None
+    return isinstance(error, ExceptionGroup) and _split(error, kinds)[1] is None
+
+
+def _split(group: Any, kinds: tuple[type[Exception], ...]) -> tuple[object, object]:
+    """Return what of a group is of these kinds, and what is not; None for none."""
+    return cast("tuple[object, object]", group.split(kinds))
 
 
 def _check_exceptions(name: str, given: object) -> None:

@@ -302,7 +302,7 @@ class Router:
 
 def _publishes_itself(function: Callable[..., Any]) -> bool:
     """Whether a decorator of the user's (which uses `functools.wraps`) is around what ``@publishes`` returned."""
-    within = function
+    within: Any = function
     while within not in _plain_of and hasattr(within, "__wrapped__"):
         within = within.__wrapped__
     return within in _plain_of

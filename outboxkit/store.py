@@ -54,6 +54,10 @@ class ThreadTransaction(Protocol):
         """Undo what the block did if it raises."""
         ...
 
+    def set_back(self) -> None:
+        """Set back what a function has set on the connection, such as a `row_factory`: the next one shares it."""
+        ...
+
 
 class Transaction(LaterTransaction, Protocol):
     """One open transaction. Left without `commit`, it is rolled back."""

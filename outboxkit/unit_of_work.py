@@ -18,7 +18,7 @@ from outboxkit.errors import NoUnitOfWorkError, TransactionError
 from outboxkit.events import EventType
 from outboxkit.later import due_of
 from outboxkit.message import OutboxRow
-from outboxkit.part import ENDED, require_open
+from outboxkit.part import ENDED, PartConnection, require_open
 from outboxkit.store import ThreadTransaction, Transaction
 
 T = TypeVar("T")
@@ -184,6 +184,8 @@ class UnitOfWork:
     def close(self) -> None:
         """Refuse further use, whatever is left of it."""
         self._open = False
+        if isinstance(self._connection, PartConnection):
+            self._connection.set_back()
 
     @asynccontextmanager
     async def joined(self, declared: Declared | None, cause: str | None = None) -> AsyncGenerator["UnitOfWork", None]:
@@ -261,11 +263,14 @@ class UnitOfWork:
     ) -> None:
         """The same for a plain function, which is called on the database's thread with the unit of work inside this one."""
         inner = self._inside(declared, cause, scope.connection)
-        if alone:
-            with scope.savepoint():
+        try:
+            if alone:
+                with scope.savepoint():
+                    inner.call_on_thread(function)
+            else:
                 inner.call_on_thread(function)
-        else:
-            inner.call_on_thread(function)
+        finally:
+            scope.set_back()
         self._rows += inner.end()
 
     def call_on_thread(self, function: Callable[["UnitOfWork"], T]) -> T:

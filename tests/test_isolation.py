@@ -1,8 +1,10 @@
 """Messages share a transaction: what one handler does, or leaves behind, is no other one's."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -36,6 +38,8 @@ TOGETHER = range(8)
 """Seats that are taken at once: of these 3 to 6 are handled in one transaction."""
 
 SETTINGS = msgspec.structs.replace(QUICK, partitions={"seats": 1})
+
+REQUEST = ContextVar("request", default="none")
 
 Handle = Callable[[int, UnitOfWork], Awaitable[None]]
 
@@ -203,3 +207,86 @@ async def test_what_a_task_still_does_in_an_attempt_that_failed_is_refused(place
     assert theatre.observer.failed_with == {"LookupError": 1}
     assert not theatre.observer.crashes
     assert not theatre.observer.troubles
+
+
+# what is set on the way
+
+
+def as_list(_cursor: object, row: Sequence[object]) -> list[object]:
+    return list(row)
+
+
+async def test_what_a_handler_sets_on_the_connection_is_set_back_for_the_next_one(tmp_path: Path) -> None:
+    found: list[object] = []
+
+    async def handle(number: int, uow: UnitOfWork) -> None:
+        cursor = await uow.connection.execute("SELECT 'a'")
+        found.append(await cursor.fetchone())
+        uow.connection.row_factory = as_list
+        uow.connection.text_factory = bytes
+        if number % 2:
+            await theatre.bill(number, see_it)
+        cursor = await uow.connection.execute("SELECT 'a'")
+        assert await cursor.fetchone() == [b"a"]
+
+    async def see_it() -> None:
+        async with theatre.app.unit_of_work() as uow:  # it is the bill's here
+            uow.connection.row_factory = None
+
+    async with Theatre(tmp_path).handled_by(handle).open() as theatre:
+        await theatre.take(*TOGETHER)
+    assert found == [("a",)] * len(TOGETHER)
+
+
+async def test_what_a_plain_handler_sets_is_set_back_for_the_next_one(tmp_path: Path) -> None:
+    found: list[object] = []
+    theatre = Theatre(tmp_path)
+
+    @theatre.app.consumes(SeatTaken)
+    def handle(taken: SeatTaken, uow: UnitOfWork) -> None:
+        found.append((uow.connection.execute("SELECT 'a'").fetchone(), REQUEST.get()))
+        uow.connection.row_factory, uow.connection.text_factory = as_list, bytes
+        REQUEST.set(str(taken.number))
+
+    async with theatre.open():
+        await theatre.take(*TOGETHER)
+    assert found == [(("a",), "none")] * len(TOGETHER)
+
+
+async def test_each_handler_has_a_context_of_its_own_over_all_that_it_awaits(place: Place) -> None:
+    found: list[str] = []
+
+    async def handle(number: int, uow: UnitOfWork) -> None:
+        found.append(REQUEST.get())
+        REQUEST.set(str(number))
+        await anyio.lowlevel.checkpoint()
+        with anyio.move_on_after(0.001):
+            await anyio.sleep_forever()
+        async with anyio.create_task_group() as below:
+            below.start_soon(see_it, number)
+        await theatre.bill(number)
+        await see_it(number)
+
+    async def see_it(number: int) -> None:
+        assert REQUEST.get() == str(number)
+
+    async with Theatre(place).handled_by(handle).open() as theatre:
+        await theatre.take(*TOGETHER)
+    assert found == ["none"] * len(TOGETHER)
+    assert theatre.bills() == ([*TOGETHER], [*TOGETHER])
+
+
+async def test_a_plain_function_sees_its_callers_context(tmp_path: Path) -> None:
+    theatre = Theatre(tmp_path)
+    found: list[str] = []
+
+    @theatre.app.publishes(BillSent)
+    def bill() -> BillSent:
+        found.append(REQUEST.get())
+        return BillSent(1)
+
+    async with theatre.open():
+        token = REQUEST.set("mine")
+        await bill()
+        REQUEST.reset(token)
+    assert found == ["mine"]

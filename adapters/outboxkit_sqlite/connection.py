@@ -126,6 +126,10 @@ class GuardedConnection(sqlite3.Connection):
             if (cursor := made()) is not None:
                 cursor.close()
         self._cursors, self._many_cursors = [], _MANY_CURSORS
+        self.set_back()
+
+    def set_back(self) -> None:
+        """Have rows and texts as a new connection has them."""
         self.row_factory, self.text_factory = None, str
 
     def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:

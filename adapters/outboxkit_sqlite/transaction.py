@@ -94,6 +94,10 @@ class ThreadScope:
             self._undo(name)  # what the block did must not stay
             raise
 
+    def set_back(self) -> None:
+        """See `outboxkit.store.ThreadTransaction.set_back`."""
+        self.connection.set_back()
+
     def _undo(self, name: str) -> None:
         try:
             undo(self.connection, name)

@@ -93,6 +93,9 @@ class ThreadScope:
             state.restore(saved)
             raise
 
+    def set_back(self) -> None:
+        """Nothing can be set on it."""
+
 
 class MemoryTransaction:
     """See `outboxkit.store.Transaction`."""
