@@ -15,7 +15,7 @@ from outboxkit.encoding import Encoder
 from outboxkit.errors import EnvelopeError, HandlerMissingError
 from outboxkit.handler import NO_HANDLER, Handler
 from outboxkit.inbox import Retry, Subscription
-from outboxkit.message import LAST, Delivery, Envelope, OutboxRow, Position
+from outboxkit.message import LAST, NAME, Delivery, Envelope, OutboxRow, Position
 from outboxkit.observe import Observer
 from outboxkit.outcomes import Failure, Outcomes, Work
 from outboxkit.retry import RetryPolicy
@@ -137,7 +137,9 @@ class Handling:
         unknown = {work.type for work in works if work.handler is NO_HANDLER}
         if not unknown:
             return works
-        unknown -= set(await transaction.handled(self.group, unknown))
+        # Of another name there can be no function, and a database might refuse it: a stranger's event would stop the stream.
+        if asked := set(filter(NAME.fullmatch, unknown)):
+            unknown -= set(await transaction.handled(self.group, asked))
         for work in works:
             if work.type in unknown:
                 outcomes.skip(work.delivery)
