@@ -26,12 +26,12 @@ class PartConnection:
 
     _connection: Any
     _part: Part
-    _found: dict[str, Any]
+    _found: dict[str, Any] | None = None
+    """What was there before it was set; made for the first one, as hardly anybody sets anything."""
 
     def __init__(self, connection: Any, part: Part) -> None:
         object.__setattr__(self, "_connection", connection)
         object.__setattr__(self, "_part", part)
-        object.__setattr__(self, "_found", {})
 
     def __getattr__(self, name: str) -> Any:
         if not self._part.is_open:
@@ -43,13 +43,15 @@ class PartConnection:
             raise NoUnitOfWorkError(ENDED)
         found = getattr(self._connection, name, None)
         setattr(self._connection, name, value)
-        self._found.setdefault(name, found)
+        self.__dict__.setdefault("_found", {}).setdefault(name, found)
 
     def set_back(self) -> None:
         """Set what was set on the connection back to what was found there."""
+        if self._found is None:
+            return
         with suppress(NoUnitOfWorkError):  # nothing is left of the transaction, then
-            for name in list(self._found):
-                setattr(self._connection, name, self._found.pop(name))
+            for name, value in self._found.items():
+                setattr(self._connection, name, value)
 
 
 def require_open(part: Part | None) -> None:
