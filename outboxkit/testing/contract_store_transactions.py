@@ -18,6 +18,12 @@ from outboxkit.testing.rows import EVERYTHING, SOURCE, deliveries, envelopes, lo
 DEADLINE_SECONDS = 10.0
 
 
+class _Part:
+    """A part of a transaction."""
+
+    is_open = True
+
+
 class StoreTransactionsContract:
     """What a unit of work builds on."""
 
@@ -38,6 +44,33 @@ class StoreTransactionsContract:
             await transaction.commit()
         async with store.transaction() as transaction:
             assert await transaction.receive(subscription, [first, second, third]) == [second]
+
+    async def test_a_savepoint_is_left_alone_once_what_it_is_in_has_ended(self, store: Store) -> None:
+        """It went with that, and the transaction goes on with somebody else's work."""
+        stream = Stream("topic", 0, "elsewhere")
+        subscription, _ = await store.subscribe("group", stream)
+        positions = iter(deliveries(stream, [1, 2, 3, 4, 5, 6]))
+        async with store.transaction() as transaction:
+            for raised in (None, LookupError()):
+                part = _Part()
+                outer, inner = transaction.savepoint(), transaction.savepoint(part)
+                await outer.__aenter__()
+                await transaction.receive(subscription, [next(positions)])
+                await inner.__aenter__()
+                await transaction.receive(subscription, [next(positions)])
+                part.is_open = False
+                await outer.__aexit__(None, None, None)
+                await transaction.receive(subscription, [next(positions)])
+                told = False
+                try:
+                    swallowed = await inner.__aexit__(type(raised) if raised else None, raised, None)
+                    told = raised is not None and not swallowed
+                except NoUnitOfWorkError:
+                    told = raised is None
+                assert told, "who was in it takes it for kept"
+            await transaction.commit()
+        async with store.transaction() as transaction:
+            assert await transaction.receive(subscription, deliveries(stream, [1, 2, 3, 4, 5, 6])) == []
 
     async def test_a_connection_is_useless_after_its_transaction(self, store: Store) -> None:
         async with store.transaction() as transaction:
