@@ -90,7 +90,7 @@ class ConsumerSettings(msgspec.Struct, frozen=True, kw_only=True):
     prefetch_messages: int = 1000
     prefetch_bytes: int = 16 * 1024 * 1024
     transaction_messages: int = 200
-    transaction_seconds: float = 0.05
+    transaction_seconds: float = 0.1
     wait_seconds: float = 0.25
     lease_seconds: float = 6.0
     idle_seconds: float = 30.0
