@@ -1,14 +1,16 @@
 """From a URL to the adapter that claims its scheme; only the one asked for is imported."""
 
 from collections.abc import Collection
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from outboxkit.broker import Broker
 from outboxkit.checking import described
 from outboxkit.errors import ConfigurationError, MissingExtraError, UnknownSchemeError
 from outboxkit.store import Store
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 
 def store_of(store: str | Store) -> Store:
@@ -55,6 +57,8 @@ def _check_made(kind: str, given: object, method: str, url: str) -> None:
 
 
 def _load(kind: str, url: str) -> Any:
+    from importlib.metadata import entry_points  # here, as it would be a tenth of what importing this package takes
+
     scheme, colon, _ = url.partition(":")
     known = entry_points(group=f"outboxkit.{kind}s")
     if not colon or scheme not in known.names:
@@ -74,7 +78,7 @@ def _sqlalchemys(kind: str, scheme: str, known: Collection[str]) -> str:
     return "; or have SQLAlchemy take it: store=SQLAlchemyStore(create_async_engine(url)), from outboxkit_sqlalchemy"
 
 
-def _imported(entry: EntryPoint) -> Any:
+def _imported(entry: "EntryPoint") -> Any:
     try:
         return entry.load()
     except ModuleNotFoundError as error:
