@@ -129,7 +129,7 @@ def test_a_missing_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch, v
     def known(*, group: str) -> EntryPoints:
         return EntryPoints([EntryPoint("fake", value, group)])
 
-    monkeypatch.setattr("outboxkit.adapters.entry_points", known)
+    monkeypatch.setattr("importlib.metadata.entry_points", known)
     missing = value.partition(":")[0].replace(".", r"\.")
     for make in (store_of, broker_of):
         with pytest.raises(
@@ -142,6 +142,6 @@ def test_an_adapter_that_is_broken_fails_as_itself(monkeypatch: pytest.MonkeyPat
     def known(**_: Any) -> EntryPoints:
         return EntryPoints([EntryPoint("fake", "outboxkit.adapters:Nothing", "outboxkit.stores")])
 
-    monkeypatch.setattr("outboxkit.adapters.entry_points", known)
+    monkeypatch.setattr("importlib.metadata.entry_points", known)
     with pytest.raises(AttributeError, match="Nothing"):
         store_of("fake://localhost")
