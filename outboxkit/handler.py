@@ -53,8 +53,8 @@ class Handler(msgspec.Struct, frozen=True):
     is_async: bool
     publishes: Declared
     """What it may publish; filled while decorators are stacked, and complete when the app is opened."""
-    is_published: bool = False
-    """Whether what it returns is published by the function itself: ``@publishes`` stands beneath a decorator of the user's."""
+    passes_on: bool = False
+    """Whether ``@publishes`` stands beneath a decorator of the user's: what that passes on is published already."""
 
 
 async def _no_function() -> None: ...
@@ -111,25 +111,25 @@ def require_run(returned: object, function: str) -> None:
         )
 
 
-def publish_returned(unit: UnitOfWork, returned: object, function: str, *, is_published: bool = False) -> None:
+def publish_returned(unit: UnitOfWork, returned: object, function: str, *, passes_on: bool = False) -> None:
     """Publish what a function returned: an event, a list or tuple of them, or None.
 
     Args:
         unit: where.
         returned: what it returned.
         function: its name.
-        is_published: whether it was published already.
+        passes_on: whether it may be what a call inside has returned, and so published: it is not published again, then.
 
     Raises:
         HandlerSignatureError: it returned a coroutine, although it is a plain function.
         UndeclaredEventError: it returned something else, which nobody would ever see published.
     """
     require_run(returned, function)
-    if returned is None or is_published:
+    if returned is None:
         return
     values = cast("list[object] | tuple[object, ...]", returned) if isinstance(returned, list | tuple) else [returned]
     for value in values:
-        if value is None:
+        if value is None or (passes_on and unit.was_returned(value)):
             continue
         if event_type(type(value)) is None:
             raise UndeclaredEventError(
@@ -137,6 +137,7 @@ def publish_returned(unit: UnitOfWork, returned: object, function: str, *, is_pu
                 "@publishes (declare the class with @event if it should be one)"
             )
         unit.publish(value)
+        unit.note_returned(value)
 
 
 def declared_event(cls: type[Any], decorator: str) -> EventType:

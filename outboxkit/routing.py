@@ -170,7 +170,7 @@ class Router:
                 takes_list="events" in arguments.values(),
                 is_async=inspect.iscoroutinefunction(plain),
                 publishes=self._published.setdefault(plain, {}),
-                is_published=_publishes_itself(plain),
+                passes_on=_passes_on(plain),
             )
             self._handlers.append(handler)
             try:
@@ -222,7 +222,7 @@ class Router:
             bind, visible = unit_binder(plain, names)
             schedule = schedule_of(qualified_name(plain), every, cron, tz)
             is_async = inspect.iscoroutinefunction(plain)
-            is_published = _publishes_itself(plain)
+            passes_on = _passes_on(plain)
 
             @functools.wraps(plain)
             async def call(*args: Any, **kwargs: Any) -> Any:
@@ -232,7 +232,7 @@ class Router:
                         returned = await plain(*values, **named)
                     else:
                         returned = await unit.run(lambda unit: _apply(plain, bind(unit, args, kwargs)))
-                    publish_returned(unit, returned, qualified_name(plain), is_published=is_published)
+                    publish_returned(unit, returned, qualified_name(plain), passes_on=passes_on)
                     return returned
 
                 return await self._required_runner(plain).in_unit_of_work(declared, work, plain=not is_async)
@@ -300,7 +300,7 @@ class Router:
         return None
 
 
-def _publishes_itself(function: Callable[..., Any]) -> bool:
+def _passes_on(function: Callable[..., Any]) -> bool:
     """Whether a decorator of the user's (which uses `functools.wraps`) is around what ``@publishes`` returned."""
     within: Any = function
     while within not in _plain_of and hasattr(within, "__wrapped__"):

@@ -67,6 +67,8 @@ class UnitOfWork:
         self._parent = parent
         self._many = many
         self._rows: list[OutboxRow] = []
+        self._returned: list[object] = []
+        """Events that calls inside have returned, and so published."""
 
     @property
     def connection(self) -> Any:
@@ -166,6 +168,17 @@ class UnitOfWork:
         while unit is not None and unit._transaction is self._transaction:  # noqa: SLF001
             yield unit
             unit = unit._parent  # noqa: SLF001
+
+    def note_returned(self, event: object) -> None:
+        """Have the units of work around this one know that what the call returns is published."""
+        unit = self._parent
+        while unit is not None:
+            unit._returned.append(event)  # noqa: SLF001 - its own class
+            unit = unit._parent  # noqa: SLF001
+
+    def was_returned(self, event: object) -> bool:
+        """Whether a call inside has returned this very object."""
+        return any(event is returned for returned in self._returned)
 
     def end(self) -> list[OutboxRow]:
         """Refuse further use and return the rows to write. For the code that opened this unit of work.

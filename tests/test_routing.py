@@ -535,6 +535,23 @@ async def test_what_is_published_beneath_a_users_own_decorator_is_published_once
     assert published(app) == [("sold", 5), ("paid", 5)]
 
 
+async def test_what_a_wrapper_returns_instead_is_not_taken_for_published(app: App) -> None:
+    """Whatever it says with `functools.wraps` that it wraps."""
+    async with app.running(relay=False, consume=False):
+
+        @app.publishes(Sold)
+        async def sell(uow: UnitOfWork, number: int) -> Sold:
+            return Sold(number)
+
+        @app.publishes(Paid, Sold)
+        @functools.wraps(sell)
+        async def sell_and_pay(number: int) -> list[Sold | Paid]:
+            return [await sell(number), Paid(number)]
+
+        await sell_and_pay(5)
+    assert published(app) == [("sold", 5), ("paid", 5)]
+
+
 async def test_a_handler_that_publishes_on_is_run_in_the_consumers_transaction(tmp_path: Path) -> None:
     app = App("shop", store=f"sqlite:///{tmp_path}/shop.db", broker=MemoryBroker())
     got: list[tuple[int, str]] = []
