@@ -63,8 +63,8 @@ class Encoder:
             check_plain(value, 1, f"{where}: key or header")
         id = str(new_id())
         raw = _json(data, where)
-        _require_readable(spec, raw, where)
         envelope = self._envelope(spec, id, key, raw, headers, _trace(cause), where, _time(due))
+        _require_readable(spec, raw, where)
         count = self._settings.partitions_of(spec.topic)
         return OutboxRow(id, spec.topic, partition(key or id, count), key, spec.name, envelope, due)
 
