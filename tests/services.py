@@ -47,6 +47,8 @@ class Recording(Observer):
         self.unhandled_types: list[str] = []
         self.failed_with: collections.Counter[str] = collections.Counter()
         """Names of the errors with which handlers failed."""
+        self.failed_after: list[Exception] = []
+        """What functions raised that run after the commit."""
 
     def lost(self, streams: Mapping[Stream, tuple[Position, Position]]) -> None:
         super().lost(streams)
@@ -78,6 +80,10 @@ class Recording(Observer):
     def failed(self, group: str, message: Message, error: Exception, delay_seconds: float | None) -> None:
         super().failed(group, message, error, delay_seconds)
         self.failed_with[type(error).__name__] += 1
+
+    def after_commit_failed(self, group: str, message: Message, error: Exception) -> None:
+        super().after_commit_failed(group, message, error)
+        self.failed_after.append(error)
 
     def troubled(self, doing: str, error: Exception, failures: int, seconds: float) -> None:
         super().troubled(doing, error, failures, seconds)

@@ -326,25 +326,20 @@ async def test_what_is_left_for_after_the_commit_sees_a_durable_effect_and_runs_
         await until(lambda: sorted(done), [(1, 1, True), (2, 2, True)].__eq__)
 
 
+async def let_pass(_: StepTaken, __: Message) -> None:
+    pass
+
+
 async def test_what_fails_or_hangs_after_the_commit_is_told_and_changes_nothing(place: Place) -> None:
-    told: list[Exception] = []
-
-    class Telling(Recording):
-        def after_commit_failed(self, group: str, message: Message, error: Exception) -> None:
-            super().after_commit_failed(group, message, error)
-            told.append(error)
-
-    async def handle(_: StepTaken, __: Message) -> None:
-        pass
-
     def afterwards(step: StepTaken) -> None:
         if step.number == 1:
             raise ValueError("no mail")
 
-    walk = Walk(place, observer=Telling()).handled_by(handle, after_commit=afterwards)
+    observer = Recording()
+    walk = Walk(place, observer=observer).handled_by(let_pass, after_commit=afterwards)
     async with walk.running():
         await walk.step("ada", 1, 2)
-        await until(lambda: [str(error) for error in told], ["no mail"].__eq__)
+        await until(lambda: [str(error) for error in observer.failed_after], ["no mail"].__eq__)
         await walk.step("ada", 3)
         await until(walk.noted, [1, 2, 3].__eq__)
     assert walk.inbox() == {}
@@ -354,15 +349,7 @@ async def test_what_fails_or_hangs_after_the_commit_is_told_and_changes_nothing(
 async def test_what_raises_cancelled_error_after_the_commit_is_told_and_cancels_nothing_beside_it(
     place: Place, kind: str
 ) -> None:
-    told: list[Exception] = []
     done: list[int] = []
-
-    class Telling(Recording):
-        def after_commit_failed(self, group: str, message: Message, error: Exception) -> None:
-            told.append(error)
-
-    async def handle(_: StepTaken, __: Message) -> None:
-        pass
 
     async def afterwards(step: StepTaken) -> None:
         if step.number == 2:
@@ -376,55 +363,40 @@ async def test_what_raises_cancelled_error_after_the_commit_is_told_and_cancels_
         done.append(step.number)
 
     after_commit = afterwards if kind == "async" else afterwards_plainly
-    walk = Walk(place, observer=Telling()).handled_by(handle, after_commit=after_commit)
+    observer = Recording()
+    walk = Walk(place, observer=observer).handled_by(let_pass, after_commit=after_commit)
     async with walk.running():
         await walk.step("ada", *range(6))
         await until(lambda: sorted(done), [0, 1, 3, 4, 5].__eq__)
-        await until(lambda: [type(error) for error in told], [HandlerCancelledError].__eq__)
-    assert "raised CancelledError although nobody cancelled it" in str(told[0])
+        await until(lambda: [type(error) for error in observer.failed_after], [HandlerCancelledError].__eq__)
+    assert "raised CancelledError although nobody cancelled it" in str(observer.failed_after[0])
 
 
 async def test_what_nobody_awaits_after_the_commit_is_told(place: Place) -> None:
-    told: list[Exception] = []
-
-    class Telling(Recording):
-        def after_commit_failed(self, group: str, message: Message, error: Exception) -> None:
-            told.append(error)
-
-    async def handle(_: StepTaken, __: Message) -> None:
-        pass
-
     async def mail(step: StepTaken) -> None:
         raise AssertionError("this is never begun")
 
     def wrapper(step: StepTaken) -> Any:
         return mail(step)
 
-    walk = Walk(place, observer=Telling()).handled_by(handle, after_commit=wrapper)
+    observer = Recording()
+    walk = Walk(place, observer=observer).handled_by(let_pass, after_commit=wrapper)
     async with walk.running():
         await walk.step("ada", 1)
-        await until(lambda: told)
-    assert "wrapper is no coroutine function and returned a coroutine, which nobody awaits" in str(told[0])
+        await until(lambda: observer.failed_after)
+    assert "wrapper is no coroutine function and returned a coroutine, which nobody awaits" in str(observer.failed_after[0])
 
 
 async def test_what_hangs_after_the_commit_meets_the_time_limit(place: Place) -> None:
-    told: list[Exception] = []
-
-    class Telling(Recording):
-        def after_commit_failed(self, group: str, message: Message, error: Exception) -> None:
-            told.append(error)
-
-    async def handle(_: StepTaken, __: Message) -> None:
-        pass
-
     async def afterwards(_: StepTaken) -> None:
         await anyio.sleep_forever()
 
     policy = RetryPolicy(limit_seconds=0.1)
-    walk = Walk(place, observer=Telling()).handled_by(handle, after_commit=afterwards, retry=policy)
+    observer = Recording()
+    walk = Walk(place, observer=observer).handled_by(let_pass, after_commit=afterwards, retry=policy)
     async with walk.running():
         await walk.step("ada", 1)
-        await until(lambda: [type(error) for error in told], [TimeLimitError].__eq__)
+        await until(lambda: [type(error) for error in observer.failed_after], [TimeLimitError].__eq__)
     assert walk.noted() == [1]
 
 
