@@ -11,7 +11,7 @@ import pytest
 import outboxkit_sqlite.store
 from outboxkit import App
 from outboxkit.testing.cutting import cut_everywhere
-from outboxkit_sqlite.connection import GuardedConnection
+from outboxkit_sqlite.guarded import GuardedConnection
 from tests.services import QUICK, Reader
 
 

@@ -15,7 +15,7 @@ from outboxkit import App, UnitOfWork, event
 from outboxkit.errors import StoreUnavailableError, TransactionLostError
 from outboxkit.testing.rows import log_of
 from outboxkit_sqlite import SQLiteStore
-from outboxkit_sqlite.connection import GuardedConnection
+from outboxkit_sqlite.guarded import GuardedConnection
 from tests.databases import check_foreign_keys
 
 MANY = 50

@@ -10,7 +10,8 @@ import sqlite3
 from functools import partial
 from typing import Any
 
-from outboxkit_sqlite.connection import LEGACY_CONTROL, READING, SHORT_BUSY_TIMEOUT
+from outboxkit_sqlite.connection import LEGACY_CONTROL, SHORT_BUSY_TIMEOUT
+from outboxkit_sqlite.guarded import READING
 from outboxkit_sqlite.transaction import with_own_factories
 
 

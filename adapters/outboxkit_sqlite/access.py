@@ -10,8 +10,9 @@ import anyio
 
 from outboxkit.cancellation import uninterrupted
 from outboxkit.errors import StoreError
-from outboxkit_sqlite.connection import GuardedConnection, ThreadConnection, next_look
+from outboxkit_sqlite.connection import ThreadConnection, next_look
 from outboxkit_sqlite.failures import meaning, primary_code
+from outboxkit_sqlite.guarded import GuardedConnection
 from outboxkit_sqlite.transaction import in_transaction
 
 T = TypeVar("T")

@@ -10,7 +10,7 @@ from outboxkit.letter import DeadLetter, Letters
 from outboxkit.message import ORIGIN, Position, Stream
 from outboxkit.roster import Roster
 from outboxkit_sqlite.access import Access
-from outboxkit_sqlite.connection import GuardedConnection
+from outboxkit_sqlite.guarded import GuardedConnection
 from outboxkit_sqlite.inbox import InboxTables
 from outboxkit_sqlite.letters import LetterTables
 from outboxkit_sqlite.roster import RosterTables

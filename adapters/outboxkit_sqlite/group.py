@@ -18,7 +18,8 @@ import anyio
 from outboxkit.cancellation import uninterrupted
 from outboxkit.errors import ConflictError, StoreError, TransactionLostError
 from outboxkit.message import OutboxRow
-from outboxkit_sqlite.connection import GuardedConnection, ThreadConnection
+from outboxkit_sqlite.connection import ThreadConnection
+from outboxkit_sqlite.guarded import GuardedConnection
 from outboxkit_sqlite.savepoints import LOST
 from outboxkit_sqlite.transaction import SQLiteTransaction, Writer, commit_refused, roll_back
 

@@ -3,7 +3,7 @@
 import sqlite3
 from collections.abc import Collection
 
-from outboxkit_sqlite.connection import GuardedConnection
+from outboxkit_sqlite.guarded import GuardedConnection
 
 
 class HandledTable:

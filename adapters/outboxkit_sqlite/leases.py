@@ -1,6 +1,6 @@
 """Leases: whose turn it is, by SQLite's clock. Functions run on a connection's thread."""
 
-from outboxkit_sqlite.connection import GuardedConnection
+from outboxkit_sqlite.guarded import GuardedConnection
 
 NOW = "(julianday('now') - 2440587.5) * 86400.0"
 """The time by SQLite's clock, in seconds since 1970."""

@@ -8,7 +8,7 @@ from typing import Any
 from outboxkit.errors import StoreError
 from outboxkit.message import LAST, ORIGIN, LogEntry, OutboxRow, Position, Stream, Streams, made
 from outboxkit.store import Progress
-from outboxkit_sqlite.connection import GuardedConnection
+from outboxkit_sqlite.guarded import GuardedConnection
 from outboxkit_sqlite.later import LaterTables
 
 _ENVELOPE = 3

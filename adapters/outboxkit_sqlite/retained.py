@@ -7,7 +7,7 @@ from typing import Protocol, TypeVar
 
 from outboxkit.message import LAST, ORIGIN, Position, Stream
 from outboxkit.retained import KnownGroup, Removal
-from outboxkit_sqlite.connection import GuardedConnection
+from outboxkit_sqlite.guarded import GuardedConnection
 from outboxkit_sqlite.leases import NOW
 
 T = TypeVar("T")

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from outboxkit.inbox import Subscription
 from outboxkit.message import Position, Stream
 from outboxkit.roster import Ownership, Roster
-from outboxkit_sqlite.connection import GuardedConnection
+from outboxkit_sqlite.guarded import GuardedConnection
 from outboxkit_sqlite.handled import HandledTable
 from outboxkit_sqlite.leases import NOW
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from outboxkit.errors import ConfigurationError, SchemaError
-from outboxkit_sqlite.connection import GuardedConnection
+from outboxkit_sqlite.guarded import GuardedConnection
 
 VERSION = 1
 

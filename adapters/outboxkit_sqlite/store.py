@@ -19,14 +19,7 @@ from outboxkit.message import OutboxRow
 from outboxkit_sqlite import schema
 from outboxkit_sqlite.census import SQLiteCensus
 from outboxkit_sqlite.comparison import compare
-from outboxkit_sqlite.connection import (
-    SHORT_BUSY_TIMEOUT,
-    ThreadConnection,
-    busy_seconds,
-    connect,
-    on_thread,
-    parse_url,
-)
+from outboxkit_sqlite.connection import SHORT_BUSY_TIMEOUT, ThreadConnection, busy_seconds, connect, on_thread, parse_url
 from outboxkit_sqlite.consuming import ConsumingStore
 from outboxkit_sqlite.group import CommitGroup
 from outboxkit_sqlite.publishing import commits_each_statement, require_kept

@@ -18,7 +18,7 @@ from outboxkit.errors import (
 from outboxkit.inbox import Floor, Outcome, Retry, Subscription
 from outboxkit.message import Delivery, OutboxRow
 from outboxkit.part import Part, PartConnection, require_open
-from outboxkit_sqlite.connection import GuardedConnection
+from outboxkit_sqlite.guarded import GuardedConnection
 from outboxkit_sqlite.inbox import InboxTables
 from outboxkit_sqlite.log import OutboxTables
 from outboxkit_sqlite.savepoints import LOST, release, save, undo

@@ -21,7 +21,7 @@ import msgspec
 from outboxkit import App, UnitOfWork, event
 from outboxkit_postgres.connection import AsyncpgLink
 from outboxkit_postgres.transaction import PostgresTransaction
-from outboxkit_sqlite.connection import GuardedConnection
+from outboxkit_sqlite.guarded import GuardedConnection
 from outboxkit_sqlite.transaction import SQLiteTransaction
 from tests.databases import Database, Place, database_at
 from tests.services import QUICK, Recording
