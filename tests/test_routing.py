@@ -548,7 +548,8 @@ async def test_what_a_wrapper_returns_instead_is_not_taken_for_published(app: Ap
         async def sell_and_pay(number: int) -> list[Sold | Paid]:
             return [await sell(number), Paid(number)]
 
-        await sell_and_pay(5)
+        function: Any = sell_and_pay
+        await function(5)
     assert published(app) == [("sold", 5), ("paid", 5)]
 
 
