@@ -11,7 +11,8 @@ from outboxkit.adapters import broker_of
 from outboxkit.broker import Append
 from outboxkit.config import Settings
 from outboxkit.encoding import Encoder
-from outboxkit.message import ORIGIN, LogEntry, OutboxRow, Position, Stream
+from outboxkit.log import ByStream
+from outboxkit.message import ORIGIN, OutboxRow, Position, Stream
 
 PAYLOAD_BYTES = 256
 SOURCE = "benchmark"
@@ -66,17 +67,16 @@ async def stock(broker: str, messages: int, *, after: int = 0) -> dict[Stream, P
         last: dict[Stream, Position] = {}
         rows = enumerate(_rows(messages), after + 1)
         while chunk := list(islice(rows, _CHUNK)):
-            batches: dict[Stream, list[LogEntry]] = {}
+            streams = ByStream(SOURCE)
             for number, row in chunk:
-                stream = Stream(row.topic, row.partition, SOURCE)
-                batches.setdefault(stream, []).append(LogEntry(stream, Position(number, 0), row.envelope))
+                streams[row.topic, row.partition].add(Position(number, 0), row.envelope)
             await to.append(
                 [
-                    Append(stream, last.get(stream, ORIGIN), entries, None if stream in last else Position(after, 0))
-                    for stream, entries in batches.items()
+                    Append(last.get(stream, ORIGIN), entries, None if stream in last else Position(after, 0))
+                    for stream, entries in streams.page().streams.items()
                 ]
             )
-            last |= {stream: entries[-1].position for stream, entries in batches.items()}
+            last |= {stream: entries.end for stream, entries in streams.page().streams.items()}
         await to.announce(list(last))
         return last
     finally:

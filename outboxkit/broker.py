@@ -17,19 +17,24 @@ unknown; it never repeats a command on its own. It may lose everything it holds:
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from outboxkit.message import Delivery, LogEntry, Position, Stream
+from outboxkit.log import Entries
+from outboxkit.message import Delivery, Position, Stream
 
 
 class Append(NamedTuple):
-    """A compare-and-append to one stream: `entries` are of that stream, in order, all after `expected`.
+    """A compare-and-append to the stream of `entries`, which are all after `expected`.
 
     `prev`: the position before the first of them, when that is not `expected` because the log no longer holds what was between.
     """
 
-    stream: Stream
     expected: Position
-    entries: Sequence[LogEntry]
+    entries: Entries
     prev: Position | None = None
+
+    @property
+    def stream(self) -> Stream:
+        """The stream."""
+        return self.entries.stream
 
 
 class Standing(NamedTuple):

@@ -1,4 +1,4 @@
-"""The plain values everything else is written in: positions, streams, entries, envelopes, messages."""
+"""The plain values everything else is written in: positions, streams, deliveries, envelopes, messages."""
 
 import hashlib
 import os
@@ -75,26 +75,6 @@ class Stream(NamedTuple):
     def is_possible(self) -> bool:
         """Whether an app can have such a stream. What else is found among a topic's streams, somebody else put there."""
         return 0 <= self.partition < MAX_PARTITIONS and NAME.fullmatch(self.source) is not None
-
-
-class Streams(dict[tuple[str, int], Stream]):
-    """The streams of one source by topic and partition, made when they are asked for first."""
-
-    def __init__(self, source: str) -> None:
-        super().__init__()
-        self._source = source
-
-    def __missing__(self, at: tuple[str, int]) -> Stream:
-        stream = self[at] = Stream(*at, self._source)
-        return stream
-
-
-class LogEntry(NamedTuple):
-    """One committed outbox row, as the relay reads it."""
-
-    stream: Stream
-    position: Position
-    envelope: bytes
 
 
 class Due(NamedTuple):

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 from outboxkit.agreement import difference
 from outboxkit.broker import Broker
-from outboxkit.message import ORIGIN, LogEntry, Position, Stream
+from outboxkit.log import Entries
+from outboxkit.message import ORIGIN, Position, Stream
 from outboxkit.store import Store
 
 _PAGE = 1000
@@ -61,25 +62,20 @@ async def _by_stream(store: Store, broker: Broker) -> Mapping[Stream, tuple[Posi
     known: dict[Stream, tuple[Position, int]] = {}
     after = ORIGIN
     while page := await store.read(after, _PAGE, _PAGE_BYTES):
-        after = page[-1].position
-        by_stream: dict[Stream, list[LogEntry]] = {}
-        for entry in page:
-            by_stream.setdefault(entry.stream, []).append(entry)
-        for stream, entries in by_stream.items():
+        after = page.end
+        for stream, entries in page.streams.items():
             agreed, ahead = known.get(stream, (ORIGIN, 0))
             same = 0 if ahead else await _same_from_start(broker, stream, entries)
             known[stream] = (entries[same - 1].position if same else agreed, ahead + len(entries) - same)
     return known
 
 
-async def _same_from_start(broker: Broker, stream: Stream, entries: Sequence[LogEntry]) -> int:
+async def _same_from_start(broker: Broker, stream: Stream, entries: Entries) -> int:
     """How many of these entries, from the first, the broker has too; one it has trimmed counts."""
     oldest = await broker.range(stream, after=ORIGIN, upto=None, limit=1)
     theirs = {
         entry.position: entry.envelope
-        for entry in await broker.range(
-            stream, after=entries[0].position.before(), upto=entries[-1].position, limit=len(entries) * 2
-        )
+        for entry in await broker.range(stream, after=entries[0].position.before(), upto=entries.end, limit=len(entries) * 2)
     }
     same = 0
     for entry in entries:

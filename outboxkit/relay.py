@@ -31,7 +31,8 @@ from outboxkit.cancellation import alongside
 from outboxkit.config import RelaySettings
 from outboxkit.errors import OutboxkitError
 from outboxkit.lease import Lease, Unshared
-from outboxkit.message import LAST, ORIGIN, LogEntry, Position, Stream
+from outboxkit.log import Entries, LogPage
+from outboxkit.message import LAST, ORIGIN, Position, Stream
 from outboxkit.observe import Observer
 from outboxkit.replica import Replica
 from outboxkit.store import Progress, Store
@@ -90,73 +91,68 @@ class Relay:
     async def _copy(self, working: Callable[[], None]) -> None:
         """Relay as long as it is our turn."""
         await self._resume()
-        entries = await self._read(self._cursor)
+        page = await self._read(self._cursor)
         while await self._lease.keep():
             working()
-            if entries:
-                entries = await self._append_and_read_on(entries)
+            if page:
+                page = await self._append_and_read_on(page)
             else:
                 await self._store.wait(self._settings.poll_seconds)
-                entries = await self._read(self._cursor)
+                page = await self._read(self._cursor)
             if await self._tend():
-                entries = await self._read(self._cursor)
+                page = await self._read(self._cursor)
 
-    async def _append_and_read_on(self, entries: Sequence[LogEntry]) -> Sequence[LogEntry]:
-        end = entries[-1].position
-        following: Sequence[LogEntry] = []
-        if len(entries) < _FEW:
-            complete = await self._append(entries)
+    async def _append_and_read_on(self, page: LogPage) -> LogPage:
+        end = page.end
+        following = LogPage()
+        if len(page) < _FEW:
+            complete = await self._append(page.streams)
         else:
-            async with alongside(self._read(end)) as next_entries:
-                await anyio.lowlevel.checkpoint()  # so that it is under way while these are made into what is sent
-                complete = await self._append(entries)
-            following = await next_entries
+            async with alongside(self._read(end)) as next_page:
+                await anyio.lowlevel.checkpoint()  # so that it is under way while this one is made into what is sent
+                complete = await self._append(page.streams)
+            following = await next_page
         if not complete:  # the cursor went back
             return await self._read(self._cursor)
         self._cursor = end
         return following
 
-    async def _read(self, after: Position) -> Sequence[LogEntry]:
-        entries = await self._store.read(after, self._settings.batch_messages, self._settings.batch_bytes)
-        if entries and self._lost:
+    async def _read(self, after: Position) -> LogPage:
+        page = await self._store.read(after, self._settings.batch_messages, self._settings.batch_bytes)
+        if page and self._lost:
             # Only what is in the broker is removed, so nothing of that is missing unless the broker has lost something. After
-            # the read: then what is above it in a batch has nothing before it that was removed and is not named by it.
+            # the read: then what is above it in a page has nothing before it that was removed and is not named by it.
             self._removed = await self._store.retained.removed()
-        return entries
+        return page
 
-    async def _append(self, entries: Sequence[LogEntry]) -> bool:
+    async def _append(self, streams: Mapping[Stream, Entries]) -> bool:
         """Bring entries into the broker; False when it turned out to have lost earlier ones."""
-        by_stream: dict[Stream, list[LogEntry]] = {}
-        for entry in entries:
-            by_stream.setdefault(entry.stream, []).append(entry)
-        complete = await self._meet(by_stream.keys() - self._last.keys())
-        while complete and (batches := self._batches(by_stream)):
+        complete = await self._meet(streams.keys() - self._last.keys())
+        while complete and (batches := self._batches(streams)):
             complete = await self._take_stock(await self._replica.append(batches))
         return complete
 
-    def _batches(self, by_stream: Mapping[Stream, Sequence[LogEntry]]) -> list[Append]:
-        """What of these entries is not in the broker yet, by stream; stopped streams left out."""
+    def _batches(self, streams: Mapping[Stream, Entries]) -> list[Append]:
+        """What of these entries is not in the broker yet; stopped streams left out."""
         batches: list[Append] = []
-        for stream, entries in by_stream.items():
+        for stream, entries in streams.items():
             last = self._last[stream]
             # The chain goes on behind what can never come again, so that whoever has not settled that sees it is missing.
             prev = max(last, self._removed.get(stream, ORIGIN))
-            if stream in self._halted or entries[-1].position <= prev:
+            if stream in self._halted or entries.end <= prev:
                 continue
             # What was passed over comes first, should its topic be back: else it would be left out for good.
             if stream in self._passed_over or self._replica.is_away(stream):
                 self._passed_over.setdefault(stream, self._cursor)
                 continue
-            if entries[0].position <= prev:
-                entries = [entry for entry in entries if entry.position > prev]
-            batches.append(Append(stream, last, entries, None if prev == last else prev))
+            batches.append(Append(last, entries.after(prev), None if prev == last else prev))
         return batches
 
     async def _take_stock(self, answers: Sequence[tuple[Append, Position]]) -> bool:
         """Compare the answers with what each batch should have come to; False when something was lost."""
         surprises: dict[Stream, Position] = {}
         for batch, now in answers:
-            if now == batch.entries[-1].position:
+            if now == batch.entries.end:
                 self._last[batch.stream] = now
                 if now >= self._lost.get(batch.stream, LAST):
                     del self._lost[batch.stream]

@@ -24,7 +24,8 @@ from outboxkit.census import Census
 from outboxkit.inbox import Floor, InboxStore, Outcome, Retry, Subscription
 from outboxkit.later import LaterStore, LaterTransaction
 from outboxkit.letter import LetterStore
-from outboxkit.message import Delivery, LogEntry, OutboxRow, Position, Stream
+from outboxkit.log import LogPage
+from outboxkit.message import Delivery, OutboxRow, Position, Stream
 from outboxkit.part import Part
 from outboxkit.retained import RetainedLog
 from outboxkit.roster import RosterStore
@@ -266,7 +267,7 @@ class Store(InboxStore, RosterStore, LetterStore, LaterStore, Protocol):
 
     # the log
 
-    async def read(self, after: Position, limit: int, max_bytes: int) -> Sequence[LogEntry]:
+    async def read(self, after: Position, limit: int, max_bytes: int) -> LogPage:
         """Return the entries after a position, in order: at most `limit`, and `max_bytes` unless the first is larger.
 
         Raises:

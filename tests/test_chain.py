@@ -11,8 +11,9 @@ from outboxkit.encoding import Encoder
 from outboxkit.hand import Hand
 from outboxkit.handling import Handling
 from outboxkit.inbox import Floor
+from outboxkit.log import Entries
 from outboxkit.membership import Membership
-from outboxkit.message import ORIGIN, Delivery, LogEntry, Position, Stream
+from outboxkit.message import ORIGIN, Delivery, Position, Stream
 from outboxkit.observe import Observer
 from outboxkit.slots import Slots
 from outboxkit.testing.memory_broker import MemoryBroker
@@ -47,8 +48,8 @@ class Held:
         await self.store.migrate("shop")
         await self.store.open("shop")
         await self.broker.open()
-        entries = [LogEntry(self.stream, Position(major, 0), b"entry") for major in range(1, 8)]
-        await self.broker.append([Append(self.stream, ORIGIN, entries, None)])
+        entries = Entries(self.stream, [(Position(major, 0), b"entry") for major in range(1, 8)])
+        await self.broker.append([Append(ORIGIN, entries)])
         await self.store.subscribe(GROUP, self.stream, Position(floor, 0))
         return self
 

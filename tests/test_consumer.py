@@ -17,7 +17,8 @@ import pytest
 from outboxkit import App, ConsumerSettings, Message, RetryPolicy, Settings, UnitOfWork, event
 from outboxkit.broker import Append
 from outboxkit.errors import BrokerUnavailableError, StreamConflictError
-from outboxkit.message import ORIGIN, LogEntry, Position, Stream
+from outboxkit.log import Entries
+from outboxkit.message import ORIGIN, Position, Stream
 from outboxkit.testing import MemoryBroker, drain
 from outboxkit_sqlite import SQLiteStore
 from tests.databases import SQLiteDatabase, check_foreign_keys
@@ -240,8 +241,8 @@ async def test_what_cannot_be_decoded_is_dead_with_its_bytes_and_its_neighbours_
     good = b'{"specversion":"1.0","id":"2","source":"s","type":"number.drawn","data":{"number":7}}'
     async with service.running():
         await service.broker.announce([stream])
-        entries = [LogEntry(stream, Position(number, 0), body) for number, body in ((1, raw), (2, good))]
-        await service.broker.append([Append(stream, ORIGIN, entries)])
+        entries = Entries(stream, [(Position(1, 0), raw), (Position(2, 0), good)])
+        await service.broker.append([Append(ORIGIN, entries)])
         await until(lambda: service.noted() == [7])
     assert service.database.ask("SELECT state, envelope FROM outboxkit_inbox") == [("dead", raw)]
 

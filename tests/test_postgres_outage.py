@@ -13,7 +13,8 @@ import pytest
 
 from outboxkit import App, UnitOfWork
 from outboxkit.errors import CommitUnknownError, StoreError, StoreUnavailableError
-from outboxkit.message import ORIGIN, LogEntry
+from outboxkit.log import LogEntry
+from outboxkit.message import ORIGIN
 from outboxkit.store import Transaction
 from outboxkit.testing import MemoryBroker
 from outboxkit.testing.postgres_server import PostgresServer

@@ -19,7 +19,8 @@ from outboxkit.errors import (
     TransactionError,
     TransactionLostError,
 )
-from outboxkit.message import ORIGIN, LogEntry, Position, Stream
+from outboxkit.log import Entries
+from outboxkit.message import ORIGIN, Position, Stream
 from outboxkit.testing import MemoryBroker
 from outboxkit.testing.rows import envelopes, log_of, new_rows, publish
 from tests.postgres import SOURCE, ask, connected, opened, with_options
@@ -113,9 +114,9 @@ async def fill(broker: MemoryBroker, numbers: dict[int, int], *, source: str = "
     appends: list[Append] = []
     for number, partition in numbers.items():
         stream = Stream("numbers", partition, source)
-        before = next((each.entries[-1].position for each in reversed(appends) if each.stream == stream), ORIGIN)
-        entry = LogEntry(stream, Position(before.major + 1, 0), encoder.row(Drawn(number)).envelope)
-        appends.append(Append(stream, before, [entry]))
+        before = next((each.entries.end for each in reversed(appends) if each.stream == stream), ORIGIN)
+        entry = Entries(stream, [(Position(before.major + 1, 0), encoder.row(Drawn(number)).envelope)])
+        appends.append(Append(before, entry))
     for each in appends:
         await broker.append([each])
         await broker.announce([each.stream])

@@ -19,6 +19,7 @@ from outboxkit.errors import (
     GroupMissingError,
     StreamConflictError,
 )
+from outboxkit.log import Entries
 from outboxkit.message import ORIGIN, Delivery, Position, Stream
 from outboxkit.testing.redis_server import RedisServer
 from outboxkit.testing.streams import chained, filled, majors_of, new_entries, new_stream, pending_all, read_all, until
@@ -92,7 +93,7 @@ async def test_what_is_no_stream_is_a_conflict_that_names_the_key(broker: RedisB
     await broker.subscribe("group", fine, ORIGIN)
     for call in (
         lambda: broker.last([fine, stream]),
-        lambda: broker.append([Append(each, ORIGIN, new_entries(each, [1])) for each in (fine, stream)]),
+        lambda: broker.append([Append(ORIGIN, new_entries(each, [1])) for each in (fine, stream)]),
         lambda: broker.range(stream, after=ORIGIN, upto=None, limit=1),
         lambda: broker.subscribe("group", stream, ORIGIN),
         lambda: broker.read("group", "reader", [stream], limit=1, wait_seconds=0.0),
@@ -226,11 +227,11 @@ async def test_an_append_whose_reply_was_lost_is_not_sent_again(redis_url: str, 
         proxy.losing = b"EVAL"
         for _ in range(2):  # on a new connection, then on one from the pool
             with pytest.raises(BrokerUnavailableError):
-                await through.append([Append(stream, ORIGIN, new_entries(stream, [1, 2]))])
+                await through.append([Append(ORIGIN, new_entries(stream, [1, 2]))])
             assert await through.streams(stream.topic) == []
         assert proxy.requests == 2
         proxy.losing = b""
-        assert await through.append([Append(stream, ORIGIN, new_entries(stream, [1, 2]))]) == [Position(2, 0)]
+        assert await through.append([Append(ORIGIN, new_entries(stream, [1, 2]))]) == [Position(2, 0)]
     assert majors_of(await broker.range(stream, after=ORIGIN, upto=None, limit=10)) == [1, 2]
 
 
@@ -318,7 +319,7 @@ async def test_a_full_server_is_unavailable_and_keeps_a_beginning_of_the_log(own
         last = ORIGIN
         while True:
             entries = new_entries(stream, range(last.major + 1, last.major + 5001))
-            (last,) = await broker.append([Append(stream, last, entries)])
+            (last,) = await broker.append([Append(last, entries)])
 
     with pytest.raises(BrokerUnavailableError, match="maxmemory"):
         await fill_up()
@@ -386,7 +387,7 @@ async def test_an_absent_server_is_reported_at_once_without_the_password(connect
     broker = await connect("redis://user:pa55word@127.0.0.1:1/3")
     started = anyio.current_time()
     with pytest.raises(BrokerUnavailableError, match=r"redis://127\.0\.0\.1:1/3 .*check that it runs") as caught:
-        await broker.append([Append(new_stream(), ORIGIN, ())])
+        await broker.append([Append(ORIGIN, Entries(new_stream()))])
     assert anyio.current_time() - started < 2.0
     assert "pa55word" not in str(caught.value)
 

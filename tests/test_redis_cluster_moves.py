@@ -62,7 +62,7 @@ async def test_a_stream_can_begin_in_a_slot_on_the_move(broker: RedisBroker, red
     await broker.subscribe("group", stream, ORIGIN)
     await filled(broker, stream, [1, 2])
     assert majors_of(await broker.read("group", "reader", [stream], limit=10, wait_seconds=1.0)) == [1, 2]
-    assert await broker.append([Append(stream, ORIGIN, new_entries(stream, [1, 2]))]) == [Position(2, 0)]
+    assert await broker.append([Append(ORIGIN, new_entries(stream, [1, 2]))]) == [Position(2, 0)]
     assert redis_cluster.ask(source, "CLUSTER", "COUNTKEYSINSLOT", slot) == 0
     redis_cluster.end_the_move(slot, target)
 

@@ -46,7 +46,7 @@ async def test_what_lost_its_reply_is_sent_once_also_by_tls(redis_binary: str, c
             await broker.subscribe("group", stream, ORIGIN)
             proxy.losing = b"EVAL"
             with pytest.raises(BrokerUnavailableError, match=rf"the node 127\.0\.0\.1:{port} "):
-                await broker.append([Append(stream, ORIGIN, new_entries(stream, [1, 2, 3]))])
+                await broker.append([Append(ORIGIN, new_entries(stream, [1, 2, 3]))])
             assert proxy.requests == 1
             proxy.losing = b"XREADGROUP"
             with pytest.raises(BrokerUnavailableError):
@@ -68,7 +68,7 @@ async def test_what_is_on_other_masters_is_written_and_read_while_one_is_away(
         await broker.subscribe("group", stream, ORIGIN)
     port = mortal_cluster.servers[0].port
     mortal_cluster.servers[0].kill()
-    batches = [Append(stream, ORIGIN, new_entries(stream, [1])) for stream in streams]
+    batches = [Append(ORIGIN, new_entries(stream, [1])) for stream in streams]
     with pytest.raises(BrokerUnavailableError, match=rf"the node 127\.0\.0\.1:{port} of the broker redis\+cluster://.*check"):
         await broker.append(batches)
     assert await broker.last(living) == dict.fromkeys(living, Position(1, 0))
@@ -94,7 +94,7 @@ async def test_a_node_that_hangs_is_waited_for_once(
     monkeypatch.setattr(node, "REPLY_SECONDS", 3.0)
     mortal_cluster.servers[0].pause()
     with pytest.raises(BrokerUnavailableError, match=r"did not answer within 3 s"):
-        await broker.append([Append(stream, ORIGIN, new_entries(stream, [1])) for stream in streams])
+        await broker.append([Append(ORIGIN, new_entries(stream, [1])) for stream in streams])
     monkeypatch.setattr(silence, "SHORTEST_SECONDS", 3.0)
     with anyio.fail_after(2.0):
         with pytest.raises(BrokerUnavailableError, match=r"it has not been answering, and was not asked now; check that it"):

@@ -47,7 +47,7 @@ async def test_a_topic_is_spread_over_the_masters_by_its_partitions(broker: Redi
     topic = new_stream().topic
     streams = [new_stream(partition, topic=topic) for partition in range(8)]
     await broker.announce(streams)
-    await broker.append([Append(stream, ORIGIN, new_entries(stream, [1])) for stream in streams])
+    await broker.append([Append(ORIGIN, new_entries(stream, [1])) for stream in streams])
     names = {name for server in redis_cluster.servers for name in redis_cluster.ask(server, "KEYS", "*")}
     assert names == {f"outboxkit:{topic}:streams".encode(), *(key(stream).encode() for stream in streams)}
     shares = collections.Counter(redis_cluster.server_of(key(stream)).port for stream in streams)
@@ -63,7 +63,7 @@ async def test_streams_are_appended_and_read_in_one_round_trip_for_each_node(
     for stream in streams:
         await broker.subscribe("group", stream, ORIGIN)
     calls.clear()
-    await broker.append([Append(stream, ORIGIN, new_entries(stream, [1])) for stream in streams])
+    await broker.append([Append(ORIGIN, new_entries(stream, [1])) for stream in streams])
     assert len(calls) == len(set(calls)) == 3
     calls.clear()
     assert len(await broker.read("group", "reader", streams, limit=100, wait_seconds=1.0)) == 6

@@ -81,7 +81,7 @@ async def test_a_primary_that_wants_replicas_first_is_waited_for(redis_binary: s
         broker = await connect(server.url)
         await filled(broker, stream, [1])
         ask(server.port, "CONFIG", "SET", "min-replicas-to-write", 1)
-        batch = Append(stream, Position(1, 0), new_entries(stream, [2]))
+        batch = Append(Position(1, 0), new_entries(stream, [2]))
         with pytest.raises(BrokerUnavailableError, match="NOREPLICAS"):
             await broker.append([batch])
         ask(server.port, "CONFIG", "SET", "min-replicas-to-write", 0)

@@ -80,7 +80,7 @@ async def test_a_primary_that_refuses_to_write_without_replicas_is_left_when_ano
             ask(sentinel.port, "SENTINEL", "MONITOR", SERVICE, "127.0.0.1", new.port, 1)
             assert await broker.last([stream]) == {stream: Position(1, 0)}, "it is still there, and answers"
             with pytest.raises(BrokerUnavailableError, match=r"NOREPLICAS.*bring them back, or wait"):
-                await broker.append([Append(stream, Position(1, 0), new_entries(stream, [2]))])
+                await broker.append([Append(Position(1, 0), new_entries(stream, [2]))])
             assert await broker.last([stream]) == {stream: ORIGIN}
         finally:
             sentinel.stop()

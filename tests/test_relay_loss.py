@@ -9,7 +9,8 @@ import anyio
 from outboxkit.broker import Append
 from outboxkit.config import RelaySettings
 from outboxkit.errors import BrokerUnavailableError, StoreUnavailableError
-from outboxkit.message import LAST, ORIGIN, LogEntry, Position, Stream
+from outboxkit.log import LogEntry
+from outboxkit.message import LAST, ORIGIN, Position, Stream
 from outboxkit.observe import Observer
 from outboxkit.rebase import divergences
 from outboxkit.relay import Relay

@@ -68,7 +68,7 @@ async def main(url, number):
     last = {mine: ORIGIN, shared: ORIGIN}
     while last[shared] < (60, 0):
         answers = await broker.append(
-            [Append(stream, at, new_entries(stream, range(at[0] + 1, at[0] + 4))) for stream, at in last.items()]
+            [Append(at, new_entries(stream, range(at[0] + 1, at[0] + 4))) for stream, at in last.items()]
         )
         last = dict(zip(last, answers))
     await broker.aclose()
@@ -149,7 +149,7 @@ async def test_a_lock_is_waited_for_and_then_reported(
     await filled(broker, stream, [1])
     monkeypatch.setattr(broker_file, "BUSY_SECONDS", 0.2)
     with locked(path), pytest.raises(BrokerUnavailableError, match=r"broker\.db is not usable now: database is locked"):
-        await broker.append([Append(stream, Position(1, 0), new_entries(stream, [2]))])
+        await broker.append([Append(Position(1, 0), new_entries(stream, [2]))])
     await filled(broker, stream, [2], expected=Position(1, 0))
 
 
@@ -167,7 +167,7 @@ async def test_a_cancelled_append_leaves_no_transaction_open(broker: SQLiteBroke
     last = (await broker.last([stream]))[stream]
     for _ in range(TRIES):
         entries = new_entries(stream, range(last.major + 1, last.major + 100))
-        append = asyncio.create_task(broker.append([Append(stream, last, entries)]))
+        append = asyncio.create_task(broker.append([Append(last, entries)]))
         await asyncio.sleep(0)
         append.cancel()
         await asyncio.wait([append])
@@ -185,7 +185,7 @@ async def test_closing_is_not_held_up_by_a_lock(broker: SQLiteBroker, path: Path
 
     async def append() -> None:
         with pytest.raises(BrokerError):
-            await broker.append([Append(stream, Position(1, 0), new_entries(stream, [2]))])
+            await broker.append([Append(Position(1, 0), new_entries(stream, [2]))])
 
     with locked(path):
         async with anyio.create_task_group() as appending:

@@ -12,7 +12,8 @@ import msgspec
 from outboxkit import App, RetryPolicy
 from outboxkit.broker import Append
 from outboxkit.census import Count
-from outboxkit.message import LogEntry, Position, Stream
+from outboxkit.log import Entries
+from outboxkit.message import Position, Stream
 from outboxkit.status import Status
 from outboxkit.testing import MemoryBroker, drain
 from outboxkit.testing.server_process import free_port
@@ -103,7 +104,7 @@ async def test_entries_above_the_floor_are_counted_up_to_a_limit(tmp_path: Path)
     stream = Stream("numbers", 0, "drawing")
     await broker.open()
     await broker.announce([stream])
-    await broker.append([Append(stream, Position(0, 0), [LogEntry(stream, Position(at, 0), b"?") for at in range(1, 1502)])])
+    await broker.append([Append(Position(0, 0), Entries(stream, [(Position(at, 0), b"?") for at in range(1, 1502)]))])
     (group,) = (await reader.app.status()).groups
     assert str(group.entries_above_floor) == "1000+"
     assert group.oldest_above_floor_seconds is None, "it does not tell"
@@ -150,7 +151,7 @@ async def test_a_stream_that_went_on_without_this_outbox_is_named_and_its_rows_w
     at = Stream(stream.topic, stream.partition, stream.source)
     last = (await broker.last([at]))[at]
     foreign = Position(last.major + 1000, 0)
-    await broker.append([Append(at, last, [LogEntry(at, foreign, b"of another life")])])
+    await broker.append([Append(last, Entries(at, [(foreign, b"of another life")]))])
     async with publisher.app.running(relay=False, consume=False):
         await publisher.draw(11)
         found = await publisher.app.status()

@@ -1,9 +1,8 @@
 """What a relay asks of a store: the log, read on page by page with the ticks that it takes made, and how far it was relayed."""
 
-from collections.abc import Sequence
-
 from outboxkit.errors import StoreError
-from outboxkit.message import ORIGIN, LogEntry, Position, Stream
+from outboxkit.log import LogPage
+from outboxkit.message import ORIGIN, Position, Stream
 from outboxkit.store import Progress
 from outboxkit_postgres.database import Database
 from outboxkit_postgres.growth import Growth
@@ -28,38 +27,37 @@ class RelayingTables(OpenedTables):
         """A position behind which no tick up to this one holds anything."""
         self._read_at = self._growth.next("log")
 
-    async def read(self, after: Position, limit: int, max_bytes: int) -> Sequence[LogEntry]:
+    async def read(self, after: Position, limit: int, max_bytes: int) -> LogPage:
         """See `outboxkit.store.Store.read`."""
         grown = self._growth.next("log")
-        entries, newest = await self._following(after, limit, max_bytes)
-        caught_up = not entries or self._read_up == (entries[-1].position, newest)
+        page, newest = await self._following(after, limit, max_bytes)
+        caught_up = not page or self._read_up == (page.end, newest)
         self._read_at = grown if caught_up else self._growth.past
-        return entries
+        return page
 
-    async def _following(self, after: Position, limit: int, max_bytes: int) -> tuple[Sequence[LogEntry], int | None]:
+    async def _following(self, after: Position, limit: int, max_bytes: int) -> tuple[LogPage, int | None]:
         """Return the entries that follow, and the newest tick if it was looked for."""
         known, tick = self._read_up
         if known != after:
             tick = after.major
-            if entries := await self._read(after, limit, max_bytes):
-                return entries, None
+            if page := await self._read(after, limit, max_bytes):
+                return page, None
         while True:
             following, newest = await self._tick_after(tick)
             if following is None:
                 self._read_up = after, tick
-                return [], newest
+                return LogPage(), newest
             tick = following
-            if entries := await self._read(Position(tick, 0), limit, max_bytes):
-                return entries, newest
+            if page := await self._read(Position(tick, 0), limit, max_bytes):
+                return page, newest
 
-    async def _read(self, after: Position, limit: int, max_bytes: int) -> Sequence[LogEntry]:
+    async def _read(self, after: Position, limit: int, max_bytes: int) -> LogPage:
         ticks = self._opened().ticks
         async with self.translated(), self._database.reading() as link:
-            page = await ticks.read(link, after, limit, max_bytes)
-        if page.complete:
-            last = page.entries[-1].position
-            self._read_up = last, last.major  # so that going on there begins with a look for the next tick
-        return page.entries
+            page, complete = await ticks.read(link, after, limit, max_bytes)
+        if complete:
+            self._read_up = page.end, page.end.major  # so that going on there begins with a look for the next tick
+        return page
 
     async def _tick_after(self, tick: int) -> tuple[int | None, int]:
         """Return the tick that follows one, made if there are rows for it (None when there are none), and the newest."""

@@ -10,11 +10,9 @@ for it. Two things make it quick:
 - A look for work asks the index between the transactions in flight, and so never walks over rows that nobody can see yet.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
-
 from outboxkit.errors import SchemaError, StoreError
-from outboxkit.message import LAST, LogEntry, Position, Stream, Streams, made
+from outboxkit.log import ByStream, LogPage
+from outboxkit.message import LAST, Position, Stream
 from outboxkit_postgres.link import Link
 from outboxkit_postgres.names import Names
 
@@ -114,14 +112,6 @@ _FIND = """
 """
 
 
-class Page(NamedTuple):
-    """Entries of some ticks."""
-
-    entries: Sequence[LogEntry]
-    complete: bool
-    """Whether the ticks up to the last entry's hold nothing behind it."""
-
-
 class TickLog:
     """The log of one source, by ticks; each method takes the connection it runs on."""
 
@@ -161,21 +151,22 @@ class TickLog:
         found = await link.fetch(self._sql(_NEXT_TICK), after)
         return int(found[0][0]) if found else None
 
-    async def read(self, link: Link, after: Position, limit: int, max_bytes: int) -> Page:
+    async def read(self, link: Link, after: Position, limit: int, max_bytes: int) -> tuple[LogPage, bool]:
         """Return entries after a position, of its own tick and of some that follow; nothing may come although there are more.
 
-        With `BY_INDEX` switched off.
+        Returns also whether the ticks up to the last entry's hold nothing behind it. With `BY_INDEX` switched off.
         """
         rows = await link.fetch(self._sql(_READ), *after, limit, max_bytes)
         cut = bool(rows) and rows[-1][_ENVELOPE] is None
-        streams = Streams(self._source)
-        entries = [
-            made(LogEntry, (streams[topic, partition], made(Position, (tick, seq)), envelope))
-            for tick, seq, topic, partition, envelope in (rows[:-1] if cut else rows)
-        ]
+        streams = ByStream(self._source)
+        for tick, seq, topic, partition, envelope in rows[:-1] if cut else rows:
+            entries = streams[topic, partition]
+            entries.majors.append(tick)
+            entries.minors.append(seq)
+            entries.envelopes.append(envelope)
         # One that is larger than all that was asked for comes all the same, and hides whether another would.
-        cut = cut or (len(entries) == 1 and len(entries[0].envelope) > max_bytes)
-        return Page(entries, not cut and 0 < len(entries) < limit)
+        cut = cut or (len(rows) == 1 and len(rows[0][_ENVELOPE]) > max_bytes)
+        return streams.page(), not cut and 0 < len(rows) < limit
 
     async def find(self, link: Link, stream: Stream, position: Position) -> bytes | None:
         """See `outboxkit.store.Store.find`."""

@@ -11,6 +11,7 @@ sixth topic: how far CRC16 moves with a changed digit depends on what stands beh
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +53,11 @@ class _Appending:
 
     def __iter__(self) -> Iterator[str | bytes | int]:
         before = "" if self._batch.prev is None else str(self._batch.prev)
-        words: list[str | bytes | int] = ["EVAL", _APPEND, 1, self._key, str(self._batch.expected), before]
-        for _, position, envelope in self._batch.entries:
-            words += (b"%d-%d" % position, envelope)
-        return iter(words)
+        entries = self._batch.entries
+        words: list[str | bytes | int] = [b""] * (2 * len(entries))
+        words[0::2] = [b"%d-%d" % position for position in zip(entries.majors, entries.minors, strict=True)]
+        words[1::2] = entries.envelopes
+        return chain(("EVAL", _APPEND, 1, self._key, str(self._batch.expected), before), words)
 
 
 class RedisBroker:

@@ -16,7 +16,8 @@ from outboxkit.errors import ConfigurationError, TransactionError
 from outboxkit.inbox import Floor, Retry, Subscription
 from outboxkit.later import Period
 from outboxkit.letter import DeadLetter, Letters
-from outboxkit.message import ORIGIN, LogEntry, OutboxRow, Position, Stream
+from outboxkit.log import LogPage
+from outboxkit.message import ORIGIN, OutboxRow, Position, Stream
 from outboxkit.retained import RetainedLog
 from outboxkit.roster import Roster
 from outboxkit.store import Progress, Store, Transaction
@@ -151,7 +152,7 @@ class SQLAlchemyStore:
 
     # the log
 
-    async def read(self, after: Position, limit: int, max_bytes: int) -> Sequence[LogEntry]:
+    async def read(self, after: Position, limit: int, max_bytes: int) -> LogPage:
         """See `outboxkit.store.Store.read`."""
         return await self._books.read(after, limit, max_bytes)
 

@@ -113,7 +113,8 @@ def last(connection: sqlite3.Connection, streams: Collection[Stream]) -> dict[St
 def append(connection: sqlite3.Connection, batches: Sequence[Append]) -> list[Position]:
     """Compare and append, each batch on its own."""
     answers: list[Position] = []
-    for stream, expected, entries, prev in batches:
+    for expected, entries, prev in batches:
+        stream = entries.stream
         stream_id, at = _known(connection, stream)
         if at == expected and entries:
             if stream_id is None:
@@ -127,7 +128,7 @@ def append(connection: sqlite3.Connection, batches: Sequence[Append]) -> list[Po
                     for entry, before_it in zip(entries, before, strict=False)  # `before` has the end as well
                 ],
             )
-            at = entries[-1].position
+            at = entries.end
             connection.execute(_ADVANCE_STREAM, (*at, stream_id))
         answers.append(at)
     return answers

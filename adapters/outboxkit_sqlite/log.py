@@ -6,7 +6,8 @@ from itertools import accumulate
 from typing import Any
 
 from outboxkit.errors import StoreError
-from outboxkit.message import LAST, ORIGIN, LogEntry, OutboxRow, Position, Stream, Streams, made
+from outboxkit.log import ByStream, LogPage
+from outboxkit.message import LAST, ORIGIN, OutboxRow, Position, Stream
 from outboxkit.store import Progress
 from outboxkit_sqlite.guarded import GuardedConnection
 from outboxkit_sqlite.later import LaterTables
@@ -57,28 +58,29 @@ class OutboxTables:
 
     def read(
         self, connection: sqlite3.Connection, source: str, after: Position, limit: int, max_bytes: int
-    ) -> tuple[Sequence[LogEntry], bool]:
+    ) -> tuple[LogPage, bool]:
         """See `outboxkit.store.Store.read`; returns also whether that is all there is."""
-        entries: list[LogEntry] = []
-        left, cut = max_bytes, False
+        streams = ByStream(source)
+        count, left, cut = 0, max_bytes, False
         cursor = connection.execute(self._read, (after.major, limit))
-        streams = Streams(source)
         while not cut and (rows := cursor.fetchmany(_ROWS)):
             size = sum([len(row[_ENVELOPE]) for row in rows])
             if size > left:
-                rows, cut = _fitting(rows, left) or rows[: not entries], True
+                rows, cut = _fitting(rows, left) or rows[: not count], True
             left -= size
-            entries += [
-                made(LogEntry, (streams[topic, partition], made(Position, (position, 0)), envelope))
-                for position, topic, partition, envelope in rows
-            ]
+            count += len(rows)
+            for position, topic, partition, envelope in rows:
+                entries = streams[topic, partition]
+                entries.majors.append(position)
+                entries.minors.append(0)
+                entries.envelopes.append(envelope)
         cursor.close()  # a read transaction left open would make the write-ahead log grow
-        if not entries and after.major > self._highest(connection):
+        if not count and after.major > self._highest(connection):
             raise StoreError(
                 f"the log has come to {self._highest(connection)} and has been read up to {after.major}: the database went "
                 "back in time (a restored backup)"
             )
-        return entries, not cut and len(entries) < limit
+        return streams.page(), not cut and count < limit
 
     def _highest(self, connection: sqlite3.Connection) -> int:
         """Return the highest position that was ever given out."""

@@ -1,7 +1,7 @@
 """The relay's side of a store: the log, what waits for its time, and leases."""
 
 import sqlite3
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
@@ -9,7 +9,8 @@ from typing import TypeVar
 import anyio.lowlevel
 
 from outboxkit.later import Period
-from outboxkit.message import LogEntry, OutboxRow, Position, Stream
+from outboxkit.log import LogPage
+from outboxkit.message import OutboxRow, Position, Stream
 from outboxkit.store import Progress
 from outboxkit_sqlite.access import Access
 from outboxkit_sqlite.connection import data_version
@@ -53,16 +54,16 @@ class RelayingStore(Access):
 
     # the log
 
-    async def read(self, after: Position, limit: int, max_bytes: int) -> Sequence[LogEntry]:
+    async def read(self, after: Position, limit: int, max_bytes: int) -> LogPage:
         """See `outboxkit.store.Store.read`."""
         # Who reads beside other work of the event loop has none of it: two threads of Python's only wait for each other.
         await anyio.lowlevel.checkpoint()
-        entries, complete = await self._look(
+        page, complete = await self._look(
             self._log_growth, lambda connection: self.outbox.read(connection, self._source, after, limit, max_bytes)
         )
         if not complete:
             self._log_growth.more_is_there()
-        return entries
+        return page
 
     async def find(self, stream: Stream, position: Position) -> bytes | None:
         """See `outboxkit.store.Store.find`."""

@@ -79,7 +79,8 @@ class FileBroker:
         """Compare-and-append: each batch is one line of the journal."""
         answers: list[Position] = []
         async with self._at_work() as held:
-            for stream, expected, entries, prev in batches:
+            for expected, entries, prev in batches:
+                stream = entries.stream
                 if held.log(stream).last == expected:
                     before = [prev or expected, *(entry.position for entry in entries)]
                     new = [Delivery(stream, e.position, at, e.envelope) for e, at in zip(entries, before, strict=False)]

@@ -45,7 +45,7 @@ class BrokerContract(BrokerLogContract, BrokerGroupsContract, BrokerPendingContr
         assert list(await broker.range(stream, after=ORIGIN, upto=None, limit=10)) == []
         assert list(await peer.streams(stream.topic)) == []
         await peer.subscribe("group", stream, Position(3, 0))
-        assert await filled(broker, stream, range(1, 6)) == entries
+        assert list(await filled(broker, stream, range(1, 6))) == list(entries)
         found = await read_all(peer, "group", "reader", [stream])
         assert majors_of(found) == [4, 5]
         assert chained(found, after=Position(3, 0))

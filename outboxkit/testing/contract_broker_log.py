@@ -3,7 +3,8 @@
 import anyio
 
 from outboxkit.broker import Append, Broker
-from outboxkit.message import ORIGIN, LogEntry, Position
+from outboxkit.log import Entries
+from outboxkit.message import ORIGIN, Position
 from outboxkit.testing.streams import chained, filled, majors_of, new_entries, new_stream
 
 
@@ -14,37 +15,37 @@ class BrokerLogContract:
         stream = new_stream()
         entries = new_entries(stream, [1, 2])
         more = new_entries(stream, [3])
-        assert await broker.append([Append(stream, ORIGIN, entries)]) == [Position(2, 0)]
-        assert await broker.append([Append(stream, Position(2, 0), more)]) == [Position(3, 0)]
+        assert await broker.append([Append(ORIGIN, entries)]) == [Position(2, 0)]
+        assert await broker.append([Append(Position(2, 0), more)]) == [Position(3, 0)]
         found = await broker.range(stream, after=ORIGIN, upto=None, limit=10)
-        assert [(entry.position, entry.envelope) for entry in found] == [(e.position, e.envelope) for e in entries + more]
+        assert [(entry.position, entry.envelope) for entry in found] == [(e.position, e.envelope) for e in [*entries, *more]]
         assert await broker.last([stream]) == {stream: Position(3, 0)}
 
     async def test_nothing_is_appended_when_the_last_position_is_another(self, broker: Broker) -> None:
         stream = new_stream()
         await filled(broker, stream, [1, 2])
         for expected in (ORIGIN, Position(1, 0), Position(2, 1), Position(3, 0)):
-            answer = await broker.append([Append(stream, expected, new_entries(stream, [4, 5]))])
+            answer = await broker.append([Append(expected, new_entries(stream, [4, 5]))])
             assert answer == [Position(2, 0)]
         assert majors_of(await broker.range(stream, after=ORIGIN, upto=None, limit=10)) == [1, 2]
 
     async def test_nothing_is_appended_to_a_stream_that_is_not_there_but_was_expected(self, broker: Broker) -> None:
         stream = new_stream()
-        assert await broker.append([Append(stream, Position(3, 0), new_entries(stream, [4]))]) == [ORIGIN]
+        assert await broker.append([Append(Position(3, 0), new_entries(stream, [4]))]) == [ORIGIN]
         assert list(await broker.range(stream, after=ORIGIN, upto=None, limit=10)) == []
 
     async def test_an_append_of_nothing_answers_with_the_last_position(self, broker: Broker) -> None:
         stream = new_stream()
-        assert await broker.append([Append(stream, ORIGIN, ())]) == [ORIGIN]
+        assert await broker.append([Append(ORIGIN, Entries(stream))]) == [ORIGIN]
         await filled(broker, stream, [1])
-        assert await broker.append([Append(stream, Position(1, 0), ())]) == [Position(1, 0)]
+        assert await broker.append([Append(Position(1, 0), Entries(stream))]) == [Position(1, 0)]
         assert list(await broker.append([])) == []
 
     async def test_one_call_appends_to_many_streams_each_on_its_own(self, broker: Broker) -> None:
         topic = new_stream().topic
         streams = [new_stream(partition, topic=topic) for partition in range(5)]
         await filled(broker, streams[2], [1])
-        answers = await broker.append([Append(s, ORIGIN, new_entries(s, [7, 8 + s.partition])) for s in streams])
+        answers = await broker.append([Append(ORIGIN, new_entries(s, [7, 8 + s.partition])) for s in streams])
         assert answers == [Position(8, 0), Position(9, 0), Position(1, 0), Position(11, 0), Position(12, 0)]
         assert await broker.last(streams) == dict(zip(streams, answers, strict=True))
 
@@ -65,8 +66,8 @@ class BrokerLogContract:
     async def test_positions_keep_both_parts_however_large(self, broker: Broker) -> None:
         stream = new_stream()
         positions = [Position(0, 1), Position(0, 9), Position(3, 0), Position(3, 10), Position(2**62, 2**62)]
-        entries = [LogEntry(stream, position, str(position).encode()) for position in positions]
-        assert await broker.append([Append(stream, ORIGIN, entries)]) == [positions[-1]]
+        entries = Entries(stream, [(position, str(position).encode()) for position in positions])
+        assert await broker.append([Append(ORIGIN, entries)]) == [positions[-1]]
         found = await broker.range(stream, after=ORIGIN, upto=None, limit=10)
         assert [entry.position for entry in found] == positions
         assert chained(found)
@@ -77,7 +78,7 @@ class BrokerLogContract:
         async def relay(through: Broker) -> None:
             while (last := (await through.last([stream]))[stream]) < (60, 0):
                 entries = new_entries(stream, range(last.major + 1, last.major + 4))
-                await through.append([Append(stream, last, entries)])
+                await through.append([Append(last, entries)])
 
         async with anyio.create_task_group() as relays:
             relays.start_soon(relay, broker)
@@ -124,8 +125,8 @@ class BrokerLogContract:
     async def test_envelopes_are_any_bytes(self, broker: Broker) -> None:
         stream = new_stream()
         envelopes = [bytes(range(256)), b"", b"\x00", "ž\u2028𝄞".encode(), b"0-0", bytes(range(256)) * 4096]
-        entries = [LogEntry(stream, Position(n, 0), envelope) for n, envelope in enumerate(envelopes, 1)]
-        await broker.append([Append(stream, ORIGIN, entries)])
+        entries = Entries(stream, [(Position(n, 0), envelope) for n, envelope in enumerate(envelopes, 1)])
+        await broker.append([Append(ORIGIN, entries)])
         await broker.subscribe("group", stream, ORIGIN)
         read = await broker.read("group", "reader", [stream], limit=10, wait_seconds=0.0)
         assert [delivery.envelope for delivery in read] == envelopes

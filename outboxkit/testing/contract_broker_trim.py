@@ -134,7 +134,7 @@ class BrokerTrimContract:
         stream = new_stream()
         before = ORIGIN
         for start in range(1, 25_000, 2500):
-            await broker.append([Append(stream, before, new_entries(stream, range(start, start + 2500)))])
+            await broker.append([Append(before, new_entries(stream, range(start, start + 2500)))])
             before = Position(start + 2499, 0)
         assert await broker.trim(stream, Position(24_997, 0)) == 24_997
         assert await kept(broker, stream) == [24_998, 24_999, 25_000]
@@ -219,7 +219,7 @@ class BrokerTrimContract:
         stream = new_stream()
         for expected, majors, prev in ((ORIGIN, [7, 8], Position(6, 0)), (Position(8, 0), [12, 13], Position(11, 0))):
             entries = new_entries(stream, majors)
-            assert await broker.append([Append(stream, expected, entries, prev)]) == [entries[-1].position]
+            assert await broker.append([Append(expected, entries, prev)]) == [entries.end]
         found = await broker.range(stream, after=ORIGIN, upto=None, limit=10)
         assert [(each.position.major, each.prev.major) for each in found] == [(7, 6), (8, 7), (12, 11), (13, 12)]
-        assert await broker.append([Append(stream, ORIGIN, new_entries(stream, [20]), Position(19, 0))]) == [Position(13, 0)]
+        assert await broker.append([Append(ORIGIN, new_entries(stream, [20]), Position(19, 0))]) == [Position(13, 0)]

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import anyio
 import anyio.lowlevel
 
-from outboxkit.message import LAST, ORIGIN, LogEntry, Position, Stream
+from outboxkit.log import LogEntry
+from outboxkit.message import LAST, ORIGIN, Position, Stream
 from outboxkit.store import Progress, Store
 from outboxkit.testing.rows import EVERYTHING, SOURCE, envelopes, log_of, new_rows, publish
 from outboxkit.testing.streams import until

@@ -12,7 +12,8 @@ from contextlib import AsyncExitStack
 import anyio
 import anyio.lowlevel
 
-from outboxkit.message import ORIGIN, LogEntry, Position
+from outboxkit.log import LogEntry
+from outboxkit.message import ORIGIN, Position
 from outboxkit.store import Store, Transaction
 from outboxkit.testing.rows import EVERYTHING, envelopes, log_of, new_rows, publish
 
@@ -222,7 +223,7 @@ class StoreWritersContract:
         try:
             while page := await store.read(position, limit, EVERYTHING):
                 assert len(page) <= limit
-                position = page[-1].position
+                position = page.end
                 count += len(page)
             _, peak_bytes = tracemalloc.get_traced_memory()
         finally:

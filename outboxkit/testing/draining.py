@@ -72,6 +72,6 @@ async def _log_ends(app: App) -> dict[Stream, Position]:
     ends: dict[Stream, Position] = {}
     after = ORIGIN
     while page := await app.store.read(after, _PAGE, _PAGE_BYTES):
-        ends |= {entry.stream: entry.position for entry in page}
-        after = page[-1].position
+        ends |= {stream: entries.end for stream, entries in page.streams.items()}
+        after = page.end
     return ends

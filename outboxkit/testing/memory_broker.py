@@ -102,7 +102,8 @@ class MemoryBroker:
         """Compare-and-append."""
         await self._turn()
         answers: list[Position] = []
-        for stream, expected, entries, before in batches:
+        for expected, entries, before in batches:
+            stream = entries.stream
             log = self._log(stream)
             if log.last == expected and entries:
                 self._logs[stream] = log

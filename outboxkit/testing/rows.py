@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Sequence
 
 from outboxkit.inbox import Outcome
-from outboxkit.message import ORIGIN, Delivery, LogEntry, OutboxRow, Position, Stream, new_id
+from outboxkit.log import LogEntry
+from outboxkit.message import ORIGIN, Delivery, OutboxRow, Position, Stream, new_id
 from outboxkit.store import Store
 
 SOURCE = "writer"
@@ -28,7 +29,7 @@ async def log_of(store: Store, after: Position = ORIGIN, page: int = 100) -> Seq
     entries: list[LogEntry] = []
     while following := await store.read(after, page, EVERYTHING):
         entries += following
-        after = following[-1].position
+        after = following.end
     return entries
 
 

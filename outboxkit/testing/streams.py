@@ -6,7 +6,8 @@ from typing import Any, TypeVar
 import anyio
 
 from outboxkit.broker import Append, Broker
-from outboxkit.message import ORIGIN, Delivery, LogEntry, Position, Stream, new_id
+from outboxkit.log import Entries
+from outboxkit.message import ORIGIN, Delivery, Position, Stream, new_id
 
 E = TypeVar("E", bound=BaseException)
 T = TypeVar("T")
@@ -19,17 +20,17 @@ def new_stream(partition: int = 0, *, topic: str | None = None, source: str = "w
     return Stream(topic or f"topic-{new_id()}", partition, source)
 
 
-def new_entries(stream: Stream, majors: Iterable[int]) -> list[LogEntry]:
+def new_entries(stream: Stream, majors: Iterable[int]) -> Entries:
     """Return entries at ``(major, 0)``, each with another envelope."""
-    return [LogEntry(stream, Position(major, 0), b"envelope %d of %b" % (major, str(stream).encode())) for major in majors]
+    return Entries(stream, [(Position(major, 0), b"envelope %d of %b" % (major, str(stream).encode())) for major in majors])
 
 
-async def filled(broker: Broker, stream: Stream, majors: Iterable[int], *, expected: Position = ORIGIN) -> list[LogEntry]:
+async def filled(broker: Broker, stream: Stream, majors: Iterable[int], *, expected: Position = ORIGIN) -> Entries:
     """Append new entries to a stream and return them."""
     entries = new_entries(stream, majors)
-    answer = await broker.append([Append(stream, expected, entries)])
-    if list(answer) != [entries[-1].position]:
-        raise AssertionError(f"{stream} was to be filled up to {entries[-1].position}, but ends at {answer}")
+    answer = await broker.append([Append(expected, entries)])
+    if list(answer) != [entries.end]:
+        raise AssertionError(f"{stream} was to be filled up to {entries.end}, but ends at {answer}")
     return entries
 
 

@@ -6,7 +6,8 @@ from typing import Any
 from outboxkit.cancellation import uninterrupted
 from outboxkit.consumer import Consumer
 from outboxkit.inbox import Subscription
-from outboxkit.message import Delivery, LogEntry
+from outboxkit.log import LogPage
+from outboxkit.message import Delivery
 from outboxkit.outcomes import Outcomes
 from outboxkit.relay import Relay
 from outboxkit_postgres.transaction import PostgresTransaction
@@ -38,11 +39,11 @@ def _save_progress_first() -> None:
     relay: Any = Relay
     append = relay._append_and_read_on
 
-    async def save_and_append(self: Any, entries: Sequence[LogEntry]) -> Sequence[LogEntry]:
-        before, self._cursor = self._cursor, entries[-1].position
+    async def save_and_append(self: Any, page: LogPage) -> LogPage:
+        before, self._cursor = self._cursor, page.end
         await self._save()
         self._cursor = before
-        following: Sequence[LogEntry] = await append(self, entries)
+        following: LogPage = await append(self, page)
         return following
 
     relay._append_and_read_on = save_and_append

@@ -11,6 +11,7 @@ from outboxkit import message as message_module
 from outboxkit import shown
 from outboxkit.broker import Append
 from outboxkit.errors import BrokerError, EnvelopeError
+from outboxkit.log import Entries
 from outboxkit.message import LAST, ORIGIN, TEXT_BYTES, Delivery, Envelope, Message, Position, Stream, digest
 from outboxkit_redis import RedisBroker, entries, replies
 from tests.fuzz import mutation
@@ -161,7 +162,7 @@ class Replies:
         broker = self._broker
         questions: dict[str, Callable[[], Awaitable[Any]]] = {
             "last": lambda: broker.last([STREAM]),
-            "append": lambda: broker.append([Append(STREAM, ORIGIN, ())]),
+            "append": lambda: broker.append([Append(ORIGIN, Entries(STREAM))]),
             "groups": lambda: broker.groups([STREAM]),
             "trim": lambda: broker.trim(STREAM, Position(7, 0)),
             "streams": lambda: broker.streams("notes"),

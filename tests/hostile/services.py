@@ -8,7 +8,8 @@ import msgspec
 
 from outboxkit import App, Message, RetryPolicy, Settings, event
 from outboxkit.broker import Append
-from outboxkit.message import ORIGIN, LogEntry, Position, Stream
+from outboxkit.log import Entries
+from outboxkit.message import ORIGIN, Position, Stream
 from tests.databases import Place, database_at
 from tests.hostile.corpus import TYPE, envelope
 from tests.services import QUICK, Recording
@@ -56,8 +57,8 @@ class Diary:
         await broker.announce([stream])
         last = (await broker.last([stream])).get(stream, ORIGIN)
         for number, raw in enumerate((*raws, GOOD), last.major + 1):
-            entry = LogEntry(stream, Position(number, 0), raw)
-            assert await broker.append([Append(stream, Position(number - 1, 0), [entry])]) == [entry.position]
+            entry = Entries(stream, [(Position(number, 0), raw)])
+            assert await broker.append([Append(Position(number - 1, 0), entry)]) == [entry.end]
 
     async def good_came(self, times: int = 1) -> None:
         """Wait for the good note, which is behind all others."""

@@ -4,7 +4,8 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 
 from outboxkit.errors import StoreError
-from outboxkit.message import ORIGIN, LogEntry, OutboxRow, Position, Stream
+from outboxkit.log import Entries, LogEntry, LogPage
+from outboxkit.message import ORIGIN, OutboxRow, Position, Stream
 from outboxkit.store import Progress
 from outboxkit.testing.memory_store import later
 from outboxkit.testing.memory_store.rows import LeaseRow, State
@@ -23,21 +24,22 @@ def insert(state: State, source: str, rows: Sequence[OutboxRow], gap: int = 0) -
             later.insert(state, row, row.due)
 
 
-def read(state: State, after: Position, limit: int, max_bytes: int) -> Sequence[LogEntry]:
+def read(state: State, after: Position, limit: int, max_bytes: int) -> LogPage:
     """See `outboxkit.store.Store.read`."""
     rows = state.outbox.committed
     positions = list(rows)
     start = bisect_right(positions, after)
-    size, entries = 0, list[LogEntry]()
+    size, streams = 0, dict[Stream, Entries]()
     for position in positions[start : start + limit]:
-        size += len(rows[position].envelope)
-        if entries and size > max_bytes:
+        stream, _, envelope = rows[position]
+        size += len(envelope)
+        if streams and size > max_bytes:
             break
-        entries.append(rows[position])
-    if not entries and after.major > state.counted(POSITION):
+        streams.setdefault(stream, Entries(stream)).add(position, envelope)
+    if not streams and after.major > state.counted(POSITION):
         end = state.counted(POSITION)
         raise StoreError(f"the log has come to {end} and has been read up to {after.major}: the database went back in time")
-    return entries
+    return LogPage(streams.values())
 
 
 def find(state: State, stream: Stream, position: Position) -> bytes | None:

@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from outboxkit.inbox import Floor, Subscription
-from outboxkit.message import ORIGIN, Delivery, LogEntry, OutboxRow, Position, Stream
+from outboxkit.log import LogEntry
+from outboxkit.message import ORIGIN, Delivery, OutboxRow, Position, Stream
 
 K = TypeVar("K")
 V = TypeVar("V")

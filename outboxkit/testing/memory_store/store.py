@@ -11,7 +11,8 @@ import anyio.lowlevel
 from outboxkit.cancellation import uninterrupted
 from outboxkit.errors import ConfigurationError, SchemaError, StoreError, TransactionError
 from outboxkit.later import Period
-from outboxkit.message import LogEntry, OutboxRow, Position, Stream
+from outboxkit.log import LogPage
+from outboxkit.message import OutboxRow, Position, Stream
 from outboxkit.store import Progress
 from outboxkit.testing.memory_store import later, log
 from outboxkit.testing.memory_store.census import MemoryCensus
@@ -160,10 +161,10 @@ class MemoryStore(ConsumingStore):
 
     # the log
 
-    async def read(self, after: Position, limit: int, max_bytes: int) -> Sequence[LogEntry]:
+    async def read(self, after: Position, limit: int, max_bytes: int) -> LogPage:
         """See `outboxkit.store.Store.read`."""
 
-        def read(state: State) -> Sequence[LogEntry]:
+        def read(state: State) -> LogPage:
             self.database.flush()  # what is read is durable first
             entries = log.read(state, after, limit, max_bytes)
             self._read_at = -1 if entries else self.database.log_growth.count  # there may be more behind them

@@ -6,7 +6,8 @@ from typing import NamedTuple
 import msgspec
 
 from outboxkit.broker import Append
-from outboxkit.message import ORIGIN, Delivery, LogEntry, Position, Stream
+from outboxkit.log import LogEntry
+from outboxkit.message import ORIGIN, Delivery, Position, Stream
 from outboxkit.testing.memory_store import State
 from outboxkit.testing.simulation.plan import Plan
 
