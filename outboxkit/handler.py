@@ -124,9 +124,9 @@ def publish_returned(unit: UnitOfWork, returned: object, function: str, *, passe
         HandlerSignatureError: it returned a coroutine, although it is a plain function.
         UndeclaredEventError: it returned something else, which nobody would ever see published.
     """
-    require_run(returned, function)
     if returned is None:
         return
+    require_run(returned, function)
     values = cast("list[object] | tuple[object, ...]", returned) if isinstance(returned, list | tuple) else [returned]
     for value in values:
         if value is None or (passes_on and unit.was_returned(value)):

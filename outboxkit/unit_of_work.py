@@ -276,15 +276,19 @@ class UnitOfWork:
     ) -> None:
         """The same for a plain function, which is called on the database's thread with the unit of work inside this one."""
         inner = self._inside(declared, cause, scope.connection)
+        inner._on_thread = True  # noqa: SLF001 - its own class
         try:
             if alone:
                 with scope.savepoint():
-                    inner.call_on_thread(function)
+                    function(inner)
+                    rows = inner.end()
             else:
-                inner.call_on_thread(function)
+                function(inner)
+                rows = inner.end()
         finally:
+            inner._open = False  # noqa: SLF001
             scope.set_back()
-        self._rows += inner.end()
+        self._rows += rows
 
     def call_on_thread(self, function: Callable[["UnitOfWork"], T]) -> T:
         """Call a plain function with this unit of work, which ends with it."""

@@ -563,14 +563,20 @@ async def test_a_row_factory_set_on_the_connection_works(shop: Shop) -> None:
         assert row["one"] == 1
 
 
-@pytest.mark.parametrize("kind", ["async", "plain"])
+@pytest.mark.parametrize("kind", ["async", "plain", "returning", "reused"])
 async def test_an_unfinished_cursor_of_one_unit_does_not_keep_the_next_from_writing(shop: Shop, kind: str) -> None:
     """It would hold on to an old snapshot, from which SQLite lets nobody write."""
     kept: list[Any] = []
 
     @shop.app.publishes(Sold)
     def look(uow: UnitOfWork) -> None:
-        kept.append(uow.connection.execute("SELECT number FROM sales"))
+        if kind == "returning":
+            kept.append(uow.connection.execute("INSERT INTO sales VALUES (3000), (3001) RETURNING number"))
+        elif kind == "reused":
+            kept.append(uow.connection.execute("INSERT INTO sales VALUES (3000)"))
+            kept[0].execute("SELECT number FROM sales")
+        else:
+            kept.append(uow.connection.execute("SELECT number FROM sales"))
 
     async with shop.open():
         for number in range(300):
