@@ -7,9 +7,11 @@ import signal
 import sqlite3
 import sys
 import tempfile
+import threading
 from collections import Counter
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -20,7 +22,7 @@ from outboxkit.cli import commands, demo_run, demo_services
 from outboxkit.cli.demo_broker import broker_url
 from outboxkit.cli.demo_client import Record
 from outboxkit.cli.demo_databases import Databases
-from outboxkit.cli.demo_kills import Plan, drawn_plan
+from outboxkit.cli.demo_kills import Killer, Plan, drawn_plan
 from outboxkit.cli.demo_report import Report, compare
 from outboxkit.cli.demo_signups import people, people_in, requests
 from outboxkit.cli.demo_sqlite import sqlite_databases
@@ -288,6 +290,34 @@ def test_every_kill_is_brought_by_a_request_and_all_are_hit_as_often(
     assert sum(sizes.values()) == kills
     assert sum(sizes[name] for name in hit) == kills
     assert max(sizes[name] for name in hit) - min(sizes[name] for name in hit) <= 1
+
+
+class _SlowDatabase:
+    """One that is being asked for a while, and may be closed when nobody asks it."""
+
+    def __init__(self) -> None:
+        self.asked, self.answers = threading.Event(), threading.Event()
+
+    def count_targets(self) -> int:
+        self.asked.set()
+        self.answers.wait(10)
+        return 0
+
+
+@pytest.mark.parametrize("due", [True, False])
+def test_a_killer_that_was_stopped_asks_the_database_nothing_more(due: bool) -> None:
+    """It may be closed then: the demo that was interrupted would tell of it with a traceback."""
+    database: Any = _SlowDatabase()
+    services: Any = SimpleNamespace(subscriptions=None, newsletter=None)
+    killer = Killer(Plan([], [0]), services, Databases("slow", database, database), random.Random(1))
+    killer.start()
+    if due:
+        killer.sent(0)
+        assert database.asked.wait(10)
+    threading.Timer(0.05, database.answers.set).start()
+    killer.stop()
+    assert killer.done
+    assert database.asked.is_set() == due
 
 
 # leaves nothing behind

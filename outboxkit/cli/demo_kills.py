@@ -71,8 +71,11 @@ class Killer:
         self._thread.start()
 
     def stop(self) -> None:
-        """Kill nothing more."""
+        """Kill nothing more, and ask the database nothing more: it may be closed next."""
         self._stopping.set()
+        self._due.release()
+        if self._thread.is_alive():
+            self._thread.join()
 
     @property
     def done(self) -> bool:
@@ -98,8 +101,8 @@ class Killer:
         seen = 0
         for _ in range(self._left):
             self._due.acquire()
-            while self._database.count_targets() <= seen and not self._stopping.wait(_POLL_SECONDS):
-                pass  # it does not work yet: a kill now would only hit its start
+            while not self._stopping.is_set() and self._database.count_targets() <= seen:
+                self._stopping.wait(_POLL_SECONDS)  # it does not work yet: a kill now would only hit its start
             self._pause()
             if self._stopping.is_set():
                 return
