@@ -12,6 +12,9 @@ from benchmarks.effects import CREATE, INSERT
 from benchmarks.peers.peer import STREAM, Peer, Work, module
 
 
+_ENDING_SECONDS = 3.0
+
+
 async def documented(work: Work) -> float:
     """Measure it with its defaults."""
     return await _measure(work, {}, {})
@@ -49,13 +52,14 @@ async def _measure(work: Work, options: dict[str, object], receiver: dict[str, o
         seconds = time.perf_counter() - start
         for event in finished:
             event.set()
-        await asyncio.wait([receiving])  # it ends as if it had been cancelled
+        while not (await asyncio.wait([receiving], timeout=_ENDING_SECONDS))[0]:  # it ends as if it had been cancelled
+            await task.kiq(0, "")  # its read kept the cancellation to itself, and waits for a message
         await broker.shutdown()
         return seconds
 
 
 def _stoppable(finished: list[asyncio.Event]) -> Any:
-    """Return a receiver that leaves what ends it in a list: a cancellation it keeps to itself now and then."""
+    """Return a receiver that leaves what ends it in a list, as a cancellation it keeps to itself now and then."""
     receiver: Any = module("taskiq.receiver").Receiver
 
     class Stoppable(receiver):  # type: ignore[misc]
