@@ -11,7 +11,6 @@ from benchmarks import raw
 from benchmarks.effects import CREATE, INSERT
 from benchmarks.peers.peer import STREAM, Peer, Work, module
 
-
 _ENDING_SECONDS = 3.0
 
 
