@@ -597,6 +597,32 @@ async def test_an_unfinished_cursor_of_one_unit_does_not_keep_the_next_from_writ
             await kept[0].fetchall() if kind == "async" else kept[0].fetchall()
 
 
+@pytest.mark.parametrize("kind", ["async", "plain"])
+async def test_a_cursor_that_wrote_in_one_unit_writes_nothing_in_the_next(shop: Shop, kind: str) -> None:
+    """A task that outlived its unit of work may have kept it: its row would be committed with somebody else's events."""
+    kept: list[Any] = []
+
+    @shop.app.publishes(Sold)
+    def write(uow: UnitOfWork) -> None:
+        if not kept:
+            kept.append(uow.connection.execute("INSERT INTO sales VALUES (1)"))
+            return
+        with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+            kept[0].execute("INSERT INTO sales VALUES (666)")
+
+    async with shop.open():
+        if kind == "plain":
+            await write()
+            await write()
+        else:
+            async with shop.app.unit_of_work() as uow:
+                kept.append(await uow.connection.execute("INSERT INTO sales VALUES (1)"))
+            async with shop.app.unit_of_work():
+                with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+                    await kept[0].execute("INSERT INTO sales VALUES (666)")
+    assert shop.both() == ([1], [])
+
+
 async def test_a_row_factory_of_one_unit_is_not_the_next_ones(shop: Shop) -> None:
     @shop.app.publishes(Sold)
     def sell(uow: UnitOfWork) -> None:

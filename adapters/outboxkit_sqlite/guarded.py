@@ -87,7 +87,7 @@ class GuardedConnection(sqlite3.Connection):
 
     def cursor(self, factory: Callable[[sqlite3.Connection], Any] | None = None) -> Any:
         """Make a cursor."""
-        return self.remembered(super().cursor(factory or GuardedCursor))
+        return self._remembered(super().cursor(factory or GuardedCursor))
 
     def leave_clean(self) -> None:
         """Take back what a unit of work left on the connection that the next one shares.
@@ -111,11 +111,10 @@ class GuardedConnection(sqlite3.Connection):
         if self._begun and not self.in_transaction:
             raise TransactionLostError(LOST)
         try:
-            cursor = _execute_on(_cursor(self, GuardedCursor), sql, parameters)
+            return self._remembered(_execute_on(_cursor(self, GuardedCursor), sql, parameters))
         except sqlite3.DatabaseError as error:
             self.explain(error)
             raise
-        return cursor if cursor.description is None else self.remembered(cursor)
 
     def executemany(self, sql: str, parameters: Iterable[Any], /) -> sqlite3.Cursor:
         """Execute a statement many times; see the class for what is refused."""
@@ -146,8 +145,7 @@ class GuardedConnection(sqlite3.Connection):
             raise TransactionError("leave out close(): the connection belongs to the store, which closes it with the app")
         super().close()
 
-    def remembered(self, cursor: C) -> C:
-        """Return a cursor that may be kept before its last row."""
+    def _remembered(self, cursor: C) -> C:
         if self._guarded:
             self._cursors.append(weakref.ref(cursor))
             if len(self._cursors) > self._many_cursors:  # a WeakSet would forget each at once, at three times the price
@@ -187,8 +185,6 @@ class GuardedCursor(sqlite3.Cursor):
         except sqlite3.DatabaseError as error:
             connection.explain(error)
             raise
-        if self.description is not None:
-            connection.remembered(self)
         return self
 
     def executemany(self, sql: str, parameters: Iterable[Any], /) -> Self:
