@@ -134,9 +134,7 @@ def _attempt_on_thread(unit: UnitOfWork, scope: ThreadTransaction, works: Sequen
     handler = works[0].handler
 
     def call(inner: UnitOfWork) -> None:
-        returned = copy_context().run(handler.function, **_arguments(works, inner))
-        if returned is not None:
-            _publish(inner, returned, handler)
+        _publish(inner, copy_context().run(handler.function, **_arguments(works, inner)), handler)
 
     try:
         unit.join_on_thread(scope, handler.publishes, call, works[0].cause, alone=alone)

@@ -276,17 +276,15 @@ class UnitOfWork:
     ) -> None:
         """The same for a plain function, which is called on the database's thread with the unit of work inside this one."""
         inner = self._inside(declared, cause, scope.connection)
-        inner._on_thread = True  # noqa: SLF001 - its own class
         try:
             if alone:
                 with scope.savepoint():
-                    function(inner)
-                    rows = inner.end()
+                    inner.call_on_thread(function)
+                    rows = inner.end()  # within, so that what the function did does not stay without its events
             else:
-                function(inner)
+                inner.call_on_thread(function)
                 rows = inner.end()
         finally:
-            inner._open = False  # noqa: SLF001
             scope.set_back()
         self._rows += rows
 

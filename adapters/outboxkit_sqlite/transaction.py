@@ -78,8 +78,6 @@ class ThreadScope:
 
     def __init__(self, connection: GuardedConnection) -> None:
         self.connection = connection
-        self.set_back = connection.set_back
-        """See `outboxkit.store.ThreadTransaction.set_back`."""
 
     @contextmanager
     def savepoint(self) -> Generator[None, None, None]:
@@ -95,6 +93,10 @@ class ThreadScope:
         except sqlite3.Error:
             self._undo(name)  # what the block did must not stay
             raise
+
+    def set_back(self) -> None:
+        """See `outboxkit.store.ThreadTransaction.set_back`."""
+        self.connection.set_back()
 
     def _undo(self, name: str) -> None:
         try:
