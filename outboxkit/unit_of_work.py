@@ -6,7 +6,7 @@ joined call is a unit of its own inside a savepoint: if it raises, its rows and 
 
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping
 from collections.abc import Set as AbstractSet
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar, Token
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
@@ -39,8 +39,8 @@ class UnitOfWork:
     _open = True
     _inner = 0
     """Joined calls that are running, or wait to."""
-    _joining: anyio.Lock | None = None
-    """Held by the joined call that is running; made for the first one, as most units have none."""
+    _joining: anyio.Semaphore | None = None
+    """Taken by the joined call that is running, be its end in another task; made for the first one, as most units have none."""
     _cancelled: AbstractSet[str] = frozenset()
     """Delayed events that were published in this transaction and are not to be written after all."""
 
@@ -215,7 +215,7 @@ class UnitOfWork:
         self._inner += 1
         try:
             # Savepoints nest; two calls that ran at the same time inside one unit of work would undo each other's.
-            self._joining = self._joining or anyio.Lock(fast_acquire=True)
+            self._joining = self._joining or anyio.Semaphore(1, fast_acquire=True)
             async with self._joining:
                 self._require_joinable()
                 async with self._transaction.savepoint(self):
@@ -320,7 +320,8 @@ class UnitOfWork:
         try:
             yield self
         finally:
-            _current.reset(token)
+            with suppress(ValueError):  # it ends in another task, whose context this is not: it has been closed there, at least
+                _current.reset(token)
 
     @property
     def enclosing(self) -> "UnitOfWork | None":
@@ -337,6 +338,10 @@ class UnitOfWork:
                 return True
             unit = parent
         return False
+
+    def uses(self, transaction: Transaction) -> bool:
+        """Whether it is in this transaction."""
+        return self._transaction is transaction
 
     def takes(self, encoder: Encoder) -> bool:
         """Whether calls of the app whose encoder this is may join it."""
@@ -364,6 +369,16 @@ class Sharing:
                 await self._outer.take_over(self._inner)
         finally:
             self._inner.close()
+
+
+def is_within(transaction: Transaction) -> bool:
+    """Whether whoever asks is inside an open unit of work of this transaction."""
+    unit = enclosing_unit()
+    while unit is not None:
+        if unit.is_open and unit.uses(transaction):
+            return True
+        unit = unit.enclosing
+    return False
 
 
 def enclosing_unit() -> UnitOfWork | None:

@@ -30,6 +30,7 @@ from outboxkit.testing import MemoryBroker
 from outboxkit.testing.rows import log_of, new_rows, publish
 from outboxkit_sqlite import SQLiteStore, waiting
 from outboxkit_sqlite.names import filled
+from outboxkit_sqlite.publishing import require_kept
 from tests.databases import SQLiteDatabase, check_foreign_keys
 from tests.services import QUICK, Publisher, Reader
 from tests.waiting import until
@@ -273,6 +274,25 @@ async def published(store: SQLiteStore, connection: aiosqlite.Connection) -> int
     await store.write(connection, new_rows())
     await connection.commit()
     return len(await log_of(store))
+
+
+async def test_the_look_at_a_users_connection_takes_no_snapshot(tmp_path: Path) -> None:
+    """With one, the first commit of anybody else would keep a transaction that was begun without IMMEDIATE from writing."""
+
+    def look_while_others_write(connection: sqlite3.Connection) -> None:
+        connection.execute("BEGIN")
+        require_kept(connection, tmp_path / "shop.db", durable=True)
+        other.execute("INSERT INTO shirts VALUES (1)")
+        connection.execute("INSERT INTO shirts VALUES (2)")
+        connection.execute("COMMIT")
+
+    async with opened(store_in(tmp_path)) as store:
+        with (
+            contextlib.closing(sqlite3.connect(store.path, isolation_level=None)) as other,
+            contextlib.closing(sqlite3.connect(store.path, isolation_level=None)) as connection,
+        ):
+            other.execute("CREATE TABLE shirts (number INTEGER)")
+            look_while_others_write(connection)
 
 
 @pytest.mark.parametrize("synchronous", ["OFF", "NORMAL"])

@@ -311,6 +311,59 @@ async def test_a_stray_task_that_calls_a_publishing_function_gets_a_transaction_
         assert shop.both() == ([1, 2], [1, 2])
 
 
+async def test_a_unit_of_work_may_end_in_another_task_than_it_began_in(shop: Shop) -> None:
+    """As a fixture's may, or what a framework enters and leaves for a request."""
+    async with shop.open():
+        for number, error in ((1, None), (2, LookupError())):
+            opened = shop.app.unit_of_work()
+            uow = await asyncio.create_task(opened.__aenter__())
+            await insert(uow, number)
+            uow.publish(Sold(number))
+            await asyncio.create_task(opened.__aexit__(error and type(error), error, None))
+        await shop.sell(3)
+    assert shop.both() == ([1, 3], [1, 3])
+
+
+@pytest.mark.parametrize("joined", [False, True])
+async def test_a_generator_that_nobody_reads_to_its_end_keeps_nobody_from_writing(shop: Shop, joined: bool) -> None:
+    """The event loop closes it, in a task of its own: a streamed response whose client went away, say."""
+
+    async def numbers() -> AsyncGenerator[int, None]:
+        async with shop.app.unit_of_work() as uow:
+            for number in range(10, 20):
+                await insert(uow, number)
+                yield number
+
+    async def read_one() -> None:
+        async for _ in numbers():
+            break
+
+    async def read_and_sell() -> None:
+        await asyncio.create_task(read_one())
+        with anyio.fail_after(10):
+            await shop.sell(1)
+
+    async with shop.open():
+        if joined:
+            async with shop.app.unit_of_work():
+                await read_and_sell()
+        else:
+            await read_and_sell()
+        assert shop.both() == ([1], [1])
+
+
+async def test_what_would_wait_for_the_unit_of_work_it_is_called_in_is_refused(shop: Shop) -> None:
+    async with shop.open():
+        async with shop.app.unit_of_work() as uow:
+            await insert(uow, 1)
+            for in_task in (False, True):
+                taken_out = shop.app.dead_letters.take_out(["1-1-1"])
+                with pytest.raises(TransactionError, match=r"one writer at a time.* call it after that has ended"):
+                    await (asyncio.create_task(taken_out) if in_task else taken_out)
+        assert await shop.app.dead_letters.take_out(["1-1-1"]) == 0
+    assert shop.both() == ([1], [])
+
+
 async def test_the_connection_of_a_joined_call_ends_with_it(shop: Shop) -> None:
     async with shop.open(), shop.app.unit_of_work() as outer:
         async with shop.app.unit_of_work() as inner:

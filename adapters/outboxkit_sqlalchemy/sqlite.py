@@ -86,8 +86,9 @@ class SQLiteUnits:
     async def transaction(self) -> AsyncGenerator[EngineSQLiteTransaction, None]:
         """See `outboxkit.store.Store.transaction`."""
         self._books.require_open()
-        async with self._books.turn, session_unit(self._engine, self._sessions, SQLiteUnit, self._failed) as unit:
-            transaction = EngineSQLiteTransaction(unit, self._books)
+        opened = session_unit(self._engine, self._sessions, SQLiteUnit, self._failed)
+        async with self._books.turn as turn, opened as unit:
+            turn.holder = transaction = EngineSQLiteTransaction(unit, self._books)
             try:
                 await unit.begin()
                 await self._books.begun(unit.begin_immediate)

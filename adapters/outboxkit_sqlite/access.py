@@ -14,6 +14,7 @@ from outboxkit_sqlite.connection import ThreadConnection, next_look
 from outboxkit_sqlite.failures import meaning, primary_code
 from outboxkit_sqlite.guarded import GuardedConnection
 from outboxkit_sqlite.transaction import in_transaction
+from outboxkit_sqlite.turn import Turn
 
 T = TypeVar("T")
 
@@ -27,7 +28,7 @@ class Access:
         busy_seconds: how long a writer waits for other processes.
     """
 
-    turn: anyio.Lock
+    turn: Turn
     """Held by whoever uses the writing connection."""
 
     def __init__(self, path: Path, prefix: str, busy_seconds: float) -> None:

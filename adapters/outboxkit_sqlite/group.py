@@ -13,8 +13,6 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Generic, NoReturn, TypeVar
 
-import anyio
-
 from outboxkit.cancellation import uninterrupted
 from outboxkit.errors import ConflictError, StoreError, TransactionLostError
 from outboxkit.message import OutboxRow
@@ -22,6 +20,7 @@ from outboxkit_sqlite.connection import ThreadConnection
 from outboxkit_sqlite.guarded import GuardedConnection
 from outboxkit_sqlite.savepoints import LOST
 from outboxkit_sqlite.transaction import SQLiteTransaction, Writer, commit_refused, roll_back
+from outboxkit_sqlite.turn import Turn
 
 T = TypeVar("T")
 Work = Callable[[SQLiteTransaction], Coroutine[Any, Any, tuple[T, Sequence[OutboxRow]]]]
@@ -93,7 +92,7 @@ class CommitGroup:
     def __init__(
         self,
         writer: ThreadConnection,
-        turn: anyio.Lock,
+        turn: Turn,
         begun: Callable[[Callable[[], Coroutine[Any, Any, Any]]], Coroutine[Any, Any, Any]],
         transaction: Callable[[Writer], SQLiteTransaction],
         committed: Callable[[Sequence[OutboxRow]], None],

@@ -39,7 +39,9 @@ def require_kept(connection: sqlite3.Connection, path: Path, *, durable: bool) -
 
 
 def _file_and_synchronous(connection: sqlite3.Connection) -> tuple[str, int]:
-    (file,) = connection.execute("SELECT file FROM pragma_database_list WHERE name = 'main'").fetchone()
+    # Not as a table: a SELECT would take the transaction's snapshot, and what somebody else commits from then on would keep
+    # this transaction from writing (SQLITE_BUSY_SNAPSHOT, which no busy timeout waits for).
+    file = next(file for _, name, file in connection.execute("PRAGMA database_list").fetchall() if name == "main")
     (synchronous,) = connection.execute("PRAGMA synchronous").fetchone()
     return file, synchronous
 

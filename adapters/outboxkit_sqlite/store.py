@@ -10,7 +10,6 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, Literal, TypeVar
 
 import aiosqlite
-import anyio
 
 from outboxkit.cancellation import uninterrupted
 from outboxkit.config import checked_prefix
@@ -26,6 +25,7 @@ from outboxkit_sqlite.publishing import commits_each_statement, require_kept
 from outboxkit_sqlite.relaying import RelayingStore
 from outboxkit_sqlite.retained import SQLiteRetainedLog
 from outboxkit_sqlite.transaction import SQLiteTransaction, Writer, roll_back
+from outboxkit_sqlite.turn import Turn
 
 T = TypeVar("T")
 
@@ -65,7 +65,7 @@ class SQLiteStore(ConsumingStore, RelayingStore):
 
     async def open(self, source: str, partitions: Mapping[str, int] | None = None) -> None:  # noqa: ARG002 - nobody publishes in SQL here
         """See `outboxkit.store.Store.open`."""
-        self.turn = anyio.Lock(fast_acquire=True)  # belongs to the running event loop
+        self.turn = Turn()
         self._start(source)
         if not self.path.exists():  # or a mistyped name would become an empty database
             raise SchemaError(
@@ -132,8 +132,8 @@ class SQLiteStore(ConsumingStore, RelayingStore):
     async def transaction(self) -> AsyncGenerator[SQLiteTransaction, None]:
         """See `outboxkit.store.Store.transaction`."""
         writer = self._opened(self._writer)
-        async with self.turn:
-            transaction = self._transaction(writer)
+        async with self.turn as turn:
+            turn.holder = transaction = self._transaction(writer)
             try:
                 await self.begun(lambda: writer.run(lambda connection: connection.control("BEGIN IMMEDIATE")))
                 yield transaction
