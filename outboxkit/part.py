@@ -1,13 +1,18 @@
 """A part of a transaction: what one unit of work may do in it, and only for as long as that is open.
 
 Messages share a transaction, one after the other, and joined calls have a savepoint in one. So the transaction may go on when a
-part of it has ended: a task that outlived its part must not write into somebody else's.
+part of it has ended: a task that outlived its part must not write into somebody else's. And while a joined call is at work, who
+runs beside it must not write into its savepoint, to lose that with what the call loses.
 """
 
+from collections.abc import Coroutine
 from contextlib import suppress
-from typing import Any, Protocol
+from inspect import iscoroutine
+from typing import Any, Protocol, TypeVar
 
 from outboxkit.errors import NoUnitOfWorkError
+
+T = TypeVar("T")
 
 ENDED = "this unit of work has ended: its connection cannot be used any more"
 
@@ -18,6 +23,18 @@ class Part(Protocol):
     @property
     def is_open(self) -> bool:
         """Whether it has not ended, and nothing that it is a part of."""
+        ...
+
+    def require_usable(self, ended: str = ENDED) -> None:
+        """Refuse the connection to whoever must not use it now.
+
+        Args:
+            ended: what is said when it has ended.
+
+        Raises:
+            NoUnitOfWorkError: it has ended.
+            TransactionError: a call that joined it is at work, and this is not in that.
+        """
         ...
 
 
@@ -34,13 +51,31 @@ class PartConnection:
         object.__setattr__(self, "_part", part)
 
     def __getattr__(self, name: str) -> Any:
-        if not self._part.is_open:
-            raise NoUnitOfWorkError(ENDED)
-        return getattr(self._connection, name)
+        self._part.require_usable()
+        found = getattr(self._connection, name)
+        if not callable(found):
+            return found
+
+        def call(*values: Any, **options: Any) -> Any:
+            return self.checked(found(*values, **options))
+
+        return call
+
+    def checked(self, made: Any) -> Any:
+        """Return what a method returned; a statement that is executed when it is awaited only if it may be by then."""
+        return self.in_time(made) if iscoroutine(made) else made
+
+    async def in_time(self, statement: Coroutine[Any, Any, T]) -> T:
+        """Execute a statement that was made before, if that can still be done."""
+        try:
+            self._part.require_usable()
+        except BaseException:
+            statement.close()
+            raise
+        return await statement
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if not self._part.is_open:
-            raise NoUnitOfWorkError(ENDED)
+        self._part.require_usable()
         found = getattr(self._connection, name, None)
         setattr(self._connection, name, value)
         self.__dict__.setdefault("_found", {}).setdefault(name, found)

@@ -39,8 +39,10 @@ class UnitOfWork:
     _open = True
     _inner = 0
     """Joined calls that are running, or wait to."""
+    _joined: "UnitOfWork | None" = None
+    """The joined call that is running."""
     _joining: anyio.Semaphore | None = None
-    """Taken by the joined call that is running, be its end in another task; made for the first one, as most units have none."""
+    """Taken by that; made for the first one, as most units have none. No lock, as it may end in another task."""
     _cancelled: AbstractSet[str] = frozenset()
     """Delayed events that were published in this transaction and are not to be written after all."""
 
@@ -80,9 +82,9 @@ class UnitOfWork:
 
         Raises:
             NoUnitOfWorkError: this unit of work has ended, or one that it joined.
+            TransactionError: a call that joined it runs beside this one, and what is executed here would be undone with it.
         """
-        if not self.is_open:
-            raise NoUnitOfWorkError(ENDED)
+        self.require_usable()
         if self._connection is None:
             self._connection = self._transaction.connection_for(self)
         return self._connection
@@ -94,9 +96,9 @@ class UnitOfWork:
         Raises:
             ConfigurationError: another store has none.
             NoUnitOfWorkError: this unit of work has ended, or one that it joined.
+            TransactionError: a call that joined it runs beside this one, and what is done here would be undone with it.
         """
-        if not self.is_open:
-            raise NoUnitOfWorkError("this unit of work has ended: its session cannot be used any more")
+        self.require_usable("this unit of work has ended: its session cannot be used any more")
         return self._transaction.session
 
     def publish(
@@ -214,12 +216,9 @@ class UnitOfWork:
         # From here on, as one that has only begun to join would be left out: its rows are in the transaction before it is.
         self._inner += 1
         try:
-            # Savepoints nest; two calls that ran at the same time inside one unit of work would undo each other's.
-            self._joining = self._joining or anyio.Semaphore(1, fast_acquire=True)
-            async with self._joining:
-                self._require_joinable()
+            inner = self._inside(declared, cause)
+            async with self._turn_of(inner):
                 async with self._transaction.savepoint(self):
-                    inner = self._inside(declared, cause)
                     try:
                         with inner.current():
                             yield inner
@@ -237,6 +236,39 @@ class UnitOfWork:
             raise
         finally:
             self._inner -= 1
+
+    @asynccontextmanager
+    async def _turn_of(self, inner: "UnitOfWork") -> AsyncGenerator[None, None]:
+        """Have one joined call run, and nothing beside it.
+
+        Savepoints nest: of two calls that ran at the same time, each would undo what the other did since it began.
+        """
+        self._joining = self._joining or anyio.Semaphore(1, fast_acquire=True)
+        async with self._joining:
+            self._require_joinable()
+            self._joined = inner
+            try:
+                yield
+            finally:
+                self._joined = None
+
+    def require_usable(self, ended: str = ENDED) -> None:
+        """See `outboxkit.part.Part.require_usable`."""
+        if not self.is_open:
+            raise NoUnitOfWorkError(ended)
+        if self._joined is not None and not self._joined.is_around_caller:
+            raise TransactionError(
+                "a call that joined this unit of work runs beside this one, in a savepoint, and what is done here would be "
+                "undone with it if it fails: await one after the other"
+            )
+
+    @property
+    def is_around_caller(self) -> bool:
+        """Whether whoever asks is inside this unit of work."""
+        unit = enclosing_unit()
+        while unit is not None and unit is not self:
+            unit = unit.enclosing
+        return unit is self
 
     def _require_joinable(self) -> None:
         if not self.is_open:
@@ -339,9 +371,9 @@ class UnitOfWork:
             unit = parent
         return False
 
-    def uses(self, transaction: Transaction) -> bool:
-        """Whether it is in this transaction."""
-        return self._transaction is transaction
+    def is_at_work_in(self, transaction: Transaction) -> bool:
+        """Whether it is open, in this transaction, and somebody's own."""
+        return self._transaction is transaction and not self._many and self.is_open
 
     def takes(self, encoder: Encoder) -> bool:
         """Whether calls of the app whose encoder this is may join it."""
@@ -372,13 +404,14 @@ class Sharing:
 
 
 def is_within(transaction: Transaction) -> bool:
-    """Whether whoever asks is inside an open unit of work of this transaction."""
+    """Whether whoever asks is inside an open unit of work of this transaction.
+
+    A task that outlived its own is not, although the transaction may go on with others'.
+    """
     unit = enclosing_unit()
-    while unit is not None:
-        if unit.is_open and unit.uses(transaction):
-            return True
+    while unit is not None and not unit.is_at_work_in(transaction):
         unit = unit.enclosing
-    return False
+    return unit is not None
 
 
 def enclosing_unit() -> UnitOfWork | None:

@@ -127,6 +127,29 @@ async def test_a_task_that_outlives_its_handler_has_a_transaction_of_its_own(pla
     assert theatre.bills() == ([1], [1])
 
 
+async def test_a_statement_that_is_awaited_after_its_handler_ended_is_not_executed(place: Place) -> None:
+    """Neither in the next one's transaction nor by itself, on a connection of the pool."""
+    ended = {3: anyio.Event(), TOGETHER[-1]: anyio.Event()}
+
+    async def later(number: int, statement: Awaitable[object]) -> None:
+        await ended[number].wait()
+        await statement
+
+    async def handle(number: int, uow: UnitOfWork) -> None:
+        if number in ended:
+            theatre.leave_behind(later(number, uow.connection.execute("INSERT INTO bill (number) VALUES (1)")))
+        if number == 4:
+            ended[3].set()
+            await anyio.sleep(0.02)
+
+    async with Theatre(place).handled_by(handle).open() as theatre:
+        await theatre.take(*TOGETHER)
+        ended[TOGETHER[-1]].set()
+        assert [type(each) for each in await theatre.outcomes()] == [NoUnitOfWorkError] * 2
+    assert theatre.noted() == [*TOGETHER]
+    assert theatre.bills() == ([], [])
+
+
 async def test_a_task_that_outlives_its_handler_undoes_nothing_of_the_next_one(place: Place) -> None:
     ended, written = anyio.Event(), anyio.Event()
 

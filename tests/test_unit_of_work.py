@@ -230,6 +230,42 @@ async def test_joined_calls_that_run_at_once_land_or_fail_each_for_itself(shop: 
     assert sorted(shop.events()) == landed
 
 
+async def test_nothing_is_executed_beside_a_joined_call_and_undone_with_it(shop: Shop) -> None:
+    """Its event would be committed without it."""
+    joined, done = anyio.Event(), anyio.Event()
+
+    @shop.app.publishes(Sold)
+    async def fail(uow: UnitOfWork) -> None:
+        await insert(uow, 10)
+        joined.set()
+        await done.wait()
+        raise ValueError("inner")
+
+    async def beside(uow: UnitOfWork, connection: Any) -> None:
+        await joined.wait()
+        uses: list[Callable[[], object]] = [
+            lambda: uow.connection,
+            lambda: connection.execute("INSERT INTO sales VALUES (9)"),
+        ]
+        for use in uses:
+            with pytest.raises(TransactionError, match=r"runs beside this one.*await one after the other"):
+                use()
+        done.set()
+
+    async def fail_alone() -> None:
+        with pytest.raises(ValueError, match="inner"):
+            await fail()
+
+    async with shop.open(), shop.app.unit_of_work() as uow:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(beside, uow, uow.connection)
+            tasks.start_soon(fail_alone)
+        await insert(uow, 1)
+        async with shop.app.unit_of_work():
+            await insert(uow, 2)  # not beside it, but in it
+    assert shop.both() == ([1, 2], [])
+
+
 async def test_two_apps_nest_each_in_its_own_database(tmp_path: Path) -> None:
     async with Shop(tmp_path, "one").open() as one, Shop(tmp_path, "two").open() as two:
 
@@ -314,12 +350,12 @@ async def test_a_stray_task_that_calls_a_publishing_function_gets_a_transaction_
 async def test_a_unit_of_work_may_end_in_another_task_than_it_began_in(shop: Shop) -> None:
     """As a fixture's may, or what a framework enters and leaves for a request."""
     async with shop.open():
-        for number, error in ((1, None), (2, LookupError())):
+        for number, kind in ((1, None), (2, LookupError)):
             opened = shop.app.unit_of_work()
             uow = await asyncio.create_task(opened.__aenter__())
             await insert(uow, number)
             uow.publish(Sold(number))
-            await asyncio.create_task(opened.__aexit__(error and type(error), error, None))
+            await asyncio.create_task(opened.__aexit__(kind, kind() if kind else None, None))
         await shop.sell(3)
     assert shop.both() == ([1, 3], [1, 3])
 

@@ -4,7 +4,9 @@ import sqlite3
 from collections.abc import AsyncGenerator, Callable, Collection, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar, cast
+
+from aiosqlite.context import Result
 
 from outboxkit.cancellation import uninterrupted
 from outboxkit.errors import (
@@ -106,6 +108,15 @@ class ThreadScope:
             raise
 
 
+class _PartConnection(PartConnection):
+    """What aiosqlite returns can be awaited, and entered as a context manager too."""
+
+    def checked(self, made: Any) -> Any:
+        if isinstance(made, Result):
+            return Result(self.in_time(cast("Result[Any]", made)))
+        return super().checked(made)
+
+
 class SQLiteTransaction:
     """See `outboxkit.store.Transaction`."""
 
@@ -131,7 +142,7 @@ class SQLiteTransaction:
 
     def connection_for(self, part: Part) -> Any:
         """See `outboxkit.store.Transaction.connection_for`."""
-        return PartConnection(self.connection, part)
+        return _PartConnection(self.connection, part)
 
     @property
     def session(self) -> Any:

@@ -23,6 +23,9 @@ class _Part:
 
     is_open = True
 
+    def require_usable(self, ended: str = "") -> None:
+        """Nobody asks."""
+
 
 class StoreTransactionsContract:
     """What a unit of work builds on."""
