@@ -75,6 +75,7 @@ class App(Router):
         self.broker = broker_of(broker)
         self._encoder = Encoder(self.name, self.settings)
         self._is_open = False
+        self._is_running = False
         self._is_connected = False
         self._door = anyio.Lock()
         """Held by who looks at a closed app, and opens its connections for that: nobody else is to open them meanwhile."""
@@ -254,6 +255,11 @@ class App(Router):
         """Whether decorated functions may be plain ones: the database is driven from a thread, where they run."""
         return self.store.runs_plain_functions
 
+    @property
+    def is_running(self) -> bool:
+        """Whether its loops run: from then on nothing more can be decorated that they would have to call."""
+        return self._is_running
+
     def _require_open(self) -> None:
         if not self._is_open:
             raise NoUnitOfWorkError(f"app {self.name!r} is not open: use it inside `async with app:`")
@@ -302,12 +308,13 @@ class App(Router):
                 await self.broker.open()
                 try:
                     self._is_open = True
+                    self._is_running = relay or consume
                     async with self._loops().running(
                         self.groups() if consume else {}, self.periodics() if relay else (), relay=relay
                     ):
                         yield self
                 finally:
-                    self._is_open = False
+                    self._is_open = self._is_running = False
                     await uninterrupted(self.broker.aclose())
             finally:
                 await uninterrupted(self.store.aclose())

@@ -148,7 +148,7 @@ def _attempt_on_thread(unit: UnitOfWork, scope: ThreadTransaction, works: Sequen
 
 
 def _publish(unit: UnitOfWork, returned: object, handler: Handler) -> None:
-    publish_returned(unit, returned, handler.name, passes_on=handler.passes_on)
+    publish_returned(unit, returned, handler.name)
 
 
 def _arguments(works: Sequence[Work], unit: UnitOfWork) -> dict[str, Any]:

@@ -53,8 +53,6 @@ class Handler(msgspec.Struct, frozen=True):
     is_async: bool
     publishes: Declared
     """What it may publish; filled while decorators are stacked, and complete when the app is opened."""
-    passes_on: bool = False
-    """Whether ``@publishes`` stands beneath a decorator of the user's: what that passes on is published already."""
 
 
 async def _no_function() -> None: ...
@@ -111,14 +109,15 @@ def require_run(returned: object, function: str) -> None:
         )
 
 
-def publish_returned(unit: UnitOfWork, returned: object, function: str, *, passes_on: bool = False) -> None:
-    """Publish what a function returned: an event, a list or tuple of them, or None.
+def publish_returned(unit: UnitOfWork, returned: object, function: str) -> None:
+    """Publish what a function returned: an event, a list or tuple of them, or None; but what a call inside has returned.
+
+    That is published already: a function may return what another one that publishes returned to it.
 
     Args:
         unit: where.
         returned: what it returned.
         function: its name.
-        passes_on: whether it may be what a call inside has returned, and so published: it is not published again, then.
 
     Raises:
         HandlerSignatureError: it returned a coroutine, although it is a plain function.
@@ -129,7 +128,7 @@ def publish_returned(unit: UnitOfWork, returned: object, function: str, *, passe
     require_run(returned, function)
     values = cast("list[object] | tuple[object, ...]", returned) if isinstance(returned, list | tuple) else [returned]
     for value in values:
-        if value is None or (passes_on and unit.was_returned(value)):
+        if value is None or unit.was_returned(value):
             continue
         if event_type(type(value)) is None:
             raise UndeclaredEventError(

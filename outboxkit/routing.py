@@ -39,6 +39,11 @@ class Runner(Protocol):
         """Whether its database is driven from a thread, where plain functions can run."""
         ...
 
+    @property
+    def is_running(self) -> bool:
+        """Whether its loops run, which have been given what was decorated until then."""
+        ...
+
     async def in_unit_of_work(
         self, declared: Declared, function: Callable[[UnitOfWork], Coroutine[Any, Any, R]], *, plain: bool
     ) -> R:
@@ -81,11 +86,14 @@ class Router:
         """Add another router's functions to this one.
 
         Raises:
-            ConfigurationError: it is included somewhere already, or is an app.
+            ConfigurationError: it is included somewhere already, or is an app; this app is running, and would not hear of what
+                it consumes, or is called by itself.
             EventDeclarationError: an event or handler of it clashes with one here.
         """
         if router._parent is not None or router._runner() is not None or self._is_in(router):  # noqa: SLF001 - its own class
             raise ConfigurationError("this router is included already: make one router for each app")
+        for name in [handler.name for handler in router.handlers()] + [each.name for each in router.periodics()]:
+            self._require_heard(name)
         self._routers.append(router)
         router._parent = self  # noqa: SLF001
         try:
@@ -141,7 +149,8 @@ class Router:
 
         Raises:
             HandlerSignatureError, EventDeclarationError: at decoration.
-            ConfigurationError: `on_dead` is neither of the two, or there is no order to hold; `retry` is no policy.
+            ConfigurationError: `on_dead` is neither of the two, or there is no order to hold; `retry` is no policy; the app is
+                running, and would not hear of it.
         """
         spec = declared_event(event, "consumes")
         if on_dead not in ("continue", "hold") or (on_dead == "hold" and not ordered):
@@ -156,6 +165,7 @@ class Router:
 
         def register(function: F) -> F:
             plain = _plain_of.get(function, function)
+            self._require_heard(qualified_name(plain))
             arguments = handler_arguments(plain, spec, names)
             handler = Handler(
                 function=plain,
@@ -170,7 +180,6 @@ class Router:
                 takes_list="events" in arguments.values(),
                 is_async=inspect.iscoroutinefunction(plain),
                 publishes=self._published.setdefault(plain, {}),
-                passes_on=_passes_on(plain),
             )
             self._handlers.append(handler)
             try:
@@ -188,10 +197,11 @@ class Router:
         """Run the decorated function in a unit of work, and publish the events it returns.
 
         The function returns an event, a list or tuple of them, or None; with `UnitOfWork.publish` it can publish any number
-        on the way. Only the events named here may be published. A parameter annotated `UnitOfWork` is supplied; put it
-        first and type checkers know the rest. Calling it inside an open unit of work of the same app joins that, in a
-        savepoint. A plain ``def``, on SQLite, runs on the database's thread; its caller awaits it all the same, and calls that
-        wait at the same time share one commit, which makes them many times faster together.
+        on the way. What another decorated function returned to it, it may return too: that very object is published once. Only
+        the events named here may be published. A parameter annotated `UnitOfWork` is supplied; put it first and type checkers
+        know the rest. Calling it inside an open unit of work of the same app joins that, in a savepoint. A plain ``def``, on
+        SQLite, runs on the database's thread; its caller awaits it all the same, and calls that wait at the same time share
+        one commit, which makes them many times faster together.
 
         When the database undoes the transaction in favour of another, the function runs again, from the start: what it does
         outside the database has to bear that. Postgres does so after a serialization failure or a deadlock; SQLite when a plain
@@ -210,7 +220,8 @@ class Router:
 
         Raises:
             HandlerSignatureError, EventDeclarationError: at decoration.
-            ConfigurationError: `every`, `cron` or `tz` make no sense, or another periodic function has this one's name.
+            ConfigurationError: `every`, `cron` or `tz` make no sense, another periodic function has this one's name, or the
+                app is running, and would never call it.
         """
         if not events:
             raise EventDeclarationError("name the events that may be published: @publishes(SubscriberCreated)")
@@ -221,8 +232,9 @@ class Router:
             plain = _plain_of.get(function, function)
             bind, visible = unit_binder(plain, names)
             schedule = schedule_of(qualified_name(plain), every, cron, tz)
+            if schedule:
+                self._require_heard(qualified_name(plain))
             is_async = inspect.iscoroutinefunction(plain)
-            passes_on = _passes_on(plain)
 
             @functools.wraps(plain)
             async def call(*args: Any, **kwargs: Any) -> Any:
@@ -232,7 +244,7 @@ class Router:
                         returned = await plain(*values, **named)
                     else:
                         returned = await unit.run(lambda unit: _apply(plain, bind(unit, args, kwargs)))
-                    publish_returned(unit, returned, qualified_name(plain), passes_on=passes_on)
+                    publish_returned(unit, returned, qualified_name(plain))
                     return returned
 
                 return await self._required_runner(plain).in_unit_of_work(declared, work, plain=not is_async)
@@ -269,6 +281,15 @@ class Router:
             )
         return runner
 
+    def _require_heard(self, function: str) -> None:
+        runner = self._runner()
+        if runner is not None and runner.is_running:
+            # A group that reads the topic already would take the function's events for those that it has none for.
+            raise ConfigurationError(
+                f"{function} is decorated while its app runs, which would never call it: decorate (and include) before "
+                "`async with app:`"
+            )
+
     def _is_in(self, router: "Router") -> bool:
         return self is router or (self._parent is not None and self._parent._is_in(router))  # noqa: SLF001
 
@@ -298,14 +319,6 @@ class Router:
                     'group of its own, @consumes(..., group="...")'
                 )
         return None
-
-
-def _passes_on(function: Callable[..., Any]) -> bool:
-    """Whether a decorator of the user's (which uses `functools.wraps`) is around what ``@publishes`` returned."""
-    within: Any = function
-    while within not in _plain_of and hasattr(within, "__wrapped__"):
-        within = within.__wrapped__
-    return within in _plain_of
 
 
 def _names_of(frame: FrameType | None) -> Mapping[str, Any]:

@@ -1,6 +1,7 @@
 """What decorated functions take, read from their annotations once, at decoration."""
 
 import inspect
+import types
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -96,15 +97,24 @@ _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def annotations_of(function: Callable[..., Any], names: Names) -> dict[str, Any]:
-    """Return the annotations of a function's parameters, as objects.
+    """Return the annotations of a function's parameters, as objects; of what may also be None, what it is otherwise.
 
     Raises:
         HandlerSignatureError: one cannot be read.
     """
     try:
-        return typing.get_type_hints(function, localns=dict(names))
-    except (NameError, TypeError) as error:
+        found = typing.get_type_hints(function, localns=dict(names))
+    except Exception as error:  # a text is evaluated, whatever stands in it
         raise HandlerSignatureError(f"{qualified_name(function)}: an annotation cannot be read: {error}") from error
+    return {name: _not_none(annotation) for name, annotation in found.items()}
+
+
+def _not_none(annotation: Any) -> Any:
+    """Return T for T | None: who gives a parameter that default wants to call the function by hand too."""
+    if typing.get_origin(annotation) not in (typing.Union, types.UnionType):
+        return annotation
+    others = [each for each in typing.get_args(annotation) if each is not types.NoneType]
+    return others[0] if len(others) == 1 else annotation
 
 
 def _require_no_generator(function: Callable[..., Any]) -> None:

@@ -6,7 +6,7 @@ import functools
 import inspect
 import sqlite3
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator  # noqa: TC003 - annotations are read at run time
-from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Optional, ParamSpec, TypeVar
 
 import msgspec
 import pytest
@@ -80,6 +80,7 @@ def test_a_handler_gets_what_its_annotations_ask_for_in_any_order() -> None:
     def plain(sold: Sold, uow: UnitOfWork) -> None: ...
     async def many(sold: list[Sold], abouts: list[Message], uow: UnitOfWork) -> None: ...
     async def annotated(sold: Annotated[Sold, "a sale"]) -> None: ...
+    async def also_by_hand(sold: Sold, uow: UnitOfWork | None = None, about: Optional[Message] = None) -> None: ...  # noqa: UP045
 
     assert arguments_of(one) == {"sold": "event"}
     assert arguments_of(swapped) == {"uow": "unit", "sold": "event"}
@@ -88,10 +89,11 @@ def test_a_handler_gets_what_its_annotations_ask_for_in_any_order() -> None:
     assert arguments_of(plain) == {"sold": "event", "uow": "unit"}
     assert arguments_of(many) == {"sold": "events", "abouts": "messages", "uow": "unit"}
     assert arguments_of(annotated) == {"sold": "event"}
+    assert arguments_of(also_by_hand) == {"sold": "event", "uow": "unit", "about": "message"}
 
 
 def test_parameters_with_defaults_and_variadic_ones_are_left_alone() -> None:
-    async def defaulted(sold: Sold, retries: int = 3, uow: UnitOfWork | None = None) -> None: ...
+    async def defaulted(sold: Sold, retries: int = 3, place: str | None = None) -> None: ...
     async def variadic(sold: Sold, *rest: Any, **more: Any) -> None: ...
 
     assert arguments_of(defaulted) == {"sold": "event"}
@@ -127,13 +129,18 @@ def nothing() -> None: ...
 def unannotated(sold) -> None: ...  # type: ignore[no-untyped-def]  # pyright: ignore
 def another_event(paid: Paid) -> None: ...
 def a_subject(sold: Sold, number: int) -> None: ...
-def optional_event(sold: Sold | None) -> None: ...
+def one_of_two(sold: Sold | Paid) -> None: ...
 def two_events(one: Sold, two: Sold) -> None: ...
 def event_and_list(one: Sold, many: list[Sold]) -> None: ...
 def list_and_message(many: list[Sold], message: Message) -> None: ...
 def event_and_messages(one: Sold, messages: list[Message]) -> None: ...
 def unknown_name(sold: Sold, missing: Missing) -> None: ...  # type: ignore[name-defined]  # noqa: F821  # pyright: ignore
 def unimported(sold: Sold, amount: Decimal) -> None: ...
+def unreadable(sold: Sold) -> None: ...
+def without_attribute(sold: msgspec.Nothing) -> None: ...  # type: ignore[name-defined]  # pyright: ignore
+
+
+unreadable.__annotations__["sold"] = "Sold["
 
 
 UNSUPPLIABLE: list[tuple[Callable[..., object], str]] = [
@@ -143,12 +150,14 @@ UNSUPPLIABLE: list[tuple[Callable[..., object], str]] = [
     (unannotated, r"unannotated: parameter sold cannot be supplied: annotate it Sold"),
     (another_event, r"another_event: parameter paid: .*cannot be supplied.* or give it a default"),
     (a_subject, r"a_subject: parameter number: .*cannot be supplied"),
-    (optional_event, r"optional_event: parameter sold: .*cannot be supplied"),
+    (one_of_two, r"one_of_two: parameter sold: .*cannot be supplied"),
     (two_events, r"two_events: exactly one parameter takes the event"),
     (event_and_list, r"event_and_list: exactly one parameter takes the event"),
     (list_and_message, r"list_and_message: beside list\[Sold\], ask for list\[Message\]"),
     (event_and_messages, r"event_and_messages: beside Sold, ask for Message"),
     (unknown_name, r"unknown_name: an annotation cannot be read: name 'Missing' is not defined"),
+    (unreadable, r"unreadable: an annotation cannot be read"),
+    (without_attribute, r"without_attribute: an annotation cannot be read: .*Nothing"),
     (unimported, r"unimported: an annotation cannot be read: name 'Decimal' is not defined"),
 ]
 
@@ -316,6 +325,29 @@ def test_a_router_that_clashes_with_its_app_is_refused_and_named(tmp_path: Path)
 # publishing: how functions are called
 
 
+@pytest.mark.parametrize("late", ["consumer", "periodic", "router"])
+async def test_what_a_running_app_would_not_hear_of_is_refused(app: App, late: str) -> None:
+    """Its group may read the topic already, and would settle the function's events as those that it has none for."""
+    router = Router()
+
+    @router.consumes(Sold)
+    async def consume(sold: Sold) -> None: ...
+
+    async def call() -> None: ...
+
+    decorate: dict[str, Callable[[], object]] = {
+        "consumer": lambda: app.consumes(Sold)(consume),
+        "periodic": lambda: app.publishes(Sold, every=1)(call),
+        "router": lambda: app.include(router),
+    }
+    async with app:
+        with pytest.raises(ConfigurationError, match=r"(consume|call) is decorated while its app runs.* before `async with"):
+            decorate[late]()
+        assert not app.handlers()
+        app.publishes(Sold)(call)
+    decorate[late]()
+
+
 async def test_the_unit_of_work_is_supplied_wherever_it_stands(app: App) -> None:
     async with app.running(relay=False, consume=False):
         seen: list[tuple[object, ...]] = []
@@ -345,6 +377,10 @@ async def test_the_unit_of_work_is_supplied_wherever_it_stands(app: App) -> None
             seen.append((type(uow), number))
 
         @app.publishes(Sold)
+        async def optional(number: int, uow: UnitOfWork | None = None) -> None:
+            seen.append((type(uow), number))
+
+        @app.publishes(Sold)
         async def absent(number: int) -> Sold:
             seen.append((number,))
             return Sold(number)
@@ -357,6 +393,7 @@ async def test_the_unit_of_work_is_supplied_wherever_it_stands(app: App) -> None
         await keyword_only(1)
         await variadic_before(1, 2)
         await plain(1)
+        await optional(1)
         await absent(7)
         unit = UnitOfWork
         assert seen == [
@@ -367,6 +404,7 @@ async def test_the_unit_of_work_is_supplied_wherever_it_stands(app: App) -> None
             (unit, 1, "none"),
             (unit, 1),
             (unit, 1, 2),
+            (unit, 1),
             (unit, 1),
             (7,),
         ]
@@ -533,6 +571,26 @@ async def test_what_is_published_beneath_a_users_own_decorator_is_published_once
         await sell(5)
         await drain(app)
     assert published(app) == [("sold", 5), ("paid", 5)]
+
+
+async def test_what_another_publishing_function_returned_may_be_returned_and_is_published_once(app: App) -> None:
+    @app.publishes(Paid)
+    async def pay(uow: UnitOfWork, number: int) -> Paid:
+        return Paid(number)
+
+    @app.publishes(Sold, Paid)
+    async def sell_and_pay(uow: UnitOfWork, number: int) -> list[Sold | Paid]:
+        return [Sold(number), await pay(number), Paid(number)]
+
+    @app.consumes(Sold)
+    async def pay_twice(sold: Sold) -> Paid:
+        return await pay(sold.number + 1)
+
+    async with app:
+        await sell_and_pay(1)
+        await drain(app)
+        assert await app.dead_letters.find() == []
+    assert published(app) == [("paid", 1), ("sold", 1), ("paid", 1), ("paid", 2)]
 
 
 async def test_what_a_wrapper_returns_instead_is_not_taken_for_published(app: App) -> None:

@@ -4,7 +4,7 @@ import sqlite3
 from collections.abc import AsyncGenerator, Callable, Collection, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
-from typing import Any, NoReturn, Protocol, TypeVar, cast
+from typing import Any, NoReturn, Protocol, TypeVar
 
 from aiosqlite.context import Result
 
@@ -113,7 +113,7 @@ class _PartConnection(PartConnection):
 
     def checked(self, made: Any) -> Any:
         if isinstance(made, Result):
-            return Result(self.in_time(cast("Result[Any]", made)))
+            return Result(self.in_time(made))  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType] - of anything
         return super().checked(made)
 
 
