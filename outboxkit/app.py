@@ -298,10 +298,11 @@ class App(Router):
 
         Raises:
             SchemaError, NotADatabaseError, StoreUnavailableError: on entering. A broker that is away is waited for.
-            ConfigurationError: the app is open already.
+            ConfigurationError: the app is open already, or a function publishes by a decorator of another app.
         """
         if self._is_open:
             self._refuse_twice()
+        self.require_own_declarations()
         async with self._connecting():
             await self.store.open(self.name, self.settings.partitions)
             try:

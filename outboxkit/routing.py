@@ -3,7 +3,7 @@
 import functools
 import inspect
 import weakref
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from datetime import timedelta
 from types import FrameType
 from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, overload
@@ -15,7 +15,7 @@ from outboxkit.errors import (
     HandlerSignatureError,
     NoUnitOfWorkError,
 )
-from outboxkit.events import EventType, unique_names
+from outboxkit.events import EventType, qualified, unique_names
 from outboxkit.handler import Handler, after_commit_of, declared_event, publish_returned
 from outboxkit.periodic import Periodic, periodic, unique_periodics
 from outboxkit.retry import RetryPolicy
@@ -29,6 +29,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _plain_of: weakref.WeakKeyDictionary[Callable[..., Any], Callable[..., Any]] = weakref.WeakKeyDictionary()
 """What ``@publishes`` wrapped. Not ``__wrapped__``, which would also lead past the user's own decorators."""
+
+
+_events_of: weakref.WeakKeyDictionary[Callable[..., Any], set[type[Any]]] = weakref.WeakKeyDictionary()
+"""What each function was declared to publish, by whichever router's decorator."""
 
 
 class Runner(Protocol):
@@ -235,6 +239,7 @@ class Router:
             if schedule:
                 self._require_heard(qualified_name(plain))
             is_async = inspect.iscoroutinefunction(plain)
+            published = self._published.setdefault(plain, {})
 
             @functools.wraps(plain)
             async def call(*args: Any, **kwargs: Any) -> Any:
@@ -247,7 +252,7 @@ class Router:
                     publish_returned(unit, returned, qualified_name(plain))
                     return returned
 
-                return await self._required_runner(plain).in_unit_of_work(declared, work, plain=not is_async)
+                return await self._required_runner(plain).in_unit_of_work(published, work, plain=not is_async)
 
             call.__signature__ = visible  # type: ignore[attr-defined]
             self._declare(plain, declared, [periodic(plain, call, schedule, visible, names)] if schedule else [])
@@ -268,6 +273,7 @@ class Router:
             named.update(before)
             self._periodics = [each for each in self._periodics if each not in periodics]
             raise
+        _events_of.setdefault(function, set()).update(events)
 
     def _runner(self) -> Runner | None:
         """The app at the top, None while there is none."""
@@ -318,7 +324,37 @@ class Router:
                     f"{other.name} and {handler.name} both consume {handler.event.name!r} in one group: give one of them a "
                     'group of its own, @consumes(..., group="...")'
                 )
+        self._share_declarations()
         return None
+
+    def _share_declarations(self) -> None:
+        """Have the decorators of a function know of what others say that it publishes, on whichever router of the app."""
+        routers = list(self._tree())
+        found: dict[Callable[..., Any], dict[type[Any], EventType]] = {}
+        for router in routers:
+            for function, events in router._published.items():  # noqa: SLF001 - its own class
+                found.setdefault(function, {}).update(events)
+        for router in routers:
+            for function, events in router._published.items():  # noqa: SLF001
+                events.update(found[function])
+
+    def _tree(self) -> Iterator["Router"]:
+        yield self
+        for router in self._routers:
+            yield from router._tree()  # noqa: SLF001 - its own class
+
+    def require_own_declarations(self) -> None:
+        """Refuse a handler that publishes, but by a decorator of another app: here it may not.
+
+        Raises:
+            EventDeclarationError: there is one.
+        """
+        for handler in self.handlers():
+            for event in _events_of.get(handler.function, set()) - handler.publishes.keys():
+                raise EventDeclarationError(
+                    f"{handler.name} consumes in one app and publishes {qualified(event)} in another: use decorators of one "
+                    "app, or of routers that it includes"
+                )
 
 
 def _names_of(frame: FrameType | None) -> Mapping[str, Any]:

@@ -519,6 +519,42 @@ def test_both_decorators_stack_in_both_orders() -> None:
         assert handler.is_async
 
 
+async def test_decorators_of_an_app_and_its_routers_stack(app: App) -> None:
+    router = Router()
+
+    @router.consumes(Sold)
+    @app.publishes(Paid)
+    async def pay(sold: Sold) -> Paid:
+        return Paid(sold.number)
+
+    @router.publishes(Sold)
+    @app.publishes(Paid)
+    async def sell(uow: UnitOfWork, number: int) -> list[Sold | Paid]:
+        return [Sold(number), Paid(number)]
+
+    app.include(router)
+    selling: Any = sell
+    async with app:
+        await selling(1)
+        await drain(app)
+    assert published(app) == [("sold", 1), ("paid", 1), ("paid", 1)]
+
+
+async def test_a_function_of_two_apps_is_refused_when_one_of_them_is_opened(app: App) -> None:
+    """Its events would be refused with each message, one after the other."""
+
+    @app.consumes(Sold)
+    @Router().publishes(Paid)
+    async def pay(sold: Sold) -> Paid:
+        return Paid(sold.number)
+
+    with pytest.raises(
+        EventDeclarationError, match=r"pay consumes in one app and publishes .*Paid in another: use decorators of"
+    ):
+        async with app:
+            pass
+
+
 def counted(function: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]:
     """A decorator of the user's own."""
 
