@@ -668,6 +668,34 @@ async def test_a_savepoint_that_is_rolled_back_forgets_its_events_and_keeps_the_
     assert await shop.events() == [1, 3, 4]
 
 
+async def test_an_event_is_written_though_the_session_was_told_to_forget_its_objects(shop: Shop) -> None:
+    """As long imports do after each flush, to save memory: the row is in the transaction, so its event has to be."""
+    async with shop.sessions() as session:
+        for number in (1, 2, 3):
+            session.add(Sale(number=number))
+            await session.flush()
+            await shop.app.publish(Sold(number), session=session)
+            session.expunge_all()
+        await session.commit()
+        assert await shop.both() == ([1, 2, 3], [1, 2, 3])
+        await shop.app.publish(Sold(4), session=session)
+        session.expunge_all()
+        await session.rollback()
+        await shop.app.publish(Sold(5), session=session)
+        with pytest.raises(LookupError):
+            async with session.begin_nested():
+                await shop.app.publish(Sold(6), session=session)
+                session.expunge_all()
+                raise LookupError
+        await session.commit()
+        await shop.app.publish(Sold(7), session=session)
+        session.expunge_all()
+        await session.close()  # it can be used again
+        session.add(Sale(number=8))
+        await session.commit()
+    assert await shop.events() == [1, 2, 3, 5]
+
+
 async def test_events_stand_in_the_order_they_were_published_in(shop: Shop) -> None:
     async with shop.sessions() as session, session.begin():
         for number in range(250):

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from sqlalchemy import Connection, Engine, event, exc
-from sqlalchemy.orm import Session
+from sqlalchemy import Connection, Engine, event, exc, inspect
+from sqlalchemy.orm import InstanceState, Session, SessionTransaction
 
 from outboxkit.errors import ConfigurationError
 from outboxkit.message import OutboxRow
@@ -24,6 +24,34 @@ class Committed(Protocol):
     def __call__(self, *, by_another: bool) -> None:
         """A session was committed; `by_another`: what it joined is not."""
         ...
+
+
+class _Heard:
+    """What is known of a session that events were published in."""
+
+    def __init__(self) -> None:
+        self.is_pending = False
+        """Whether it has rows of ours that are not committed."""
+        self.rows: list[OutboxMessage] = []
+        """Those it has not written, as far as we know."""
+
+    def bring_back(self, session: Session) -> None:
+        """Give the session back what it was told to forget (by `expunge_all`, say) before it had written that.
+
+        The rows that an event tells of may have been written and will be committed.
+        """
+        self.rows = [row for row in self.rows if row in session.new or _is_unwritten(row)]
+        session.add_all(row for row in self.rows if row not in session.new)
+
+    def forget_undone(self) -> None:
+        """After a rollback: what it took back is in the session no more."""
+        self.rows = [row for row in self.rows if not _is_unwritten(row)]
+
+
+def _is_unwritten(row: OutboxMessage) -> bool:
+    """Whether no session has it, nor has one written it."""
+    state: InstanceState[Any] = inspect(row)
+    return state.transient
 
 
 class Publisher:
@@ -50,8 +78,11 @@ class Publisher:
         mapped = message_class(prefix, schema)
         self.require_own(self._bind(session, mapped))
         delayed = delayed_class(prefix, schema)
-        session.add_all(mapped(row) if row.due is None else delayed(row) for row in rows)
-        self._listen(session)
+        heard = self._listen(session)
+        heard.bring_back(session)
+        added = [mapped(row) if row.due is None else delayed(row) for row in rows]
+        heard.rows += added
+        session.add_all(added)
 
     def require_own(self, bind: Engine | Connection) -> None:
         """Refuse what leads to another database than the store's engine.
@@ -76,14 +107,34 @@ class Publisher:
                 "this session is bound to no engine that its outbox rows could go to: give it bind=engine beside its binds"
             ) from error
 
-    def _listen(self, session: Session) -> None:
-        pending: dict[int, bool] = session.info.setdefault(_HEARD, {})
-        if id(self) not in pending:
+    def _listen(self, session: Session) -> "_Heard":
+        heard: dict[int, _Heard] = session.info.setdefault(_HEARD, {})
+        if id(self) not in heard:
+            heard[id(self)] = _Heard()
             event.listen(session, "before_flush", self._before_flush)
+            event.listen(session, "before_commit", self._before_commit)
+            event.listen(session, "after_soft_rollback", self._after_rollback)
             event.listen(session, "after_commit", self._after_commit)
-        pending[id(self)] = True
+            event.listen(session, "after_transaction_end", self._after_end)
+        heard[id(self)].is_pending = True
+        return heard[id(self)]
+
+    def _heard(self, session: Session) -> "_Heard":
+        heard: dict[int, _Heard] = session.info.get(_HEARD, {})
+        return heard.get(id(self)) or _Heard()  # the user may have emptied `info`
+
+    def _before_commit(self, session: Session) -> None:
+        self._heard(session).bring_back(session)
+
+    def _after_rollback(self, session: Session, _previous: object) -> None:
+        self._heard(session).forget_undone()
+
+    def _after_end(self, session: Session, transaction: SessionTransaction) -> None:
+        if transaction.parent is None:  # however it ended: what it has not written it never will
+            self._heard(session).rows.clear()
 
     def _before_flush(self, session: Session, *_: object) -> None:
+        self._heard(session).bring_back(session)
         # Only now is it known which connection they go to, and how that was set up.
         for mapped in {type(new) for new in session.new if isinstance(new, OutboxMessage)}:
             bind = self._bind(session, mapped)
@@ -91,9 +142,9 @@ class Publisher:
                 self._require_kept(session.connection({"mapper": mapped}))
 
     def _after_commit(self, session: Session) -> None:
-        pending: dict[int, bool] = session.info.get(_HEARD, {})
-        if pending.get(id(self)) and not session.in_nested_transaction():
-            pending[id(self)] = False
+        heard = self._heard(session)
+        if heard.is_pending and not session.in_nested_transaction():
+            heard.is_pending = False
             self._committed(by_another=isinstance(session.bind, Connection))
 
 
