@@ -298,11 +298,12 @@ class App(Router):
 
         Raises:
             SchemaError, NotADatabaseError, StoreUnavailableError: on entering. A broker that is away is waited for.
-            ConfigurationError: the app is open already, or a function publishes by a decorator of another app.
+            ConfigurationError: the app is open already, a function publishes by a decorator of another app, or an event's class
+                names what is not there.
         """
         if self._is_open:
             self._refuse_twice()
-        self.require_own_declarations()
+        self.require_complete()
         async with self._connecting():
             await self.store.open(self.name, self.settings.partitions)
             try:

@@ -43,7 +43,8 @@ def event(
             key (or with None for one) there is no order to keep.
 
     Raises:
-        EventDeclarationError: at decoration, naming what is wrong.
+        EventDeclarationError: at decoration, naming what is wrong; when the app is opened, if the class names another that is
+            missing then still.
     """
     if isinstance(name, type):  # pyright: ignore[reportUnnecessaryIsInstance] - no brackets
         raise EventDeclarationError(f'@event stands without brackets on {qualified(name)}: write @event("...", topic="...")')
@@ -119,10 +120,55 @@ def _codec(cls: type[Any], where: str) -> tuple[Callable[[Any], Any], Callable[[
         return (lambda event: _pydantic_builtins(event, where)), cls.model_validate_json
     _field_names(cls, where)
     try:
-        decoder = msgspec.json.Decoder(cls)
+        decode = _decoder(cls, where)
+    except NameError:
+        decode = _Later(cls, where)
+    return (lambda event: msgspec.to_builtins(event, str_keys=True)), decode
+
+
+def _decoder(cls: type[Any], where: str) -> Callable[[bytes], Any]:
+    try:
+        return msgspec.json.Decoder(cls).decode
     except TypeError as error:
         raise EventDeclarationError(f"{where} cannot be read back from JSON: {error}") from error
-    return (lambda event: msgspec.to_builtins(event, str_keys=True)), decoder.decode
+
+
+class _Later:
+    """Decodes events of a class that names itself, or one further down, and so cannot be looked into when it is declared."""
+
+    def __init__(self, cls: type[Any], where: str) -> None:
+        self._cls = cls
+        self._where = where
+        self._decode: Callable[[bytes], Any] | None = None
+
+    def __call__(self, raw: bytes) -> Any:
+        return self.found()(raw)
+
+    def found(self) -> Callable[[bytes], Any]:
+        """Look into it, once.
+
+        Raises:
+            EventDeclarationError: a name is missing still.
+        """
+        if self._decode is None:
+            try:
+                self._decode = _decoder(self._cls, self._where)
+            except NameError as error:
+                raise EventDeclarationError(
+                    f"{self._where}: {error}: what its annotations name has to be there when the program runs, in its module "
+                    "(not under TYPE_CHECKING, and not local to a function)"
+                ) from error
+        return self._decode
+
+
+def require_decodable(spec: EventType) -> None:
+    """Refuse an event whose class names what is not there.
+
+    Raises:
+        EventDeclarationError: it does.
+    """
+    if isinstance(spec.decode, _Later):
+        spec.decode.found()
 
 
 def _pydantic_builtins(event: Any, where: str) -> Any:

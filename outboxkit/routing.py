@@ -15,7 +15,7 @@ from outboxkit.errors import (
     HandlerSignatureError,
     NoUnitOfWorkError,
 )
-from outboxkit.events import EventType, qualified, unique_names
+from outboxkit.events import EventType, qualified, require_decodable, unique_names
 from outboxkit.handler import Handler, after_commit_of, declared_event, publish_returned
 from outboxkit.periodic import Periodic, periodic, unique_periodics
 from outboxkit.retry import RetryPolicy
@@ -343,12 +343,15 @@ class Router:
         for router in self._routers:
             yield from router._tree()  # noqa: SLF001 - its own class
 
-    def require_own_declarations(self) -> None:
-        """Refuse a handler that publishes, but by a decorator of another app: here it may not.
+    def require_complete(self) -> None:
+        """Refuse what could not be found out when it was decorated.
 
         Raises:
-            EventDeclarationError: there is one.
+            EventDeclarationError: a handler publishes by a decorator of another app, and here it may not; or the class of an
+                event names what is not there.
         """
+        for spec in [*self.published(), *(handler.event for handler in self.handlers())]:
+            require_decodable(spec)
         for handler in self.handlers():
             for event in _events_of.get(handler.function, set()) - handler.publishes.keys():
                 raise EventDeclarationError(

@@ -112,6 +112,9 @@ class UnitOfWork:
     ) -> str:
         """Add an event to this unit of work; it is written and committed with everything else in it, or not at all.
 
+        A savepoint of the user's own is no unit of work: what was published in it stays when it is undone. Joining does it, by
+        `App.unit_of_work` or a decorated function inside this one: rows and events go together then.
+
         Args:
             event: an instance of a class declared with ``@event`` and named in ``@publishes`` of the function it is
                 published from.

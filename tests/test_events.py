@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable
 from datetime import UTC, date, datetime
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -17,7 +18,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from outboxkit import Limits, Settings, event
+from outboxkit import App, Limits, Settings, event
 from outboxkit.encoding import Encoder, partition
 from outboxkit.errors import (
     ConfigurationError,
@@ -28,6 +29,7 @@ from outboxkit.errors import (
 )
 from outboxkit.events import event_type, unique_names
 from outboxkit.message import Delivery, Envelope, Message, OutboxRow, Position, Stream
+from outboxkit.testing import MemoryBroker
 
 quickly = settings(max_examples=50, deadline=None)  # a busy machine is no reason to fail
 
@@ -165,6 +167,48 @@ def test_an_event_that_could_not_be_read_back_is_refused_at_once() -> None:
 
     with pytest.raises(EventDeclarationError, match=r"'sold' .*cannot be read back from JSON"):
         event("sold", topic="sales")(Sold)
+
+
+@event("part.made", topic="parts")
+class PartMade(msgspec.Struct, frozen=True):
+    name: str
+    parts: "list[PartMade]" = []
+    box: "Box | None" = None
+
+
+@event("boxed", topic="parts")
+@dataclasses.dataclass(frozen=True)
+class Boxed:
+    inner: "Boxed | None"
+    box: "Box"
+
+
+class Box(msgspec.Struct, frozen=True):
+    size: int
+
+
+@event("lost", topic="parts")
+class Lost(msgspec.Struct):
+    what: "Nowhere"  # type: ignore[name-defined]  # noqa: F821  # pyright: ignore
+
+
+def test_a_class_may_name_itself_and_what_is_declared_further_down() -> None:
+    made = PartMade("car", parts=[PartMade("wheel", box=Box(3))])
+    assert read_back(encoder().row(made), PartMade) == made
+    boxed = Boxed(Boxed(None, Box(1)), Box(2))
+    assert read_back(encoder().row(boxed), Boxed) == boxed
+
+
+async def test_a_class_that_names_what_is_not_there_is_refused_when_its_app_is_opened(tmp_path: Path) -> None:
+    app = App("shop", store=f"sqlite:///{tmp_path}/shop.db", broker=MemoryBroker())
+
+    @app.consumes(Lost)
+    async def find(lost: Lost) -> None: ...
+
+    await app.migrate()
+    with pytest.raises(EventDeclarationError, match=r"Lost\): name 'Nowhere' is not defined: .*not under TYPE_CHECKING"):
+        async with app:
+            pass
 
 
 def test_a_declaration_returns_the_class_itself_and_is_for_it_alone() -> None:

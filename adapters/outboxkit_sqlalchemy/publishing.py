@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from sqlalchemy import Connection, Engine, event, exc, inspect
-from sqlalchemy.orm import InstanceState, Session, SessionTransaction
+from sqlalchemy.orm import Session, SessionTransaction
 
 from outboxkit.errors import ConfigurationError
 from outboxkit.message import OutboxRow
@@ -50,8 +50,8 @@ class _Heard:
 
 def _is_unwritten(row: OutboxMessage) -> bool:
     """Whether no session has it, nor has one written it."""
-    state: InstanceState[Any] = inspect(row)
-    return state.transient
+    state: Any = inspect(row)
+    return bool(state.transient)
 
 
 class Publisher:
