@@ -16,8 +16,7 @@ from outboxkit.config import Settings, checked_name
 from outboxkit.dead_letters import DeadLetters
 from outboxkit.encoding import Encoder
 from outboxkit.errors import ConfigurationError, NoUnitOfWorkError
-from outboxkit.events import event_type
-from outboxkit.handler import Handler
+from outboxkit.handler import Handler, declared_event
 from outboxkit.identity import host_name
 from outboxkit.later import due_of
 from outboxkit.message import Position, Stream
@@ -162,11 +161,12 @@ class App(Router):
             events: the only event classes that may be published in it; any declared one when none is named.
 
         Raises:
+            EventDeclarationError: one is no event.
             NoUnitOfWorkError: the app is not open.
             StoreUnavailableError: on entering or leaving; nothing was committed.
         """
         self._require_open()
-        declared = {event: spec for event in events if (spec := event_type(event)) is not None}
+        declared = {event: declared_event(event, "unit_of_work") for event in events}
         return unit_of_work(self.store, self._encoder, declared if events else None)
 
     async def publish(

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from outboxkit.checking import described
 from outboxkit.config import Settings
 from outboxkit.errors import PayloadError, PayloadTooLargeError, UndeclaredEventError
 from outboxkit.events import EventType, event_type, qualified
@@ -53,6 +54,8 @@ class Encoder:
         """
         spec = _require_declared(event, declared)
         where = f"event {spec.name!r}"
+        if headers is not None and not isinstance(headers, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance] - callers without a type checker
+            raise PayloadError(f"{where}: headers is {described(headers)}: it takes a mapping of names to strings")
         try:
             data = spec.to_builtins(event)
         except (ValueError, TypeError, OverflowError, RecursionError) as error:

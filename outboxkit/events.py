@@ -50,6 +50,8 @@ def event(
         raise EventDeclarationError(f'@event stands without brackets on {qualified(name)}: write @event("...", topic="...")')
 
     def declare(cls: type[T]) -> type[T]:
+        if not isinstance(cls, type):  # pyright: ignore[reportUnnecessaryIsInstance] - a function, say
+            raise EventDeclarationError(f"event {name!r}: {cls!r} is no msgspec Struct, dataclass or pydantic model")
         where = f"event {name!r} ({qualified(cls)})"
         if topic is None:
             raise EventDeclarationError(f'{where} has no topic: write @event({name!r}, topic="...")')
@@ -57,6 +59,8 @@ def event(
         checked_name(f"{where}: topic", topic)
         if isinstance(key, str) and key not in _field_names(cls, where):
             raise EventDeclarationError(f"{where} has no attribute {key!r} to take its key from")
+        if inspect.iscoroutinefunction(key):
+            raise EventDeclarationError(f"{where}: its key is a coroutine function, which nobody awaits: write `def`")
         to_builtins, decode = _codec(cls, where)
         key_of = _attribute(key) if isinstance(key, str) else key
         _declared[cls] = EventType(name, topic, cls, key_of, to_builtins, decode)

@@ -20,7 +20,7 @@ from outboxkit.handler import Handler, after_commit_of, declared_event, publish_
 from outboxkit.periodic import Periodic, periodic, unique_periodics
 from outboxkit.retry import RetryPolicy
 from outboxkit.schedule import schedule_of
-from outboxkit.signatures import handler_arguments, qualified_name, unit_binder
+from outboxkit.signatures import handler_arguments, qualified_name, require_function, unit_binder
 from outboxkit.unit_of_work import Declared, UnitOfWork
 
 P = ParamSpec("P")
@@ -168,6 +168,7 @@ class Router:
         afterwards = None if after_commit is None else after_commit_of(after_commit, spec, names)
 
         def register(function: F) -> F:
+            require_function(function)
             plain = _plain_of.get(function, function)
             self._require_heard(qualified_name(plain))
             arguments = handler_arguments(plain, spec, names)
@@ -233,6 +234,7 @@ class Router:
         names = _names_of(inspect.currentframe())  # annotations may name classes that are local to the caller
 
         def wrap(function: Callable[..., Any], /) -> Callable[..., Coroutine[Any, Any, Any]]:
+            require_function(function)
             plain = _plain_of.get(function, function)
             bind, visible = unit_binder(plain, names)
             schedule = schedule_of(qualified_name(plain), every, cron, tz)

@@ -32,7 +32,7 @@ def handler_arguments(function: Callable[..., Any], spec: EventType, names: Name
     Raises:
         HandlerSignatureError: a parameter that cannot be supplied, none that takes the event, or a generator function.
     """
-    _require_no_generator(function)
+    require_function(function)
     annotations = annotations_of(function, names)
     one: Any = spec.cls
     kinds: list[tuple[Any, Argument]] = [
@@ -48,6 +48,8 @@ def handler_arguments(function: Callable[..., Any], spec: EventType, names: Name
         kind: Argument | None = next((kind for annotation, kind in kinds if wanted == annotation), None)
         if kind is not None and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             arguments[parameter.name] = kind
+        elif kind is not None and parameter.kind is parameter.POSITIONAL_ONLY:
+            raise HandlerSignatureError(f"{qualified_name(function)}: {parameter} is supplied by its name: leave out the /")
         elif parameter.default is parameter.empty and parameter.kind not in _VARIADIC:
             raise HandlerSignatureError(
                 f"{qualified_name(function)}: parameter {parameter} cannot be supplied: annotate it {spec.cls.__name__}, "
@@ -65,7 +67,7 @@ def unit_binder(function: Callable[..., Any], names: Names) -> tuple[Callable[..
     Raises:
         HandlerSignatureError: a variadic parameter is annotated `UnitOfWork`, or it is a generator function.
     """
-    _require_no_generator(function)
+    require_function(function)
     annotations = annotations_of(function, names)
     signature = inspect.signature(function)
     parameters = signature.parameters
@@ -117,7 +119,15 @@ def _not_none(annotation: Any) -> Any:
     return others[0] if len(others) == 1 else annotation
 
 
-def _require_no_generator(function: Callable[..., Any]) -> None:
+def require_function(function: Callable[..., Any]) -> None:
+    """Refuse to decorate what only makes a function of one, or a generator function.
+
+    Raises:
+        HandlerSignatureError: it is such a thing.
+    """
+    kind = type(function).__name__
+    if kind in ("staticmethod", "classmethod"):
+        raise HandlerSignatureError(f"{qualified_name(function)}: @{kind} stands beneath: put it above the other decorators")
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         raise HandlerSignatureError(
             f"{qualified_name(function)} is a generator function, and what calls it would run nothing of it: return events, a "

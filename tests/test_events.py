@@ -155,10 +155,21 @@ class Plain:
     """Neither a Struct nor a dataclass nor a model."""
 
 
-@pytest.mark.parametrize("cls", [int, dict, Plain, Colour])
-def test_a_class_that_is_no_record_cannot_be_an_event(cls: type[Any]) -> None:
+@pytest.mark.parametrize("cls", [int, dict, Plain, Colour, lambda: 7])
+def test_what_is_no_record_cannot_be_an_event(cls: Any) -> None:
     with pytest.raises(EventDeclarationError, match="is no msgspec Struct, dataclass or pydantic model"):
         event("sold", topic="sales")(cls)
+
+
+def test_a_key_that_somebody_would_have_to_await_is_refused() -> None:
+    class Sold(msgspec.Struct):
+        number: int
+
+    async def key(sold: Sold) -> int:
+        return sold.number
+
+    with pytest.raises(EventDeclarationError, match=r"Sold\): its key is a coroutine function"):
+        event("sold", topic="sales", key=key)(Sold)
 
 
 def test_an_event_that_could_not_be_read_back_is_refused_at_once() -> None:
@@ -405,6 +416,12 @@ def test_headers_come_out_at_the_other_end() -> None:
 def test_a_header_that_cloudevents_has_no_room_for_is_refused(headers: Any) -> None:
     with pytest.raises(PayloadError, match=r"event 'payload': header .*1 to 20 lower-case letters and digits"):
         row_of(headers=headers)
+
+
+def test_headers_that_are_no_mapping_are_refused() -> None:
+    pairs: Any = [("tenant", "x")]
+    with pytest.raises(PayloadError, match=r"event 'payload': headers is something of type list: it takes a mapping"):
+        row_of(headers=pairs)
 
 
 @pytest.mark.parametrize("text", ["\0", "a\0b", "\ud800", "\udfff tail"])

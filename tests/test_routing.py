@@ -144,7 +144,7 @@ unreadable.__annotations__["sold"] = "Sold["
 
 
 UNSUPPLIABLE: list[tuple[Callable[..., object], str]] = [
-    (positional, r"positional: parameter .*cannot be supplied: annotate it Sold, list\[Sold\], UnitOfWork or Message"),
+    (positional, r"positional: sold: .*Sold.? is supplied by its name: leave out the /"),
     (no_event, r"no_event: exactly one parameter takes the event: Sold or list\[Sold\]"),
     (nothing, r"nothing: exactly one parameter takes the event"),
     (unannotated, r"unannotated: parameter sold cannot be supplied: annotate it Sold"),
@@ -431,6 +431,23 @@ async def test_wrong_arguments_are_a_type_error_as_with_any_function(app: App) -
             for args, kwargs in mistakes:
                 with pytest.raises(TypeError):
                     await wrong(*args, **kwargs)
+
+
+@pytest.mark.parametrize("kind", [staticmethod, classmethod])
+def test_what_stands_above_a_static_or_class_method_says_where_it_belongs(kind: Any) -> None:
+    async def sell(sold: Sold) -> None: ...
+
+    for decorator in (Router().consumes(Sold), Router().publishes(Sold)):
+        with pytest.raises(HandlerSignatureError, match=rf"sell: @{kind.__name__} stands beneath: put it above the other"):
+            decorator(kind(sell))
+
+
+async def test_a_unit_of_work_for_what_is_no_event_says_so(app: App) -> None:
+    async with app:
+        things: list[Any] = [Sold(1), dict]
+        for thing in things:
+            with pytest.raises(EventDeclarationError, match="is no event: decorate the class with @event"):
+                app.unit_of_work(thing)
 
 
 def test_callers_see_a_signature_without_the_unit_of_work() -> None:
