@@ -85,9 +85,9 @@ def test_a_url_that_names_no_file_says_what_to_write(url: str) -> None:
         SQLiteStore(url)
 
 
-@pytest.mark.parametrize("options", ["prefiks=a_", "durability=off", "durability=normal", "mode=ro", "prefix=a_&x=1"])
+@pytest.mark.parametrize("options", ["prefiks=a_", "durability=off", "durability=normal", "mode=ro", "prefix=a_&x=1", "foreign_keys=1"])
 def test_an_unknown_option_names_those_there_are(options: str) -> None:
-    with pytest.raises(ConfigurationError, match="the options are prefix, busy_seconds and durability"):
+    with pytest.raises(ConfigurationError, match="the options are prefix, busy_seconds, foreign_keys"):
         SQLiteStore(f"sqlite:///shop.db?{options}")
 
 
@@ -365,6 +365,20 @@ async def test_a_deferred_constraint_that_refuses_the_commit_loses_the_transacti
             await transaction.commit(new_rows())
         assert len(await log_of(store)) == 1
     assert ask(store.path, "SELECT id FROM child") == [(7,)]
+
+
+@pytest.mark.parametrize("checks", ["on", "off"])
+async def test_units_of_work_check_foreign_keys_where_that_is_asked_for(tmp_path: Path, checks: str) -> None:
+    store = store_in(tmp_path, f"?foreign_keys={checks}")
+    async with opened(store):
+        ask(store.path, "CREATE TABLE parent (id INTEGER PRIMARY KEY)")
+        ask(store.path, "CREATE TABLE child (id INTEGER REFERENCES parent)")
+        async with store.transaction() as transaction:
+            refused = pytest.raises(sqlite3.IntegrityError, match="FOREIGN KEY")
+            with refused if checks == "on" else contextlib.nullcontext():
+                await transaction.connection.execute("INSERT INTO child VALUES (7)")
+            await transaction.commit(new_rows())
+    assert ask(store.path, "SELECT id FROM child") == ([] if checks == "on" else [(7,)])
 
 
 async def test_a_commit_is_in_the_file_when_it_returns(tmp_path: Path) -> None:

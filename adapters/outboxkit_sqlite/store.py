@@ -37,7 +37,8 @@ class SQLiteStore(ConsumingStore, RelayingStore):
 
     Args:
         url: ``sqlite:///relative.db`` or ``sqlite:////absolute.db``, with the options ``prefix`` (of the tables, by default
-            ``outboxkit_``), ``busy_seconds`` (how long a writer waits for other processes, by default 30) and
+            ``outboxkit_``), ``busy_seconds`` (how long a writer waits for other processes, by default 30),
+            ``foreign_keys=on``, under which units of work check them (inside one SQLite does not hear of that any more), and
             ``durability=normal-may-lose-commits``, under which a power cut can take back commits whose events were sent.
 
     Raises:
@@ -53,10 +54,13 @@ class SQLiteStore(ConsumingStore, RelayingStore):
         prefix = checked_prefix(options.pop("prefix", "outboxkit_"))
         # An absolute path, whatever the working directory becomes.
         super().__init__(path.absolute(), prefix, busy_seconds(url, options.pop("busy_seconds", "30")))
-        durability = options.pop("durability", "full")
-        if durability not in ("full", _RELAXED) or options:
-            raise ConfigurationError(f"{url!r}: the options are prefix, busy_seconds and durability (full or {_RELAXED})")
+        durability, foreign_keys = options.pop("durability", "full"), options.pop("foreign_keys", "off")
+        if durability not in ("full", _RELAXED) or foreign_keys not in ("on", "off") or options:
+            raise ConfigurationError(
+                f"{url!r}: the options are prefix, busy_seconds, foreign_keys (on or off) and durability (full or {_RELAXED})"
+            )
         self._full = durability == "full"
+        self._checks_foreign_keys = foreign_keys == "on"
 
     def __repr__(self) -> str:
         return f"SQLiteStore({str(self.path)!r})"
@@ -78,6 +82,8 @@ class SQLiteStore(ConsumingStore, RelayingStore):
                 await reader.run(lambda connection: connection.execute("PRAGMA query_only = ON").close())
                 writer = await self._connected(opened, guarded=True)
                 await writer.run(lambda connection: connection.execute(SHORT_BUSY_TIMEOUT).close())
+                if self._checks_foreign_keys:  # else it is as SQLite was built, which most often is without
+                    await writer.run(lambda connection: connection.execute("PRAGMA foreign_keys = ON").close())
                 opened.pop_all()
         self._reader, self._writer = reader, writer
         self._group = CommitGroup(writer, self.turn, self.begun, self._transaction, self.commit_seen, self.failed)
