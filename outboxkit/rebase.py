@@ -4,14 +4,19 @@ For each stream that the broker has brought further than our log can explain, th
 the same entry. Our rows above it were never relayed (the relay refuses such a stream) and move, in order, above the broker's
 last position; new rows follow them. Entries that only the broker has stay there: their events happened, for everyone who read
 them, although the database forgot.
+
+What the broker has trimmed cannot be compared any more. It counts as the same as far as the progress that was saved says that
+it was relayed. Rows relayed after that, in the last second before a backup, are sent again, as nothing tells them from new
+ones, which would be lost.
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from itertools import takewhile
 from typing import NamedTuple
 
 from outboxkit.agreement import difference
 from outboxkit.broker import Broker
-from outboxkit.log import Entries
+from outboxkit.log import Entries, LogEntry
 from outboxkit.message import ORIGIN, Position, Stream
 from outboxkit.store import Store
 
@@ -65,22 +70,33 @@ async def _by_stream(store: Store, broker: Broker) -> Mapping[Stream, tuple[Posi
         after = page.end
         for stream, entries in page.streams.items():
             agreed, ahead = known.get(stream, (ORIGIN, 0))
-            same = 0 if ahead else await _same_from_start(broker, stream, entries)
+            same = 0 if ahead else await _same_from_start(store, broker, entries)
             known[stream] = (entries[same - 1].position if same else agreed, ahead + len(entries) - same)
     return known
 
 
-async def _same_from_start(broker: Broker, stream: Stream, entries: Entries) -> int:
-    """How many of these entries, from the first, the broker has too; one it has trimmed counts."""
-    oldest = await broker.range(stream, after=ORIGIN, upto=None, limit=1)
+async def _same_from_start(store: Store, broker: Broker, entries: Entries) -> int:
+    """How many of these entries, from the first, the broker has too; one of ours that it has trimmed counts."""
+    stream, first = entries.stream, entries[0].position
     theirs = {
         entry.position: entry.envelope
-        for entry in await broker.range(stream, after=entries[0].position.before(), upto=entries.end, limit=len(entries) * 2)
+        for entry in await broker.range(stream, after=first.before(), upto=entries.end, limit=len(entries) * 2)
     }
-    same = 0
-    for entry in entries:
-        trimmed = bool(oldest) and entry.position <= oldest[0].prev
-        if not trimmed and theirs.get(entry.position) != entry.envelope:
-            break
-        same += 1
-    return same
+    trimmed = await _trimmed(store, broker, stream)  # after the look, as more of it may be by then
+
+    def same(entry: LogEntry) -> bool:
+        envelope = theirs.get(entry.position)
+        return envelope == entry.envelope or (envelope is None and entry.position <= trimmed)
+
+    return sum(1 for _ in takewhile(same, entries))
+
+
+async def _trimmed(store: Store, broker: Broker, stream: Stream) -> Position:
+    """Up to where rows that the broker does not have were in it, and went when it was trimmed.
+
+    That there was something, the oldest entry tells. That it was ours, only the database knows: when that has gone back, new
+    rows have the positions of old ones.
+    """
+    relayed = (await store.progress()).last.get(stream, ORIGIN)
+    oldest = await broker.range(stream, after=ORIGIN, upto=None, limit=1)
+    return min(relayed, oldest[0].prev) if oldest else ORIGIN

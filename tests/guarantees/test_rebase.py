@@ -1,0 +1,123 @@
+"""What `rebase` moves when the broker has trimmed its streams meanwhile: what never went out, and nothing else."""
+
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import asyncpg
+import msgspec
+import pytest
+
+from outboxkit import RetentionSettings
+from outboxkit.message import ORIGIN
+from outboxkit.rebase import divergences, rebase
+from outboxkit.testing.rows import envelopes
+from tests.databases import CHECKER, Place
+from tests.servers import drop_database
+from tests.services import QUICK, Publisher, Reader
+from tests.waiting import until
+
+TRIMMING = msgspec.structs.replace(QUICK, retention=RetentionSettings(stream_seconds=0.05, look_seconds=0.05))
+"""Rows stay for days, as they do by default; entries go when they are settled."""
+
+
+@pytest.fixture(params=["redis", "embedded"])
+def broker_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A broker of each kind."""
+    if request.param == "embedded":
+        return f"sqlite:///{tmp_path}/broker.db"
+    url: str = request.getfixturevalue("redis_url")
+    return url
+
+
+Copying = Callable[[], Awaitable[Place]]
+
+
+@pytest.fixture
+async def backup(place: Place, tmp_path: Path) -> AsyncIterator[Copying]:
+    """Makes a copy of the place, where no service runs at that time, as whoever makes a backup does."""
+    async with AsyncExitStack() as after:
+
+        async def copied() -> Place:
+            if isinstance(place, Path):
+                (tmp_path / "backup").mkdir()
+                return Path(shutil.copy(place / "publisher.db", tmp_path / "backup")).parent
+            copy = urlsplit(place)._replace(path=f"{urlsplit(place).path}_backup").geturl()
+            server = urlsplit(place)._replace(path="/postgres").geturl()
+            connection = await asyncpg.connect(server, server_settings={"application_name": CHECKER})
+            name = urlsplit(place).path.removeprefix("/")
+            after.push_async_callback(drop_database, copy, server)
+            try:
+                await connection.execute(f"CREATE DATABASE {name}_backup TEMPLATE {name}")
+            finally:
+                await connection.close()
+            return copy
+
+        yield copied
+
+
+async def noted(reader: Reader, numbers: range) -> None:
+    await until(lambda: set(numbers) <= set(reader.noted()))
+
+
+async def draw(publisher: Publisher, numbers: range) -> None:
+    for number in numbers:
+        await publisher.draw(number)
+
+
+async def held(publisher: Publisher) -> list[list[bytes]]:
+    """What each stream holds."""
+    broker = publisher.app.broker
+    return [envelopes(await broker.range(s, after=ORIGIN, upto=None, limit=1000)) for s in await broker.streams("numbers")]
+
+
+async def trimmed(publisher: Publisher) -> None:
+    """Wait until each stream holds its last entry alone."""
+    await until(lambda: held(publisher), lambda held: max(map(len, held)) == 1)
+
+
+async def rebased(publisher: Publisher, streams: int) -> int:
+    """Wait until so many streams are stopped, and do what the message says; returns how many rows moved."""
+    await until(lambda: publisher.observer.halts, lambda halts: len(halts) == streams)
+    app = publisher.app
+    return await rebase(app.store, await divergences(app.store, app.broker, app.name, ["numbers"]))
+
+
+async def test_after_a_restored_backup_everything_that_is_published_comes_although_the_streams_were_trimmed(
+    place: Place, broker_url: str, backup: Copying
+) -> None:
+    publisher, reader = Publisher(place, broker_url, settings=TRIMMING), Reader(place, broker_url, settings=TRIMMING)
+    async with (await publisher.migrate()).app, (await reader.migrate()).app:
+        await draw(publisher, range(40))
+        await noted(reader, range(40))
+    restored = Publisher(await backup(), broker_url, settings=TRIMMING)
+    async with publisher.app, reader.app:
+        await draw(publisher, range(40, 80))
+        await noted(reader, range(80))
+        await trimmed(publisher)
+    async with restored.app, reader.app:
+        await draw(restored, range(100, 120))  # at positions that the broker has filled, and trimmed
+        assert await rebased(restored, streams=4) == 20
+        await draw(restored, range(120, 140))
+        await noted(reader, range(100, 140))
+        assert sorted(reader.noted()) == [*range(80), *range(100, 140)]
+
+
+async def test_a_publisher_that_is_started_over_loses_nothing_to_streams_that_were_trimmed(
+    place: Place, broker_url: str, backup: Copying
+) -> None:
+    publisher, reader = Publisher(place, broker_url, settings=TRIMMING), Reader(place, broker_url, settings=TRIMMING)
+    await publisher.migrate()
+    new = Publisher(await backup(), broker_url, settings=TRIMMING)
+    async with publisher.app, (await reader.migrate()).app:
+        await draw(publisher, range(40))
+        await noted(reader, range(40))
+        await trimmed(publisher)
+    async with new.app, reader.app:
+        await draw(new, range(100, 120))
+        assert await rebased(new, streams=4) == 20
+        await draw(new, range(120, 140))
+        await noted(reader, range(100, 140))
+        assert sorted(reader.noted()) == [*range(40), *range(100, 140)]
