@@ -18,6 +18,7 @@ from outboxkit.agreement import difference
 from outboxkit.broker import Broker
 from outboxkit.log import Entries, LogEntry
 from outboxkit.message import ORIGIN, Position, Stream
+from outboxkit.retained import slowest
 from outboxkit.store import Store
 
 _PAGE = 1000
@@ -94,9 +95,11 @@ async def _same_from_start(store: Store, broker: Broker, entries: Entries) -> in
 async def _trimmed(store: Store, broker: Broker, stream: Stream) -> Position:
     """Up to where rows that the broker does not have were in it, and went when it was trimmed.
 
-    That there was something, the oldest entry tells. That it was ours, only the database knows: when that has gone back, new
+    That there was something, the oldest entry tells; or, as one that somebody else wrote names none before it, that all known
+    groups have settled it, so that nobody misses it. That it was ours, only the database knows: when that has gone back, new
     rows have the positions of old ones.
     """
     relayed = (await store.progress()).last.get(stream, ORIGIN)
+    settled = slowest(await store.retained.known()).get(stream, ORIGIN)
     oldest = await broker.range(stream, after=ORIGIN, upto=None, limit=1)
-    return min(relayed, oldest[0].prev) if oldest else ORIGIN
+    return min(relayed, max([settled, *(entry.prev for entry in oldest)]))

@@ -6,7 +6,7 @@ has not begun with it has not settled. Groups live in the broker, which may lose
 until they are dismissed by name. All times are by the database's clock.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from outboxkit.message import Position, Stream
@@ -21,6 +21,14 @@ class KnownGroup(NamedTuple):
     """Up to where it has settled everything, when the broker told last."""
     stood_seconds: float
     """Since that moved."""
+
+
+def slowest(groups: Iterable[KnownGroup]) -> Mapping[Stream, Position]:
+    """Return for each stream that is read up to where all groups have settled it."""
+    settled: dict[Stream, Position] = {}
+    for group in groups:
+        settled[group.stream] = min(group.settled, settled.get(group.stream, group.settled))
+    return settled
 
 
 class Removal(NamedTuple):

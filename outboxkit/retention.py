@@ -20,6 +20,7 @@ from outboxkit.errors import GroupActiveError, GroupMissingError
 from outboxkit.lease import Lease, Unshared
 from outboxkit.message import ORIGIN, Position, Stream
 from outboxkit.observe import Observer
+from outboxkit.retained import slowest
 from outboxkit.store import Store
 from outboxkit.supervision import Supervisor
 
@@ -96,13 +97,11 @@ class Retention:
 
     async def _trim(self, streams: Collection[Stream]) -> None:
         """Trim each stream up to what is old; of one that no group reads what is as old as rows may be."""
-        slowest: dict[Stream, Position] = {}
-        for known in await self._store.retained.known():  # with those that the broker has lost
-            slowest[known.stream] = min(known.settled, slowest.get(known.stream, known.settled))
+        settled = slowest(await self._store.retained.known())  # by those too that the broker has lost
         old = await self._store.retained.horizon(self._settings.stream_seconds)
         as_old_as_rows = await self._store.retained.horizon(self._settings.row_seconds)
         for stream in streams:
-            upto = min(old, slowest[stream]) if stream in slowest else as_old_as_rows
+            upto = min(old, settled[stream]) if stream in settled else as_old_as_rows
             if upto > ORIGIN and (count := await self._broker.trim(stream, upto)):
                 self._observer.trimmed(stream, count)
 

@@ -3,19 +3,23 @@
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
+from itertools import chain
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import asyncpg
 import msgspec
 import pytest
+import redis.asyncio
 
 from outboxkit import RetentionSettings
-from outboxkit.message import ORIGIN
+from outboxkit.message import ORIGIN, Stream
 from outboxkit.rebase import divergences, rebase
+from outboxkit.retained import slowest
 from outboxkit.testing.rows import envelopes
 from tests.databases import CHECKER, Place
-from tests.servers import drop_database
+from tests.servers import drop_database, empty_redis
 from tests.services import QUICK, Publisher, Reader
 from tests.waiting import until
 
@@ -78,6 +82,12 @@ async def trimmed(publisher: Publisher) -> None:
     await until(lambda: held(publisher), lambda held: max(map(len, held)) == 1)
 
 
+async def settled_by_all(publisher: Publisher) -> bool:
+    """Whether the database knows of each stream that it is settled up to its end."""
+    store = publisher.app.store
+    return slowest(await store.retained.known()) == (await store.progress()).last
+
+
 async def rebased(publisher: Publisher, streams: int) -> int:
     """Wait until so many streams are stopped, and do what the message says; returns how many rows moved."""
     await until(lambda: publisher.observer.halts, lambda halts: len(halts) == streams)
@@ -121,3 +131,48 @@ async def test_a_publisher_that_is_started_over_loses_nothing_to_streams_that_we
         await draw(new, range(120, 140))
         await noted(reader, range(100, 140))
         assert sorted(reader.noted()) == [*range(40), *range(100, 140)]
+
+
+async def strangers_entries(url: str, streams: set[Stream]) -> None:
+    """Write to streams without the position of the entry before, as somebody with redis-cli would."""
+    driver: Any = redis.asyncio.Redis  # its annotations are incomplete
+    async with driver.from_url(url) as client:
+        for stream in streams:
+            await client.xadd(f"outboxkit:{stream}", {"who": "somebody else"})
+
+
+async def test_nothing_comes_twice_when_only_a_strangers_entry_is_left_of_a_stream(place: Place, redis_url: str) -> None:
+    publisher, reader = Publisher(place, redis_url, settings=TRIMMING), Reader(place, redis_url, settings=TRIMMING)
+    async with (await publisher.migrate()).app, (await reader.migrate()).app:
+        await draw(publisher, range(40))
+        await noted(reader, range(40))
+    async with publisher.app, reader.app:
+        streams = set(await publisher.app.broker.streams("numbers"))
+        await strangers_entries(redis_url, streams)
+        await trimmed(publisher)
+        await draw(publisher, range(40, 60))
+        assert await rebased(publisher, streams=len(streams)) == 20
+        await noted(reader, range(60))
+        await draw(publisher, range(60, 80))
+        await noted(reader, range(80))
+        assert sorted(reader.noted()) == [*range(80)]
+
+
+async def test_what_nobody_settled_comes_again_when_the_broker_lost_it_before_a_stranger_wrote(
+    place: Place, redis_url: str
+) -> None:
+    publisher, reader = Publisher(place, redis_url, settings=TRIMMING), Reader(place, redis_url, settings=TRIMMING)
+    async with (await publisher.migrate()).app, (await reader.migrate()).app:
+        await draw(publisher, range(40))
+        await noted(reader, range(40))
+        await until(lambda: settled_by_all(publisher))
+    async with publisher.app:
+        streams = set(await publisher.app.broker.streams("numbers"))
+        await draw(publisher, range(40, 60))
+        await until(lambda: held(publisher), lambda held: set(publisher.log()[-20:]) <= set(chain(*held)))
+    empty_redis(redis_url)
+    await strangers_entries(redis_url, streams)
+    async with publisher.app, reader.app:
+        assert await rebased(publisher, streams=len(streams)) == 20
+        await noted(reader, range(60))
+        assert sorted(reader.noted()) == [*range(60)]
