@@ -112,7 +112,7 @@ class Relay:
                 await anyio.lowlevel.checkpoint()  # so that it is under way while this one is made into what is sent
                 complete = await self._append(page.streams)
             following = await next_page
-        if not complete:  # the cursor went back
+        if not complete:
             return await self._read(self._cursor)
         self._cursor = end
         return following
@@ -126,7 +126,7 @@ class Relay:
         return page
 
     async def _append(self, streams: Mapping[Stream, Entries]) -> bool:
-        """Bring entries into the broker; False when it turned out to have lost earlier ones."""
+        """Bring entries into the broker; False when the log has to be read again."""
         complete = await self._meet(streams.keys() - self._last.keys())
         while complete and (batches := self._batches(streams)):
             complete = await self._take_stock(await self._replica.append(batches))
@@ -149,7 +149,7 @@ class Relay:
         return batches
 
     async def _take_stock(self, answers: Sequence[tuple[Append, Position]]) -> bool:
-        """Compare the answers with what each batch should have come to; False when something was lost."""
+        """Compare the answers with what each batch should have come to; False when the log has to be read again."""
         surprises: dict[Stream, Position] = {}
         for batch, now in answers:
             if now == batch.entries.end:
@@ -179,7 +179,7 @@ class Relay:
         self._saved = self._saved or progress
 
     async def _meet(self, streams: Collection[Stream], known: Mapping[Stream, Position] | None = None) -> bool:
-        """Get to know streams; False when the cursor had to go back."""
+        """Get to know streams; False when the log has to be read again."""
         if not streams:
             return True
         self._last |= {stream: (known or {}).get(stream, ORIGIN) for stream in streams}
@@ -203,13 +203,17 @@ class Relay:
         return found
 
     async def _reconcile(self, found: Mapping[Stream, Position]) -> bool:
-        """Act on where streams end in the broker; False when the cursor had to go back."""
+        """Act on where streams end in the broker; False when the log has to be read again from the cursor on.
+
+        It had to go back; or a rebase has moved rows, and what was read before it would bring them at their old positions too.
+        """
         lost: dict[Stream, tuple[Position, Position]] = {}
-        before = self._cursor
+        before, accepted = self._cursor, False
         for stream, now in found.items():
             meaning = await self._compare(stream, now)
             if meaning == "halt":
                 continue
+            accepted |= meaning == "accepted"
             # Without a wait in between: whoever interrupts the next one must not find the end here and the cursor behind it.
             had, self._last[stream] = self._last[stream], now
             if meaning == "lost":
@@ -225,7 +229,7 @@ class Relay:
         if lost:
             self._observer.lost(lost)
             await self._tell_what_is_gone(lost)
-        return not went_back and not lost
+        return not went_back and not lost and not accepted
 
     async def _tell_what_is_gone(self, lost: Mapping[Stream, tuple[Position, Position]]) -> None:
         removed = await self._store.retained.removed()
@@ -233,17 +237,17 @@ class Relay:
             if now < removed.get(stream, ORIGIN):
                 self._observer.gone(stream, now, removed[stream])
 
-    async def _compare(self, stream: Stream, now: Position) -> Literal["go on", "lost", "halt"]:
+    async def _compare(self, stream: Stream, now: Position) -> Literal["go on", "lost", "accepted", "halt"]:
         last = self._last[stream]
         if now == last and (stream not in self._doubted or now == ORIGIN):
             return "go on"
         if now < last:
             return "lost"
-        accepted = (await self._store.progress()).last.get(stream)  # a rebase, or a twin, may have moved it
-        instead = None if now == accepted else await difference(self._store, self._broker, stream, now)
+        accepted = now == (await self._store.progress()).last.get(stream)  # by a rebase; or a twin was there
+        instead = None if accepted else await difference(self._store, self._broker, stream, now)
         if instead is None:
             self._doubted.discard(stream)
-            return "go on"
+            return "accepted" if accepted else "go on"
         if stream not in self._halted:
             self._halted.add(stream)
             self._observer.halted(
@@ -257,7 +261,7 @@ class Relay:
     # now and then
 
     async def _tend(self) -> bool:
-        """Probe and save when it is time; True when the cursor went back."""
+        """Probe and save when it is time; True when the log has to be read again."""
         now = anyio.current_time()
         if now >= self._save_at:
             self._save_at = now + self._settings.save_seconds

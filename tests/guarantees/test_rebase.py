@@ -1,4 +1,4 @@
-"""What `rebase` moves when the broker has trimmed its streams meanwhile: what never went out, and nothing else."""
+"""What `rebase` moves: what never went out, and nothing else, also when the broker has trimmed its streams meanwhile."""
 
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -8,16 +8,21 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import anyio
 import asyncpg
 import msgspec
 import pytest
 import redis.asyncio
 
 from outboxkit import RetentionSettings
-from outboxkit.message import ORIGIN, Stream
+from outboxkit.broker import Append
+from outboxkit.log import Entries, LogPage
+from outboxkit.message import ORIGIN, Position, Stream
 from outboxkit.rebase import divergences, rebase
+from outboxkit.relay import Relay
 from outboxkit.retained import slowest
-from outboxkit.testing.rows import envelopes
+from outboxkit.testing.rows import envelopes, log_of
+from outboxkit_redis import RedisBroker
 from tests.databases import CHECKER, Place
 from tests.servers import drop_database, empty_redis
 from tests.services import QUICK, Publisher, Reader
@@ -25,6 +30,9 @@ from tests.waiting import until
 
 TRIMMING = msgspec.structs.replace(QUICK, retention=RetentionSettings(stream_seconds=0.05, look_seconds=0.05))
 """Rows stay for days, as they do by default; entries go when they are settled."""
+PROBING = msgspec.structs.replace(QUICK.relay, probe_seconds=1e-6)
+"""Looks where streams end whenever it has read."""
+ONE_STREAM = msgspec.structs.replace(QUICK, partitions={"numbers": 1})
 
 
 @pytest.fixture(params=["redis", "embedded"])
@@ -176,3 +184,46 @@ async def test_what_nobody_settled_comes_again_when_the_broker_lost_it_before_a_
         assert await rebased(publisher, streams=len(streams)) == 20
         await noted(reader, range(60))
         assert sorted(reader.noted()) == [*range(60)]
+
+
+def rebase_once_read(store: Any, broker: RedisBroker, above: Position) -> None:
+    """Have somebody rebase just when a page has been read that goes above a position."""
+    read = store.read
+
+    async def read_and_rebase(after: Position, limit: int, max_bytes: int) -> LogPage:
+        page: LogPage = await read(after, limit, max_bytes)
+        if page and page.end > above:
+            store.read = read
+            assert await rebase(store, await divergences(store, broker, "drawing", ["numbers"]))
+        return page
+
+    store.read = read_and_rebase
+
+
+@pytest.mark.parametrize("stopped", [False, True], ids=["unknown", "stopped"])
+async def test_what_a_relay_has_read_just_before_it_moves_comes_once(place: Place, redis_url: str, *, stopped: bool) -> None:
+    """Of a stream that the relay has not looked at so far, or has stopped."""
+    publisher = await Publisher(place, redis_url, settings=ONE_STREAM).migrate()
+    broker, stream = RedisBroker(redis_url), Stream("numbers", 0, "drawing")
+    await broker.open()
+    async with publisher.app.running(relay=False), anyio.create_task_group() as relaying:
+        store = publisher.app.store
+        await draw(publisher, range(2))
+        last = Position((await log_of(store))[-1].position.major + 1, 1)
+        await broker.append([Append(ORIGIN, Entries(stream, [(last, b"of an outbox that was lost")]))])
+        if not stopped:
+            await draw(publisher, range(2, 10))
+            await log_of(store)  # so that they come in one page, on Postgres
+        rebase_once_read(store, broker, last)
+        relaying.start_soon(Relay(store, broker, PROBING, publisher.observer).run)
+        if stopped:
+            await until(lambda: publisher.observer.halts)
+            await draw(publisher, range(2, 10))
+        brought = await until(lambda: _above(broker, stream, last), lambda brought: brought[-1:] == publisher.log()[-1:])
+        assert brought == publisher.log()
+        relaying.cancel_scope.cancel()
+    await broker.aclose()
+
+
+async def _above(broker: RedisBroker, stream: Stream, position: Position) -> list[bytes]:
+    return envelopes(await broker.range(stream, after=position, upto=None, limit=1000))
