@@ -68,7 +68,11 @@ class Cron:
     def latest(self, now: datetime) -> datetime:
         """See `Schedule.latest`."""
         start = now.replace(microsecond=0) + timedelta(seconds=1)  # looking back leaves out where it starts
-        return next(moment for moment in self._moments(start, reverse=True) if moment <= now)
+        latest = next(moment for moment in self._moments(start, reverse=True) if moment <= now)
+        # In an hour that there is twice it also leaves out what the clock on the wall has yet to show again, and has shown.
+        while (following := self.following(latest)) <= now:
+            latest = following
+        return latest
 
     def following(self, now: datetime) -> datetime:
         """See `Schedule.following`."""

@@ -109,6 +109,20 @@ def test_a_moment_that_there_is_twice_comes_once_unless_it_is_one_of_all(express
     assert called(cron(expression, BERLIN), "2026-10-24T00:00", "2026-10-26T12:00") == moments
 
 
+@pytest.mark.parametrize("expression", ["30 2 * * *", "0 3 * * *", "5 1-3 * * *", "*/20 2 * * *", "59 1,2 * * *"])
+@pytest.mark.parametrize("start", ["2026-03-28T20:00", "2026-10-24T20:00"])
+def test_whoever_looks_for_the_first_time_finds_the_moment_that_came_last_whatever_the_clock_shows(
+    expression: str, start: str
+) -> None:
+    schedule = cron(expression, BERLIN)
+    moment = schedule.following(datetime.fromisoformat(start).replace(tzinfo=UTC))
+    for _ in range(12):
+        following = schedule.following(moment)
+        for minutes in range(0, min(240, (following - moment) // timedelta(minutes=1)), 7):
+            assert schedule.latest(moment + timedelta(minutes=minutes)) == moment
+        moment = following
+
+
 @pytest.mark.parametrize(
     ("every", "cron", "tz", "says"),
     [
