@@ -1,8 +1,9 @@
 """Circuits: one for each topic, so that a topic that cannot be reached does not hold the others up.
 
-A question about several topics fails as a whole when the broker cannot reach one of them, a part of a cluster that is down say.
-Then each is asked by itself, and one that fails has its circuit opened: nobody asks about it any more, but `watch`, after
-growing waits, until it answers. When none answers the broker is away, and that is its caller's affair.
+A question about several topics fails as a whole when the broker cannot reach one of them, a part of a cluster that is down say,
+or when something else stands where a stream of it should be. Then each is asked by itself, and one that fails has its circuit
+opened: nobody asks about it any more, but `watch`, after growing waits, until it answers. When none answers the broker is away,
+and that is its caller's affair.
 """
 
 from collections.abc import Awaitable, Callable, Collection, Mapping
@@ -10,7 +11,7 @@ from typing import TypeVar
 
 import anyio
 
-from outboxkit.errors import BrokerUnavailableError, OutboxkitError
+from outboxkit.errors import BrokerUnavailableError, OutboxkitError, StreamConflictError
 from outboxkit.observe import Observer
 from outboxkit.retry import Backoff
 from outboxkit.supervision import Supervisor
@@ -19,13 +20,17 @@ T = TypeVar("T")
 
 _Counts = dict[str, int]
 
+_AWAY = BrokerUnavailableError, StreamConflictError
+"""What opens a circuit: others can go on meanwhile, and this one when somebody has mended it."""
+
 
 class Circuits:
     """The circuits of one loop's topics.
 
     Args:
         doing: what is done with the topics, for messages.
-        probe: asks for a sign of life of a topic, and raises `BrokerUnavailableError` when there is none.
+        probe: asks for a sign of life of a topic, and raises `BrokerUnavailableError` when there is none, or
+            `StreamConflictError`.
         backoff: waits between these.
         observer: told of each topic that is away, and when it is back.
     """
@@ -58,7 +63,7 @@ class Circuits:
             The answers, each with the topics it is about.
 
         Raises:
-            BrokerUnavailableError: nothing answered, and not `lives`.
+            BrokerUnavailableError, StreamConflictError: nothing answered, and not `lives`.
         """
         asked = frozenset(topic for topic in topics if not self.is_open(topic))
         if not asked and topics and not lives:
@@ -67,7 +72,7 @@ class Circuits:
             )
         try:
             return {asked: await question(asked)} if asked else {}
-        except BrokerUnavailableError:
+        except _AWAY:
             if len(asked) == 1 and not lives:
                 raise
         return await self._one_by_one(asked, question, lives)
@@ -89,7 +94,7 @@ class Circuits:
     async def _look_after(self, topic: str) -> None:
         try:
             await self._probe(topic)
-        except BrokerUnavailableError as error:
+        except _AWAY as error:
             self._open(topic, error)
             return
         except OutboxkitError:
@@ -100,13 +105,13 @@ class Circuits:
         self, topics: Collection[str], question: Callable[[Collection[str]], Awaitable[T]], lives: bool
     ) -> Mapping[frozenset[str], T]:
         answers: dict[frozenset[str], T] = {}
-        errors: dict[str, BrokerUnavailableError] = {}
+        errors: dict[str, BrokerUnavailableError | StreamConflictError] = {}
         others: list[OutboxkitError] = []
 
         async def ask(topic: str) -> None:
             try:
                 answers[frozenset({topic})] = await question([topic])
-            except BrokerUnavailableError as error:
+            except _AWAY as error:
                 errors[topic] = error
             except OutboxkitError as error:  # not to be raised within the group of tasks, which would wrap it
                 others.append(error)
@@ -122,7 +127,7 @@ class Circuits:
             self._open(topic, why)
         return answers
 
-    def _open(self, topic: str, error: BrokerUnavailableError) -> None:
+    def _open(self, topic: str, error: BrokerUnavailableError | StreamConflictError) -> None:
         self._failures[topic] = failures = self._failures.get(topic, 0) + 1
         self._observer.troubled(f"{self._doing}: topic {topic}", error, failures, self._backoff.seconds(failures))
         self._opened.set()

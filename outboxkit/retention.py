@@ -10,13 +10,15 @@ chain shows that: the first entry that is brought again after a broker's loss na
 before it.
 """
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 
 import anyio
 
-from outboxkit.broker import Broker
+from outboxkit.broker import Broker, Standing
 from outboxkit.config import RetentionSettings
-from outboxkit.errors import GroupActiveError, GroupMissingError
+from outboxkit.errors import GroupActiveError, GroupMissingError, StreamConflictError
 from outboxkit.lease import Lease, Unshared
 from outboxkit.message import ORIGIN, Position, Stream
 from outboxkit.observe import Observer
@@ -50,6 +52,8 @@ class Retention:
         self._lease = lease or Unshared()
         """Our turn among the processes of this app."""
         self._rest_until = 0.0
+        self._conflicts = Counter[Stream]()
+        """How often something else was found in a stream's place."""
 
     async def run(self) -> None:
         """Remove until cancelled; a broker or database that is away is waited for."""
@@ -69,13 +73,30 @@ class Retention:
         times = settings.row_seconds, settings.stream_seconds
         asked_at = await self._store.retained.mark(min(times) / _MARKS, max(times))
         streams = (await self._store.progress()).last.keys()
-        told = await self._broker.groups(streams)
+        told = await self._groups(streams)
         standings = {stream: {group: standing.settled for group, standing in groups.items()} for stream, groups in told.items()}
         await self._store.retained.know(standings, asked_at)
         await self._store.retained.expect(streams)
-        await self._trim(streams)
+        await self._trim(told)
         if anyio.current_time() >= self._rest_until:
             await self._remove(await self._store.retained.horizon(settings.row_seconds))
+
+    async def _groups(self, streams: Collection[Stream]) -> Mapping[Stream, Mapping[str, Standing]]:
+        """Return how far the groups of each stream are, but of what is none of ours."""
+        told: dict[Stream, Mapping[str, Standing]] = {stream: {} for stream in streams}
+        with suppress(StreamConflictError):
+            told |= await self._broker.groups(streams)
+            self._conflicts.clear()
+            return told
+        for stream in streams:
+            try:
+                told |= await self._broker.groups([stream])
+            except StreamConflictError as error:
+                del told[stream]
+                self._conflicts[stream] += 1
+                doing, again_in = f"removing what is settled: stream {stream}", self._settings.look_seconds
+                self._observer.troubled(doing, error, self._conflicts[stream], again_in)
+        return told
 
     async def _remove(self, upto: Position) -> None:
         """Walk over the old rows from the start on, and remove what may go."""

@@ -8,11 +8,12 @@ from typing import Any
 import anyio
 import msgspec
 import pytest
+import redis
 
-from outboxkit import App, Settings, UnitOfWork, event
+from outboxkit import App, RetentionSettings, Settings, UnitOfWork, event
 from outboxkit.circuits import Circuits
 from outboxkit.errors import BrokerUnavailableError, GroupMissingError
-from outboxkit.message import Position, Stream
+from outboxkit.message import ORIGIN, Position, Stream
 from outboxkit.retry import Backoff
 from outboxkit.testing import MemoryBroker, drain
 from tests.databases import Place, database_at
@@ -97,11 +98,11 @@ def ends_with(number: int) -> Callable[[list[int]], bool]:
 class Talk:
     """An app that says things near and far, and notes what it hears of itself."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Place, broker: str | None = None, settings: Settings = SETTINGS) -> None:
         self.database = database_at(place, "talk")
         self.broker = Parted()
         self.observer = Recording()
-        self.app = App("talk", store=self.database.url, broker=self.broker, settings=SETTINGS, observer=self.observer)
+        self.app = App("talk", store=self.database.url, broker=broker or self.broker, settings=settings, observer=self.observer)
 
         @self.app.consumes(Near)
         async def near(said: Near, uow: UnitOfWork) -> None:
@@ -236,6 +237,37 @@ async def test_what_is_known_flows_on_while_nobody_can_tell_what_streams_there_a
 
 def opened(talk: Talk, topic: str) -> set[str]:
     return {doing for doing in talk.observer.doings if doing.endswith(f"topic {topic}")}
+
+
+async def test_something_else_under_a_streams_name_stops_its_topic_alone_until_it_is_deleted(
+    place: Place, redis_url: str
+) -> None:
+    retention = RetentionSettings(stream_seconds=0.05, look_seconds=0.05)
+    talk = Talk(place, redis_url, msgspec.structs.replace(SETTINGS, retention=retention))
+    keys = ["outboxkit:far:0:talk", "outboxkit:far:1:talk"]
+    driver: Any = redis.Redis  # its annotations are incomplete
+    with driver.from_url(redis_url) as client:
+        client.set(keys[0], "a string")
+        client.hset(keys[1], "a", "hash")
+    async with talk.running():
+        for number in range(20):
+            await talk.say(number)
+            await until(lambda: talk.heard("near"), ends_with(number))
+        await until(lambda: talk.observer.troubles, lambda troubles: any(keys[1] in each for each in troubles))
+        assert "relaying: topic far" in talk.observer.doings
+        await until(lambda: near_entries(talk), (1).__eq__)
+        with driver.from_url(redis_url) as client:
+            client.delete(*keys)
+        await until(lambda: talk.heard("far"), lambda heard: heard == list(range(20)))
+        await drain(talk.app)
+    assert talk.heard("near") == talk.heard("far") == list(range(20))
+    assert not talk.observer.crashes
+
+
+async def near_entries(talk: Talk) -> int:
+    broker = talk.app.broker
+    held = [await broker.range(each, after=ORIGIN, upto=None, limit=100) for each in await broker.streams("near")]
+    return sum(map(len, held))
 
 
 async def test_when_nothing_answers_no_circuit_is_opened() -> None:
