@@ -8,9 +8,14 @@ import msgspec
 
 from outboxkit.errors import ConfigurationError
 
+LONGEST_SECONDS = 3_155_760_000
+"""A hundred years. Of much more than that databases cannot make an interval, or the time when it ends."""
+
 
 def check_types(settings: msgspec.Struct, where: str) -> None:
-    """Check that numbers are numbers, and that settings within settings are of their class; other fields are left alone.
+    """Check that numbers are numbers, that settings within settings are of their class, and that no time is too long.
+
+    Other fields are left alone.
 
     Args:
         settings: what was given.
@@ -22,11 +27,22 @@ def check_types(settings: msgspec.Struct, where: str) -> None:
     for field in msgspec.structs.fields(settings):
         value = getattr(settings, field.name)
         kinds = get_args(field.type) if isinstance(field.type, types.UnionType) else (field.type,)
-        if (takes := _takes(field.name, kinds)) is None or _is_one_of(value, kinds):
+        if (takes := _takes(field.name, kinds)) is None:
+            continue
+        if _is_one_of(value, kinds):
+            _check_length(f"{where}{field.name}", value, kinds)
             continue
         instead = f", {value.total_seconds()}" if isinstance(value, timedelta) and float in kinds else ""
         raise ConfigurationError(
             f"{where}{field.name} is {value!r}: it takes {takes}{instead}{', or None' if types.NoneType in kinds else ''}"
+        )
+
+
+def _check_length(name: str, value: Any, kinds: tuple[Any, ...]) -> None:
+    if name.endswith("_seconds") and value is not None and value > LONGEST_SECONDS:
+        instead = ", or None" if types.NoneType in kinds else ""
+        raise ConfigurationError(
+            f'{name} is {value}: the longest time is a hundred years; for "for ever", give {LONGEST_SECONDS}{instead}'
         )
 
 

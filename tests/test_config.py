@@ -18,7 +18,9 @@ from outboxkit import (
     RetryPolicy,
     Settings,
 )
+from outboxkit.checking import LONGEST_SECONDS
 from outboxkit.config import checked_name
+from outboxkit.retry import Backoff
 from outboxkit.testing import MemoryBroker
 
 
@@ -80,6 +82,26 @@ def test_a_setting_that_cannot_work_is_named(path: str, settings: tuple[str, str
         ConfigurationError, match=rf"setting {path} is {value}: it (has to be more than 0|takes a whole number)$"
     ):
         Settings(**given)
+
+
+@pytest.mark.parametrize("seconds", [math.inf, 1e12, LONGEST_SECONDS + 1])
+@pytest.mark.parametrize(
+    ("part", "field"),
+    [
+        (part, field)
+        for part in (Settings, RelaySettings, ConsumerSettings, RetentionSettings, RetryPolicy, Backoff)
+        for field in part.__struct_fields__
+        if field.endswith("_seconds")
+    ],
+)
+def test_a_time_that_is_too_long_for_a_database_is_named_with_the_longest(part: Any, field: str, seconds: float) -> None:
+    wholes: dict[Any, str] = {RelaySettings: "relay", ConsumerSettings: "consumer", RetentionSettings: "retention"}
+    with pytest.raises(ConfigurationError, match=rf"{field} is .*: the longest time is a hundred years.* give 3155760000"):
+        Settings(**{wholes[part]: part(**{field: seconds})}) if part in wholes else part(**{field: seconds})
+
+
+def test_the_longest_time_is_one_that_can_be_set() -> None:
+    Settings(retention=RetentionSettings(row_seconds=LONGEST_SECONDS), relay=RelaySettings(lease_seconds=LONGEST_SECONDS))
 
 
 THREE_DAYS = timedelta(days=3)

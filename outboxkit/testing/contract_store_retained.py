@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import anyio
 import anyio.lowlevel
 
+from outboxkit.checking import LONGEST_SECONDS
 from outboxkit.log import LogEntry
 from outboxkit.message import LAST, ORIGIN, Position, Stream
 from outboxkit.store import Progress, Store
@@ -335,3 +336,10 @@ class StoreRetainedContract:
         await store.save_progress(Progress(seen[-1].position, {entry.stream: entry.position for entry in seen}))
         await swept(store)
         assert await log_of(store) == last_of(seen)
+
+    async def test_rows_can_be_kept_and_a_turn_can_last_for_the_longest_time_that_can_be_set(self, store: Store) -> None:
+        log = await relayed(store)
+        await store.retained.mark(LONGEST_SECONDS / 50, LONGEST_SECONDS)
+        assert await store.retained.horizon(LONGEST_SECONDS) == ORIGIN
+        assert await store.lease("work", "one", LONGEST_SECONDS) == 1
+        assert await log_of(store) == log
