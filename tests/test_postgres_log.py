@@ -18,6 +18,7 @@ from outboxkit_postgres import rebasing, ticks
 from outboxkit_postgres.connection import whole_transaction
 from outboxkit_postgres.link import BY_INDEX
 from tests.postgres import SOURCE, ask, connected, opened
+from tests.postgres_cycles import PostgresCycles
 from tests.waiting import until
 
 
@@ -157,6 +158,27 @@ async def test_a_page_of_a_large_log_keeps_to_the_indexes_and_is_not_compiled(po
                 assert not re.search(r"Seq Scan on outboxkit|Bitmap", plan)
                 read = sum(int(blocks) for blocks in re.findall(r"\A.*?hit=(\d+)", plan, re.DOTALL))
                 assert read < 200, plan
+
+
+async def test_ticks_of_which_nothing_is_left_are_passed_over_by_the_hundred(postgres_url: str) -> None:
+    """After a rebase, say, and until retention removes them."""
+    async with opened(postgres_url) as store, PostgresCycles(postgres_url).running() as cycles:
+        await publish(store, new_rows())
+        (first,) = await log_of(store)
+        await ask(
+            postgres_url,
+            "INSERT INTO outboxkit_tick (tick, snapshot, high) SELECT tick + number, snapshot, high + number "
+            "FROM (SELECT * FROM outboxkit_tick ORDER BY tick DESC LIMIT 1) last, generate_series(1, 1200) number",
+        )
+        await ask(postgres_url, "SELECT setval('outboxkit_outbox_seq_seq', (SELECT max(high) FROM outboxkit_tick))")
+        rows = await publish(store, new_rows())
+        async with opened(cycles.url) as other:
+            await other.read(first.position.before(), 1, EVERYTHING)
+            before = cycles.count
+            page = await other.read(first.position, 2, EVERYTHING)
+            assert envelopes(page) == envelopes(rows)
+            assert page.end.major == first.position.major + 1201
+            assert cycles.count - before <= 50
 
 
 async def test_what_a_rebase_moves_of_a_large_log_is_found_by_the_indexes(postgres_url: str) -> None:

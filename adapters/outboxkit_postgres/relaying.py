@@ -50,6 +50,8 @@ class RelayingTables(OpenedTables):
             tick = following
             if page := await self._read(Position(tick, 0), limit, max_bytes):
                 return page, newest
+            if tick < newest:
+                tick = await self._empty_upto(tick)
 
     async def _read(self, after: Position, limit: int, max_bytes: int) -> LogPage:
         ticks = self._opened().ticks
@@ -58,6 +60,11 @@ class RelayingTables(OpenedTables):
         if complete:
             self._read_up = page.end, page.end.major  # so that going on there begins with a look for the next tick
         return page
+
+    async def _empty_upto(self, tick: int) -> int:
+        ticks = self._opened().ticks
+        async with self.translated(), self._database.reading() as link:
+            return await ticks.empty_upto(link, tick)
 
     async def _tick_after(self, tick: int) -> tuple[int | None, int]:
         """Return the tick that follows one, made if there are rows for it (None when there are none), and the newest."""

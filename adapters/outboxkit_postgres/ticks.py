@@ -79,19 +79,22 @@ def rows_of_tick(columns: str) -> str:
 _ENVELOPE = 4
 """Where a row of the log has it."""
 
-# Ticks from $1 on that together hold about $3 rows, 500 at most. In the first, what is above $2. By the primary key of both
-# tables, and by (xid, seq) for what came late. What does not fit into $4 bytes is left out, but for the first of it, which then
-# has no envelope.
-_READ = f"""
-    WITH first AS MATERIALIZED (
-        SELECT greatest(coalesce((SELECT high FROM {{tick}} WHERE tick < $1 ORDER BY tick DESC LIMIT 1), 0), $2) AS high
+# Ticks from $1 on that together hold about $3 rows, 500 at most; in the first, what is above $2.
+_SPAN = """
+    first AS MATERIALIZED (
+        SELECT greatest(coalesce((SELECT high FROM {tick} WHERE tick < $1 ORDER BY tick DESC LIMIT 1), 0), $2) AS high
     ), span AS MATERIALIZED (
         SELECT t.tick, t.snapshot, t.high, before.snapshot AS seen, before.high AS low,
             CASE WHEN t.tick = $1 THEN $2 ELSE 0 END AS after
-        FROM (SELECT * FROM {{tick}} WHERE tick >= $1 ORDER BY tick LIMIT 500) t, first,
-            LATERAL (SELECT * FROM {{tick}} b WHERE b.tick < t.tick ORDER BY b.tick DESC LIMIT 1) before
+        FROM (SELECT * FROM {tick} WHERE tick >= $1 ORDER BY tick LIMIT 500) t, first,
+            LATERAL (SELECT * FROM {tick} b WHERE b.tick < t.tick ORDER BY b.tick DESC LIMIT 1) before
         WHERE t.tick = $1 OR t.high <= first.high + $3
-    ), entry AS (
+    )"""
+
+# What these ticks hold. By the primary key of both tables, and by (xid, seq) for what came late. What does not fit into $4
+# bytes is left out, but for the first of it, which then has no envelope.
+_READ = f"""
+    WITH {_SPAN}, entry AS (
         SELECT span.tick, o.seq, o.topic, o.partition, o.envelope,
             octet_length(o.envelope) AS size,
             sum(octet_length(o.envelope)) OVER (ORDER BY span.tick, o.seq) AS bytes
@@ -103,6 +106,15 @@ _READ = f"""
     SELECT tick, seq, topic, partition, CASE WHEN bytes <= $4 OR bytes = size THEN envelope END
     FROM entry WHERE bytes - size <= $4 ORDER BY tick, seq
 """
+
+# The last of these ticks, if none of them holds anything: in one statement, as more may come to be among them meanwhile.
+_EMPTY = f"""
+    WITH {_SPAN}
+    SELECT max(tick) FROM span WHERE NOT EXISTS (SELECT FROM span, LATERAL ({rows_of_tick("o.seq")}) o)
+"""
+
+_FAR = 2**40
+"""How many numbers may have been given out in ticks of which nothing is left: their rows were moved, or removed."""
 
 _FIND = """
     SELECT o.envelope
@@ -150,6 +162,11 @@ class TickLog:
         """Return the number of the tick that follows one, None at the end."""
         found = await link.fetch(self._sql(_NEXT_TICK), after)
         return int(found[0][0]) if found else None
+
+    async def empty_upto(self, link: Link, tick: int) -> int:
+        """Return up to which tick nothing is left of some from one on; that one if there is something. As `read` does."""
+        found = await link.fetch(self._sql(_EMPTY), tick, 0, _FAR)
+        return int(found[0][0] or tick)
 
     async def read(self, link: Link, after: Position, limit: int, max_bytes: int) -> tuple[LogPage, bool]:
         """Return entries after a position, of its own tick and of some that follow; nothing may come although there are more.
