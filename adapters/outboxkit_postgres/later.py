@@ -1,6 +1,7 @@
 """Delayed events and periods, by the database's clock."""
 
 import uuid
+from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from outboxkit.later import Period
@@ -13,14 +14,15 @@ _NEXT = "SELECT extract(epoch FROM min(due_at) - clock_timestamp())::float8 FROM
 # just moving it, holds its row: that stays for now, and with it the later ones of its key, which so never come before it. The
 # lock only saves two from getting in each other's way; it goes with the transaction.
 # The moment is the statement's, which the index on due_at can be asked for; the clock's changes from row to row. The limit is
-# no parameter: not knowing it, the planner may think of a tenth of the table.
+# no parameter: not knowing it, the planner may think of a tenth of the table. Answers with how many moved, and the last that
+# was looked at when there may be more behind it.
 _PUBLISH = """
-    WITH turn AS MATERIALIZED (
+    WITH {behind} turn AS MATERIALIZED (
         SELECT pg_try_advisory_xact_lock(hashtextextended($1::text, 0)) AS ours
     ), due AS MATERIALIZED (
         SELECT l.* FROM turn, LATERAL (
-            SELECT seq, due_at, topic, key FROM {later} WHERE turn.ours AND due_at <= statement_timestamp()
-            ORDER BY due_at, seq LIMIT %d) l
+            SELECT seq, due_at, topic, key FROM {later} WHERE turn.ours AND due_at <= statement_timestamp() {of_it}
+            ORDER BY due_at, seq LIMIT {limit}) l
     ), free AS MATERIALIZED (
         SELECT due.*, l.place FROM due LEFT JOIN LATERAL (
             SELECT l.ctid AS place FROM {later} l WHERE l.seq = due.seq LIMIT 1 FOR UPDATE SKIP LOCKED) l ON true
@@ -28,15 +30,26 @@ _PUBLISH = """
         DELETE FROM {later} l WHERE l.ctid = ANY (ARRAY(
             SELECT place FROM free WHERE place IS NOT NULL AND NOT EXISTS (
                 SELECT FROM free held WHERE held.place IS NULL AND held.topic = free.topic AND held.key = free.key
-                    AND (held.due_at, held.seq) < (free.due_at, free.seq))))
+                    AND (held.due_at, held.seq) < (free.due_at, free.seq)) {of_keys}))
         RETURNING l.*
     ), moved AS (
         INSERT INTO {outbox} (id, topic, partition, key, type, envelope)
         SELECT id, topic, partition, key, type, envelope FROM gone ORDER BY due_at, seq
         RETURNING 1
     )
-    SELECT count(*) FROM moved
+    SELECT gone.count, last.due_at, last.seq
+    FROM (SELECT count(*)::integer FROM moved) gone LEFT JOIN (
+        SELECT due_at, seq FROM due ORDER BY due_at, seq OFFSET {limit} - 1) last ON true
 """
+
+# Behind some that stay, of which there may be more than are moved at a time: what comes after these of its key stays too.
+_BEHIND = {
+    "behind": "kept AS MATERIALIZED ("
+    "SELECT DISTINCT topic, key FROM {later} WHERE (due_at, seq) <= ($2::timestamptz, $3::bigint)),",
+    "of_it": "AND (due_at, seq) > ($2::timestamptz, $3::bigint)",
+    "of_keys": "AND NOT EXISTS (SELECT FROM kept WHERE kept.topic = free.topic AND kept.key = free.key)",
+}
+_FIRST = dict.fromkeys(_BEHIND, "")
 
 _CANCEL = "DELETE FROM {later} WHERE id = $1::uuid RETURNING 1"
 
@@ -75,7 +88,21 @@ class LaterTables:
 
     async def publish_due(self, link: Link, limit: int) -> int:
         """See `outboxkit.later.LaterStore.publish_due`."""
-        return int((await link.fetch(self._sql(_PUBLISH % limit), self._lock))[0][0])
+        moved, last = await self._publish(link, limit, _FIRST)
+        while last and 2 * moved < limit:  # so that no few are looked for behind many
+            more, last = await self._publish(link, limit - moved, _BEHIND, *last)
+            moved += more
+        return moved
+
+    async def _publish(
+        self, link: Link, limit: int, which: Mapping[str, str], *behind: object
+    ) -> tuple[int, tuple[object, ...] | None]:
+        """Return how many moved, and the last that was looked at: None when there are no more behind it."""
+        statement = _PUBLISH
+        for name, text in {**which, "limit": str(limit)}.items():
+            statement = statement.replace(f"{{{name}}}", text)
+        ((moved, *last),) = await link.fetch(self._sql(statement), self._lock, *behind)
+        return moved, None if None in last else tuple(last)
 
     async def cancel(self, link: Link, id: str) -> bool:
         """See `outboxkit.later.LaterStore.cancel`."""

@@ -147,6 +147,19 @@ class StoreLaterContract:
             assert await moved(peer) == envelopes([rows[0], rows[3], rows[4]])
         assert (await moved(peer))[3:] == envelopes(rows[1:3]), "it was not cancelled after all, and its key is in order"
 
+    async def test_many_that_may_be_being_cancelled_hold_up_nothing_of_another_key(self, store: Store, peer: Store) -> None:
+        """More than move at a time, and where writers do not wait for each other."""
+        if store.concurrency == 1:
+            return
+        at = time.time() - HOUR
+        held = await publish(store, due_at(at, 10, key="one"))
+        rows = await publish(store, [*due_at(at + 1, 5, key="two"), *due_at(at + 1, 2, key="one")])
+        async with store.transaction() as transaction:
+            for row in held:
+                assert await transaction.cancel(row.id)
+            assert await moved(peer, limit=4) == envelopes(rows[:5])
+        assert (await moved(peer, limit=4))[5:] == envelopes([*held, *rows[5:]]), "they were not cancelled after all"
+
     async def test_who_waits_is_woken_by_what_is_committed(self, store: Store, peer: Store) -> None:
         for side in (store, peer):
             before = await store.next_due()
