@@ -112,6 +112,9 @@ class App(Router):
 
         Returns:
             What database and broker tell, or why they do not after 5 seconds; in `Status.troubles` what needs a hand.
+
+        Raises:
+            ConfigurationError: `late_seconds` is negative, or not finite.
         """
         consumed = {group: {handler.event.topic for handler in found.values()} for group, found in self.groups().items()}
         published = {spec.topic for spec in self.published()}

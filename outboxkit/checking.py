@@ -1,5 +1,6 @@
 """Whether what a program gives is of the declared type: without a type checker it would learn of it from a stopped loop."""
 
+import math
 import types
 from datetime import timedelta
 from typing import Any, get_args
@@ -60,6 +61,20 @@ def _is_one_of(value: object, kinds: tuple[Any, ...]) -> bool:
     if isinstance(value, bool):
         return False  # an int for Python, and a mistake here
     return isinstance(value, (*kinds, int) if float in kinds else kinds)
+
+
+def check_age(name: str, seconds: float) -> None:
+    """Check that a length of time can be compared with: what "not a number" fits, databases see in different ways.
+
+    Raises:
+        ConfigurationError: it is negative, or not finite.
+    """
+    try:
+        fits = math.isfinite(seconds) and seconds >= 0
+    except OverflowError:  # of an int that no float holds
+        fits = False
+    if not fits:
+        raise ConfigurationError(f"{name} is {seconds}: it takes a number of seconds, 0 or more")
 
 
 def described(given: object) -> str:

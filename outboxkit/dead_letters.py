@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 
 from outboxkit.errors import ConfigurationError
-from outboxkit.letter import EVERY_LETTER, Choice, DeadLetter, Letters, LetterStore
+from outboxkit.letter import EVERY_LETTER, Choice, DeadLetter, Letters, LetterStore, check_refs
 
 _PAGE = 200
 
@@ -77,7 +77,14 @@ class DeadLetters:
         return [letter.ref async for page in self._pages(Letters.of(which), envelopes=False) for letter in page]
 
     async def take_out(self, refs: Sequence[str]) -> int:
-        """Discard letters that somebody keeps elsewhere; `bring_back` undoes it. Returns how many."""
+        """Discard letters that somebody keeps elsewhere; `bring_back` undoes it.
+
+        Returns: how many.
+
+        Raises:
+            ConfigurationError: one of them is no letter's ref.
+        """
+        check_refs(refs)
         return await self._store.discard(refs, exported=True)
 
     async def bring_back(self, letters: Iterable[DeadLetter]) -> Sequence[bool]:
@@ -88,9 +95,10 @@ class DeadLetters:
             have their effect a second time.
 
         Raises:
-            ConfigurationError: one has no envelope.
+            ConfigurationError: one has no envelope, or a ref that no database has given out.
         """
         wanted = list(letters)
+        check_refs([letter.ref for letter in wanted])
         for letter in wanted:
             if letter.envelope is None:
                 raise ConfigurationError(f"letter {letter.ref} has no envelope: bring back what `export` gave")

@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol, TypeAlias, cast
 
 import msgspec
 
-from outboxkit.checking import check_types
+from outboxkit.checking import check_age, check_types
 from outboxkit.errors import ConfigurationError, EnvelopeError
 from outboxkit.message import LAST, Position, Stream
 
@@ -63,8 +63,9 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
         """
         try:
             letter = msgspec.json.decode(line, type=cls)
-            if max(*(place := Place.of(letter.ref)).position, place.floor_id) > LAST.minor or letter.died_at.tzinfo is None:
-                raise ValueError("a ref or a time that no database has given out")
+            Place.of(letter.ref)
+            if letter.died_at.tzinfo is None:
+                raise ValueError("a time that no database has given out")
             if not 0 <= letter.attempts < 2**31 or not _storable(letter.error):
                 raise ValueError("a number of attempts or an error that no database has given out")
             return letter
@@ -84,6 +85,9 @@ class Letters(msgspec.Struct, frozen=True, kw_only=True):
         error: a part of the error, its traceback included.
         older_seconds: they died at least so long ago.
         younger_seconds: they died at most so long ago.
+
+    Raises:
+        ConfigurationError: one is of the wrong type, or a length of time that is negative or not finite.
     """
 
     names: Sequence[str] | None = None
@@ -95,6 +99,9 @@ class Letters(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         check_types(self, "Letters.")
+        for name in ("older_seconds", "younger_seconds"):
+            if (seconds := getattr(self, name)) is not None:
+                check_age(f"Letters.{name}", seconds)
         if isinstance(self.names, str):
             raise ConfigurationError(f"Letters.names is {self.names!r}: it takes a list, [{self.names!r}]")
 
@@ -158,7 +165,24 @@ class Place(NamedTuple):
             ValueError: it is none.
         """
         floor_id, major, minor = map(int, ref.split("-"))
+        if max(floor_id, major, minor) > LAST.minor:
+            raise ValueError("a ref that no database has given out")
         return cls(floor_id, Position(major, minor))
+
+
+def check_refs(refs: Sequence[str]) -> None:
+    """Check that each is a letter's ref, and not a message's id, say.
+
+    Raises:
+        ConfigurationError: it names the first that is none.
+    """
+    for ref in refs:
+        try:
+            Place.of(ref)
+        except (ValueError, AttributeError) as error:  # the latter of what is no text
+            raise ConfigurationError(
+                f"{ref!r} is no letter's ref: give a list of refs as letters have them, [letter.ref]"
+            ) from error
 
 
 class LetterStore(Protocol):

@@ -13,6 +13,7 @@ from outboxkit.agreement import difference
 from outboxkit.broker import Broker
 from outboxkit.cancellation import uninterrupted
 from outboxkit.census import Count, Reading
+from outboxkit.checking import check_age
 from outboxkit.errors import BrokerError, EnvelopeError, OutboxkitError, StoreError
 from outboxkit.message import ORIGIN, Envelope, Position, Stream
 from outboxkit.retained import KnownGroup
@@ -82,7 +83,11 @@ class Survey:
         Args:
             late_seconds: how old something on its way may be before it is a trouble.
             is_open: whether store and broker are; otherwise they are opened for this and closed again.
+
+        Raises:
+            ConfigurationError: `late_seconds` is negative, or not finite.
         """
+        check_age("late_seconds", late_seconds)
         try:
             if not is_open:
                 await self._ask("database", self._store.open(self._source))

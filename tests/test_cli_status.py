@@ -85,6 +85,13 @@ def named(troubles: list[str], *words: str) -> bool:
     return any(all(word in trouble for word in words) for trouble in troubles)
 
 
+@pytest.mark.parametrize("seconds", ["nan", "inf"])
+def test_an_age_that_is_never_reached_hides_no_trouble(shop: Shop, seconds: str) -> None:
+    answer = shop.run("status", "--late-seconds", seconds)
+    assert answer.exit_code == 2
+    assert answer.output == f"Error: late_seconds is {seconds}: it takes a number of seconds, 0 or more\n"
+
+
 def test_an_app_that_has_done_nothing_needs_no_hand(shop: Shop) -> None:
     answer = shop.run("status")
     assert answer.exit_code == 0, answer.output

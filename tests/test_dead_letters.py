@@ -1,7 +1,9 @@
 """Dead letters from Python and from the shell: seen, run again once, given up, carried away and brought back."""
 
 import json
+import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -9,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from outboxkit import App, ConfigurationError, Letters, Message
@@ -155,6 +158,30 @@ def test_a_choice_of_letters_by_what_makes_no_sense_is_refused_by_name() -> None
         Letters(older_seconds=wrong)
     with pytest.raises(ConfigurationError, match=r"^Letters.names is '1-0-0': it takes a list, \['1-0-0'\]$"):
         Letters(names="1-0-0")
+
+
+@pytest.mark.parametrize("seconds", [math.nan, math.inf, -math.inf, -0.1, 10**400])
+def test_an_age_that_compares_with_nothing_chooses_no_letters(seconds: float) -> None:
+    with pytest.raises(
+        ConfigurationError, match=r"^Letters.older_seconds is -?[a-z0-9.]+: it takes a number of seconds, 0 or more$"
+    ):
+        Letters(older_seconds=seconds)
+    with pytest.raises(ConfigurationError, match=r"^Letters.younger_seconds is -?[a-z0-9.]+: it takes"):
+        Letters(younger_seconds=seconds)
+
+
+NO_REFS: Any = [["some id"], ["1-0"], ["1-0-0", f"{2**63}-0-0"], [7], ["1-0-0", ""]]
+
+
+@pytest.mark.parametrize("refs", NO_REFS)
+async def test_what_is_no_ref_is_told_by_name_before_anything_is_taken_out(tmp_path: Path, refs: Any) -> None:
+    app = App("shop", store=f"sqlite:///{tmp_path}/shop.db", broker=MemoryBroker())
+    await app.migrate()
+    async with app.running(relay=False, consume=False):
+        with pytest.raises(ConfigurationError, match=f"^{re.escape(repr(refs[-1]))} is no letter's ref: give a list of refs"):
+            await app.dead_letters.take_out(refs)
+        with pytest.raises(ConfigurationError, match=r"^'seventeen' is no letter's ref"):
+            await app.dead_letters.bring_back([msgspec.structs.replace(LETTER, ref="seventeen")])
 
 
 @pytest.mark.parametrize(
@@ -311,6 +338,14 @@ def test_a_file_that_is_no_text_is_told_with_its_line_and_nothing_of_it_is_broug
         "Error: dead.jsonl, line 2: not UTF-8 text, as `outboxkit dead export` writes it: nothing was brought back\n"
     )
     assert shop.letters() == []
+
+
+@pytest.mark.parametrize("command", ["retry", "discard", "list"])
+@pytest.mark.parametrize("option", ["--older", "--younger"])
+def test_an_age_that_is_no_number_takes_no_letter_from_the_shell(tmp_path: Path, command: str, option: str) -> None:
+    shop = Shop(tmp_path, tmp_path)  # without tables, which would be told otherwise
+    told = shop.outboxkit("dead", command, "shop:app", option, "nan", stdin="y\n", code=2)
+    assert told == f"Error: Letters.{option[2:]}_seconds is nan: it takes a number of seconds, 0 or more\n"
 
 
 @pytest.mark.parametrize("command", ["retry", "discard"])
