@@ -30,6 +30,14 @@ class TCPProxy:
         self.requests = 0
         self.most = math.inf
         self.url = ""
+        self._clients = set[asyncio.StreamWriter]()
+
+    def lead_to(self, url: str, *, ending: bool = False) -> None:
+        """Stand before another server from here on, as a name that is moved; and end what goes to the one before, or not."""
+        self._target = urlsplit(url)
+        if ending:
+            for client in self._clients:
+                client.transport.abort()
 
     def lose_next(self, what: bytes, *, passed_on: bool = True) -> None:
         """Lose the reply to the next request that holds this, or the request itself, and to no other."""
@@ -50,6 +58,7 @@ class TCPProxy:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         server_reader, server_writer = await asyncio.open_connection(self._target.hostname, self._target.port)
         lost = asyncio.Event()
+        self._clients.add(writer)
 
         async def answers() -> None:
             try:
@@ -78,6 +87,7 @@ class TCPProxy:
                 server_writer.write(request)
                 await server_writer.drain()
         finally:
+            self._clients.discard(writer)
             server_writer.close()  # before waiting, which a cancellation may cut off
             back.cancel()
             await asyncio.gather(back, return_exceptions=True)

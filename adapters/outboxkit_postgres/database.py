@@ -101,6 +101,13 @@ class Database(Protocol):
         """Close every connection; harmless when not open."""
         ...
 
+    def distrust(self) -> None:
+        """Lend none of the connections any more that have been made by now: where they lead, nothing can be written.
+
+        The address may lead elsewhere by now, as after a failover. What is lent is left alone until it is given back.
+        """
+        ...
+
     def link(self) -> AbstractAsyncContextManager[Link]:
         """Borrow a connection for single statements, each a transaction of its own at READ COMMITTED."""
         ...

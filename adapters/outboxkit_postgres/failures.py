@@ -43,6 +43,15 @@ def is_conflict(error: BaseException) -> bool:
     return sqlstate(error) in _CONFLICTS
 
 
+def leads_elsewhere(error: BaseException) -> bool:
+    """Whether a connection may lead to another server than its address does by now: to one that is, or was, a standby.
+
+    Such a session stays as it is for as long as it lives. Also where that is the doing of a role's settings, or of the user's,
+    who may have changed them meanwhile. A standby refuses SERIALIZABLE with 0A000.
+    """
+    return sqlstate(error) in ("25006", "0A000")
+
+
 def means_connection_lost(error: BaseException) -> bool:
     """Whether nobody is at the other end any more."""
     code = sqlstate(error)
@@ -73,7 +82,12 @@ def meaning(error: BaseException, where: str) -> StoreError:
             return SchemaError(f"{where}: {text}: run `outboxkit migrate module:app`, or `app.check()` to see what differs")
         case "53300":
             return StoreUnavailableError(f"{where}: {text}: lower ?max_connections= here or raise it at the server")
-        case _ if code == "25006" or any(type(each).__name__ == "TargetServerAttributeNotMatched" for each in _chain(error)):
+        case "25006":
+            return StoreUnavailableError(
+                f"{where}: {text}: this server is a standby, and the store's URL has to name the primary; or the role, the "
+                "database or the unit of work has made its transactions read-only (default_transaction_read_only)"
+            )
+        case _ if any(type(each).__name__ == "TargetServerAttributeNotMatched" for each in _chain(error)):
             return StoreUnavailableError(f"{where}: {text}: this server is a standby; name the primary in the store's URL")
         case _ if means_connection_lost(error) or code.startswith(("53", "58", "55", "57")):
             return StoreUnavailableError(f"{where}: {text}: check that the server runs, can be reached and has room")

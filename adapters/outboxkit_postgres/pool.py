@@ -37,6 +37,8 @@ class AsyncpgPool:
         self._pooled = False
         """Whether a pooler stands between, so that no session state lasts and nothing can be listened to."""
         self._isolation = address.isolation or "read committed"
+        self._distrusted = False
+        """Whether the pool has yet to be told that its connections lead elsewhere."""
         self._lent: weakref.WeakSet[Any] = weakref.WeakSet()
         """Connections that users had, whose settings are not known any more."""
         self._returning: set[asyncio.Task[None]] = set()
@@ -77,6 +79,13 @@ class AsyncpgPool:
         reader, self._reader = self._reader, None
         if pool is not None:
             await uninterrupted(_closed(pool, reader))
+
+    def distrust(self) -> None:
+        """Lend no connection any more that has been made by now."""
+        self._distrusted = True
+        reader, self._reader = self._reader, None
+        if reader is not None and not self._reading.locked():
+            reader.terminate()
 
     def _session(self) -> dict[str, Any]:
         if self._pooled:
@@ -121,6 +130,9 @@ class AsyncpgPool:
         pool, seconds = self._pool, self._address.acquire_seconds
         try:
             async with asyncio.timeout(seconds):  # the pool's own would be a task for each
+                if self._distrusted:
+                    self._distrusted = False
+                    await pool.expire_connections()
                 return pool, await pool.acquire()
         except TimeoutError as error:
             if pool.get_size() - pool.get_idle_size() < self._address.max_connections:
@@ -170,6 +182,9 @@ class AsyncpgPool:
             except BaseException:
                 raw.terminate()  # nobody knows what is still to come on it
                 raise
+            finally:
+                if raw is not self._reader:  # distrusted meanwhile
+                    raw.terminate()
 
     async def _opened_reader(self) -> Any:
         if self._reader is None or self._reader.is_closed():

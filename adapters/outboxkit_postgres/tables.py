@@ -14,7 +14,7 @@ from outboxkit_postgres.census import PostgresCensus
 from outboxkit_postgres.comparison import compare
 from outboxkit_postgres.consuming import ConsumingTables
 from outboxkit_postgres.database import Database
-from outboxkit_postgres.failures import is_conflict, meaning, went_away
+from outboxkit_postgres.failures import is_conflict, leads_elsewhere, meaning, went_away
 from outboxkit_postgres.inbox import InboxTables
 from outboxkit_postgres.later import LaterTables
 from outboxkit_postgres.leases import LeaseTable
@@ -144,6 +144,8 @@ class PostgresTables(ConsumingTables, RelayingTables):
                     await unit.begin()
                 yield transaction
             except Exception as error:
+                if leads_elsewhere(error):
+                    self._database.distrust()
                 # What the user's own statements met: the whole transaction is gone, and what that means has a name.
                 if isinstance(error, OutboxkitError) or transaction.finished:
                     raise

@@ -4,8 +4,9 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, NoReturn
 
-from sqlalchemy import Engine, exc
+from sqlalchemy import Engine, event, exc
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from outboxkit.cancellation import uninterrupted
 from outboxkit.errors import ConfigurationError, StoreError, StoreUnavailableError, TransactionLostError
@@ -77,6 +78,10 @@ class EngineDatabase:
         self._spare: AsyncEngine | None = None
         """The same with a pool of its own, that no user can exhaust."""
         self._can_listen = False
+        self._generation = 0
+        """How often what there was of connections has been distrusted."""
+        event.listen(engine.sync_engine, "connect", self._on_connect)
+        event.listen(engine.sync_engine, "checkout", self._on_checkout)
 
     @property
     def name(self) -> str:
@@ -116,6 +121,17 @@ class EngineDatabase:
         await uninterrupted(all_given_back())  # a pool that is disposed closes only what has come back
         if spare is not None:
             await uninterrupted(spare.dispose())
+
+    def distrust(self) -> None:
+        """Have the engine's pool, and ours, replace each connection that has been made by now when it is taken next."""
+        self._generation += 1
+
+    def _on_connect(self, _connection: object, record: ConnectionPoolEntry) -> None:
+        record.info[self] = self._generation
+
+    def _on_checkout(self, _connection: object, record: ConnectionPoolEntry, _lent: object) -> None:
+        if record.info.get(self, 0) != self._generation:
+            raise exc.DisconnectionError("it may lead to another server than its address does by now")
 
     @asynccontextmanager
     async def _borrowed(self, engine: AsyncEngine | None) -> AsyncGenerator[AsyncConnection, None]:
