@@ -53,6 +53,7 @@ def test_the_wheel_holds_the_packages_and_nothing_else(wheel: zipfile.ZipFile) -
         "outboxkit_sqlalchemy/py.typed",
         "outboxkit_redis/py.typed",
         "outboxkit_redis/append.lua",
+        "outboxkit_redis/subscribe.lua",
         "outboxkit_redis/trim.lua",
     ],
 )

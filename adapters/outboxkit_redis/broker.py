@@ -32,7 +32,9 @@ def _script(name: str) -> str:
     return (Path(__file__).parent / f"{name}.lua").read_text(encoding="utf-8")
 
 
-_APPEND, _GROUPS, _TRIM, _SETTLED, _DISMISS, _TIDY = map(_script, ("append", "groups", "trim", "settled", "dismiss", "tidy"))
+_APPEND, _GROUPS, _TRIM, _SUBSCRIBE, _SETTLED, _DISMISS, _TIDY = map(
+    _script, ("append", "groups", "trim", "subscribe", "settled", "dismiss", "tidy")
+)
 GONE_MILLISECONDS = 24 * 60 * 60 * 1000
 """A reader that was not heard of for so long is gone. Where each start has a name of its own, they would pile up for ever."""
 TIDY_SECONDS = 3600.0
@@ -136,9 +138,7 @@ class RedisBroker:
 
     async def subscribe(self, group: str, stream: Stream, after: Position) -> None:
         """Make the group, and with it an empty stream where there is none yet."""
-        key = self._key(stream)
-        make = Command(key, ("XGROUP", "CREATE", key, group, str(after), "MKSTREAM"))
-        await self._send([make, _run(_SETTLED, key, group + replies.FLOOR, str(after))], accept="BUSYGROUP")
+        await self._send([_run(_SUBSCRIBE, self._key(stream), group, group + replies.FLOOR, str(after))])
 
     async def settled(self, group: str, floors: Mapping[Stream, Position]) -> None:
         """Note what the group has settled; now and then its readers are forgotten that are gone."""
@@ -246,8 +246,8 @@ class RedisBroker:
     def _new_client(self) -> Client:
         return _CLIENTS[self._address.kind](self._address)
 
-    async def _send(self, commands: Iterable[Command], *, accept: str | None = None) -> list[Any]:
-        return await self._client.send(tuple(commands), accept=accept)
+    async def _send(self, commands: Iterable[Command]) -> list[Any]:
+        return await self._client.send(tuple(commands))
 
     async def _forget(self, group: str, gone: Mapping[str, Sequence[bytes] | Sequence[str]]) -> None:
         await self._send(Command(key, ("XACK", key, group, *found)) for key, found in gone.items() if found)

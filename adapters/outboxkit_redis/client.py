@@ -42,12 +42,8 @@ class Client(ABC):
     async def aclose(self) -> None:
         """Cut off the calls that are under way and close all connections, within a second."""
 
-    async def send(self, commands: Sequence[Command], *, accept: str | None = None) -> list[Any]:
-        """Send commands and return their replies.
-
-        Args:
-            commands: as for `answers`.
-            accept: the code of a refusal that is as good as success.
+    async def send(self, commands: Sequence[Command]) -> list[Any]:
+        """Send commands, as for `answers`, and return their replies.
 
         Raises:
             BrokerUnavailableError: what happened to any of them is unknown.
@@ -57,7 +53,7 @@ class Client(ABC):
             return []
         replies = await self.answers(commands)
         for command, reply in zip(commands, replies, strict=True):
-            if isinstance(reply, Refusal) and not (accept and accept in str(reply.error)):
+            if isinstance(reply, Refusal):
                 raise reply.as_error(command.key) from reply.error
         return replies
 

@@ -103,7 +103,7 @@ class _Server:
         self._reply = reply
         self._asked = False
 
-    async def send(self, commands: Sequence[Any], *, accept: str | None = None) -> list[Any]:
+    async def send(self, commands: Sequence[Any]) -> list[Any]:
         reply: Any = [] if self._asked else self._reply
         self._asked = True
         return [reply for _ in commands]
