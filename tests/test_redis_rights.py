@@ -14,6 +14,7 @@ from outboxkit.message import ORIGIN, Delivery, Position
 from outboxkit.testing.redis_server import RedisServer
 from outboxkit.testing.streams import filled, majors_of, new_entries, new_stream, pending_all, until
 from outboxkit_redis import broker as redis_broker
+from outboxkit_redis.refusal import Refusal, Server
 from tests.cluster_streams import blocked, key, moving
 from tests.redis_brokers import Connect
 from tests.redis_cluster import RedisCluster
@@ -86,3 +87,16 @@ async def test_a_primary_that_wants_replicas_first_is_waited_for(redis_binary: s
             await broker.append([batch])
         ask(server.port, "CONFIG", "SET", "min-replicas-to-write", 0)
         assert await broker.append([batch]) == [Position(2, 0)]
+
+
+OOM = "command not allowed when used memory > 'maxmemory'."
+FULL = [
+    exceptions.OutOfMemoryError(OOM),
+    exceptions.ResponseError(f"Error running script (call to f_bfb7): @user_script:11: @user_script: 11: -OOM {OOM}"),  # 6.2
+]
+
+
+@pytest.mark.parametrize("error", FULL)
+def test_a_full_server_is_told_as_that_also_when_a_script_was_refused(error: Exception) -> None:
+    told = str(Refusal(error, Server("the broker")).as_error("key"))
+    assert told.endswith("; raise its maxmemory or remove other data; nothing is lost meanwhile")

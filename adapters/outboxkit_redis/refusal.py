@@ -37,11 +37,13 @@ class UnknownServiceError(Exception):
 
 _IN_A_CLUSTER = "it is a node of a cluster: write redis+cluster:// in the broker's URL"
 
+_FULL = "raise its maxmemory or remove other data; nothing is lost meanwhile"
+
 _NEXT_STEPS: tuple[tuple[type[Exception], str], ...] = (
     (AuthenticationError, "check the user and the password in the broker's URL"),
     (NoPermissionError, "grant the user this command and the keys of the prefix"),
     (BusyLoadingError, "it is loading its data: wait"),
-    (OutOfMemoryError, "raise its maxmemory or remove other data; nothing is lost meanwhile"),
+    (OutOfMemoryError, _FULL),
     (ReadOnlyError, "the URL names a replica: name the primary, or have it found by redis+sentinel:// or redis+cluster://"),
     (MasterDownError, "it is a replica that has lost its primary: wait for the failover, or bring the primary back"),
     (ClusterDownError, "no primary serves some slots: wait for the failover, or bring the primary back"),
@@ -60,6 +62,7 @@ _FOUND_STEPS: tuple[tuple[type[Exception], str], ...] = (
 _TEXT_STEPS: tuple[tuple[str, str], ...] = (
     ("cluster support disabled", "it is no node of a cluster: write redis:// in the broker's URL"),
     ("NOREPLICAS", "too few of its replicas are there: bring them back, or wait for a failover if it is cut off from them"),
+    ("OOM command not allowed", _FULL),  # inside a script, before Redis 7
     ("unknown command", "it is something else than the broker's URL says: check host, port and scheme"),
 )
 _ELSEWHERE_TEXTS = ("READONLY", "NOREPLICAS", "CLUSTERDOWN", "MASTERDOWN", "UNBLOCKED")
