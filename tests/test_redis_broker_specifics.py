@@ -1,7 +1,8 @@
 """What the Redis broker does about Redis's own ways: other writers, other types, deletions, lost replies, passwords."""
 
+import asyncio
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from outboxkit.testing.streams import chained, filled, majors_of, new_entries, n
 from outboxkit_redis import RedisBroker, node
 from outboxkit_redis import broker as redis_broker
 from tests.redis_brokers import Connect
+from tests.redis_sentinel import ask
 from tests.tcp_proxy import TCPProxy
 
 
@@ -359,6 +361,53 @@ async def test_a_replica_is_unavailable_for_writing(own_server: RedisServer, con
     broker = await connect(own_server.url)
     with pytest.raises(BrokerUnavailableError, match="names a replica"):
         await broker.announce([new_stream()])
+
+
+def demote(server: RedisServer, other: RedisServer) -> None:
+    ask(server.port, "REPLICAOF", "127.0.0.1", other.port)
+
+
+def cut_off_from_its_primary(server: RedisServer, _: RedisServer) -> None:
+    ask(server.port, "CONFIG", "SET", "replica-serve-stale-data", "no")
+    ask(server.port, "REPLICAOF", "127.0.0.1", 1)
+
+
+def cut_off_from_its_replicas(server: RedisServer, _: RedisServer) -> None:
+    ask(server.port, "CONFIG", "SET", "min-replicas-to-write", 1)
+
+
+@pytest.mark.parametrize("change", [demote, cut_off_from_its_primary, cut_off_from_its_replicas])
+async def test_a_name_that_was_moved_to_the_new_primary_is_followed(
+    own_server: RedisServer, redis_binary: str, connect: Connect, change: Callable[[RedisServer, RedisServer], None]
+) -> None:
+    """The old server closes no connection when it is demoted, and would refuse what is sent on them for ever."""
+    stream = new_stream()
+    with RedisServer(redis_binary) as other:
+        async with TCPProxy(own_server.url).running() as name:
+            broker = await connect(name.url)
+
+            async def announced() -> list[BrokerError | None]:
+                """How five calls at a time end."""
+
+                async def announce() -> BrokerError | None:
+                    try:
+                        await broker.announce([stream])
+                        await broker.streams(stream.topic)
+                    except BrokerUnavailableError as error:
+                        return error
+                    return None
+
+                return await asyncio.gather(*(announce() for _ in range(5)))
+
+            assert await announced() == [None] * 5
+            change(own_server, other)
+            name.lead_to(other.url)
+            with pytest.raises(BrokerUnavailableError):
+                await broker.announce([stream])
+                await broker.streams(stream.topic)
+            assert await announced() == [None] * 5, "none of the connections that were idle meanwhile is used any more"
+            assert list(await broker.streams(stream.topic)) == [stream]
+            assert ask(other.port, "EXISTS", f"outboxkit:{stream.topic}:streams") == 1
 
 
 async def test_thousands_of_entries_in_one_append(broker: RedisBroker) -> None:

@@ -77,8 +77,11 @@ class SingleClient(Client):
         self._node = Node(address.driver_url(address.places[0]), Server(f"the broker {address}"))
 
     async def answers(self, commands: Sequence[Command], *, wait_seconds: float = 0.0) -> list[Any]:
-        """Send commands in one round trip."""
-        return await self._node.answers(commands, wait_seconds=wait_seconds)
+        """Send commands in one round trip; when that met no primary, the next ones go where the name leads by then."""
+        replies = await self._node.answers(commands, wait_seconds=wait_seconds)
+        if any(isinstance(reply, Refusal) and reply.met_no_primary for reply in replies):
+            self._node.distrust()
+        return replies
 
     async def aclose(self) -> None:
         """Close the server's connections."""

@@ -9,6 +9,7 @@ by a cancellation, closes its connection, so that no late reply is taken for ano
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import anyio
 import hiredis
@@ -54,6 +55,10 @@ class Node:
         self.server = server
         self._redis = _driver(url, server, greeted)
         self._calls: set[anyio.CancelScope] = set()
+        self._generation = 0
+        """How often the connections that there were have been distrusted."""
+        self._generations = WeakKeyDictionary[Any, int]()
+        """In which of them a connection was made, where it is not the first."""
         self._closed = False
         self._ended = anyio.Event()
 
@@ -89,6 +94,10 @@ class Node:
         reason = "was closed" if self._closed else f"did not answer within {limit_seconds:g} s"
         return self._refused(CutOffError(reason), commands)
 
+    def distrust(self) -> None:
+        """Use none of the connections any more that there are: the name may lead elsewhere by now."""
+        self._generation += 1
+
     async def aclose(self) -> None:
         """Cut off the calls that are under way and close all connections, within a second."""
         self._closed = True
@@ -108,6 +117,10 @@ class Node:
         pool: Any = self._redis.connection_pool
         connection: Any = await pool.get_connection()
         try:
+            if self._generations.get(connection, 0) != self._generation:
+                await connection.disconnect(nowait=True)
+                self._generations[connection] = self._generation
+                await connection.connect()
             for frame in _frames(commands):
                 await connection.send_packed_command(frame)
             replies: list[Any] = []

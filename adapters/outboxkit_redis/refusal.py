@@ -68,6 +68,8 @@ _TEXT_STEPS: tuple[tuple[str, str], ...] = (
 _ELSEWHERE_TEXTS = ("READONLY", "NOREPLICAS", "CLUSTERDOWN", "MASTERDOWN", "UNBLOCKED")
 """Inside a script, older servers put their own words before the error's code."""
 
+_NO_PRIMARY_TEXTS = ("READONLY", "MASTERDOWN", "NOREPLICAS")
+
 
 class Server(NamedTuple):
     """Whom messages are about.
@@ -108,6 +110,12 @@ class Refusal(NamedTuple):
         if isinstance(self.error, (MovedError, ClusterDownError, ReadOnlyError)):
             return True
         return not isinstance(self.error, ResponseError) or any(text in str(self.error) for text in _ELSEWHERE_TEXTS)
+
+    @property
+    def met_no_primary(self) -> bool:
+        """Whether it came of a replica, or of a primary that has lost its replicas to another one, perhaps."""
+        text = str(self.error)
+        return isinstance(self.error, (ReadOnlyError, MasterDownError)) or any(code in text for code in _NO_PRIMARY_TEXTS)
 
     def _next_step(self) -> str:
         text = str(self.error)
