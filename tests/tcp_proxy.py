@@ -31,6 +31,7 @@ class TCPProxy:
         self.most = math.inf
         self.url = ""
         self._clients = set[asyncio.StreamWriter]()
+        self._vanished = set[asyncio.StreamWriter]()
 
     def lead_to(self, url: str, *, ending: bool = False) -> None:
         """Stand before another server from here on, as a name that is moved; and end what goes to the one before, or not."""
@@ -38,6 +39,10 @@ class TCPProxy:
         if ending:
             for client in self._clients:
                 client.transport.abort()
+
+    def vanish(self) -> None:
+        """Pass nothing on any more on the connections there are, but leave them open: as when a machine loses its power."""
+        self._vanished |= self._clients
 
     def lose_next(self, what: bytes, *, passed_on: bool = True) -> None:
         """Lose the reply to the next request that holds this, or the request itself, and to no other."""
@@ -63,7 +68,7 @@ class TCPProxy:
         async def answers() -> None:
             try:
                 while answer := await server_reader.read(65536):
-                    if lost.is_set() and self.silent:
+                    if (lost.is_set() and self.silent) or writer in self._vanished:
                         continue
                     if lost.is_set():
                         break
@@ -78,6 +83,8 @@ class TCPProxy:
         back = asyncio.create_task(answers())
         try:
             while request := await reader.read(65536):
+                if writer in self._vanished:
+                    continue
                 if self.losing and self.losing in request and self.requests < self.most:
                     self.requests += 1
                     lost.set()
@@ -88,6 +95,7 @@ class TCPProxy:
                 await server_writer.drain()
         finally:
             self._clients.discard(writer)
+            self._vanished.discard(writer)
             server_writer.close()  # before waiting, which a cancellation may cut off
             back.cancel()
             await asyncio.gather(back, return_exceptions=True)

@@ -2,8 +2,9 @@
 
 import asyncio
 import re
+import socket
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -136,5 +137,47 @@ async def test_a_reader_that_somebody_reads_on_is_given_up_only_when_that_is_don
             assert [tuple(row) for row in await link.fetch("SELECT pg_backend_pid()")] == [(first,)]
         async with pool.reading() as link:
             assert [tuple(row) for row in await link.fetch("SELECT pg_backend_pid()")] != [(first,)]
+    finally:
+        await pool.aclose()
+
+
+SECONDS = (
+    *("outboxkit_postgres.connection.STATEMENT_SECONDS", "outboxkit_postgres.connection._ROLLBACK_SECONDS"),
+    *("outboxkit_sqlalchemy.statement.STATEMENT_SECONDS", "outboxkit_sqlalchemy.unit._ROLLBACK_SECONDS"),
+    *("outboxkit_postgres.pool._CLOSE_SECONDS", "outboxkit_sqlalchemy.starting._CLOSE_SECONDS"),
+)
+
+
+@EVERY_WAY
+async def test_one_machine_that_vanished_is_waited_for_once_and_not_once_for_each_connection_to_it(
+    postgres_url: str, made: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody says that it is gone, and another one answers at its name."""
+    async with TCPProxy(postgres_url).running() as name, made(_through(name, postgres_url)) as store:
+        app = App("shop", store=store, broker=MemoryBroker(), settings=QUICK)
+        await app.migrate()
+        async with app.running(relay=False, consume=False):
+            async with AsyncExitStack() as units:  # as many connections
+                for _ in range(4):
+                    await units.enter_async_context(store.transaction())
+            for seconds in SECONDS:
+                monkeypatch.setattr(seconds, 0.5)
+            name.vanish()
+            with pytest.raises(StoreUnavailableError):
+                await publish(store, new_rows())
+            for _ in range(4):
+                await publish(store, new_rows())
+
+
+async def test_the_system_asks_after_the_other_end_of_each_connection(postgres_url: str) -> None:
+    pool = AsyncpgPool(parse_url(postgres_url))
+    await pool.open()
+    try:
+        async with pool.unit() as unit, pool.reading() as reader:
+            links: tuple[Any, ...] = (unit, reader)
+            for link in links:
+                own = link.raw._transport.get_extra_info("socket")
+                assert own.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+                assert own.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 10_000
     finally:
         await pool.aclose()

@@ -102,7 +102,7 @@ class Database(Protocol):
         ...
 
     def distrust(self) -> None:
-        """Lend none of the connections any more that have been made by now: where they lead, nothing can be written.
+        """Lend none of the connections any more that have been made by now: nothing can be written there, or nobody answers.
 
         The address may lead elsewhere by now, as after a failover. What is lent is left alone until it is given back.
         """

@@ -52,6 +52,11 @@ def leads_elsewhere(error: BaseException) -> bool:
     return sqlstate(error) in ("25006", "0A000")
 
 
+def fell_silent(error: BaseException) -> bool:
+    """Whether a statement of ours was not answered in time: the machine may be gone, and another one be at its address."""
+    return not sqlstate(error) and any(isinstance(each, TimeoutError) for each in _chain(error))
+
+
 def means_connection_lost(error: BaseException) -> bool:
     """Whether nobody is at the other end any more."""
     code = sqlstate(error)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from outboxkit.errors import OutboxkitError, StoreError
 from outboxkit_postgres.census import PostgresCensus
 from outboxkit_postgres.database import Database
-from outboxkit_postgres.failures import leads_elsewhere, meaning
+from outboxkit_postgres.failures import fell_silent, leads_elsewhere, meaning
 from outboxkit_postgres.inbox import InboxTables
 from outboxkit_postgres.later import LaterTables
 from outboxkit_postgres.leases import LeaseTable
@@ -72,6 +72,6 @@ class OpenedTables:
         except OutboxkitError:
             raise
         except Exception as error:  # what drivers, SQLAlchemy and the system raise has no class in common
-            if leads_elsewhere(error):
+            if leads_elsewhere(error) or fell_silent(error):
                 self._database.distrust()
             raise meaning(error, self._database.name) from error

@@ -15,6 +15,7 @@ from outboxkit_postgres.address import Address
 from outboxkit_postgres.arrays import know_arrays
 from outboxkit_postgres.connection import AsyncpgLink, AsyncpgUnit, WorkLink, unwrapped, whole_transaction
 from outboxkit_postgres.failures import meaning, sqlstate
+from outboxkit_postgres.keepalive import keep_alive
 from outboxkit_postgres.link import BY_INDEX, Link
 
 _CLOSE_SECONDS = 5.0
@@ -66,7 +67,7 @@ class AsyncpgPool:
                 min_size=0,  # the look at the server has shown that connecting works; asyncpg logs each floor it cannot hold
                 max_size=self._address.max_connections,
                 timeout=self._address.connect_seconds,
-                init=know_arrays,
+                init=self._prepare,
                 reset=self._reset,
                 **self._session(),
             )
@@ -110,8 +111,13 @@ class AsyncpgPool:
 
     async def _connection(self, **options: Any) -> Any:
         raw: Any = await asyncpg.connect(self._address.dsn, timeout=self._address.connect_seconds, **options)
-        await know_arrays(raw)
+        await self._prepare(raw)
         return raw
+
+    async def _prepare(self, raw: Any) -> None:
+        if "tcp_keepalives" not in self._address.dsn:
+            keep_alive(raw)
+        await know_arrays(raw)
 
     @asynccontextmanager
     async def _connected(self, **options: Any) -> AsyncGenerator[Any, None]:

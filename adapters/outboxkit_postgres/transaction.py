@@ -22,7 +22,16 @@ from outboxkit.part import Part, require_open
 from outboxkit.retry import Backoff
 from outboxkit.store import ThreadTransaction
 from outboxkit_postgres.database import Database, Savepoint, Unit
-from outboxkit_postgres.failures import is_conflict, is_confused, meaning, means_connection_lost, sqlstate, told, went_away
+from outboxkit_postgres.failures import (
+    fell_silent,
+    is_conflict,
+    is_confused,
+    meaning,
+    means_connection_lost,
+    sqlstate,
+    told,
+    went_away,
+)
 from outboxkit_postgres.inbox import InboxTables
 from outboxkit_postgres.later import LaterTables
 from outboxkit_postgres.outbox import OutboxTable
@@ -192,6 +201,8 @@ class PostgresTransaction:
         except TransactionLostError:
             raise
         except Exception as error:  # as the driver raises it: it is looked at next
+            if fell_silent(error):
+                self._database.distrust()
             if means_connection_lost(error):
                 await self._unit.rollback()  # nobody answers there: cut it
                 await self._look(xid, rows, error)
@@ -276,6 +287,8 @@ class PostgresTransaction:
         except OutboxkitError:
             raise
         except Exception as error:  # whatever the driver raises
+            if fell_silent(error):
+                self._database.distrust()
             self._give_up_on(error)
             if not self._unit.in_transaction:
                 raise TransactionLostError(_ENDED) from error

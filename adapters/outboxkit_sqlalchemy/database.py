@@ -11,6 +11,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from outboxkit.cancellation import uninterrupted
 from outboxkit.errors import ConfigurationError, StoreError, StoreUnavailableError, TransactionLostError
 from outboxkit_postgres.failures import meaning
+from outboxkit_postgres.keepalive import keep_alive
 from outboxkit_postgres.link import BY_INDEX, Link, Row
 from outboxkit_sqlalchemy.connection import UnitConnection
 from outboxkit_sqlalchemy.cutting import CUT_OFF, was_cancelled
@@ -126,7 +127,9 @@ class EngineDatabase:
         """Have the engine's pool, and ours, replace each connection that has been made by now when it is taken next."""
         self._generation += 1
 
-    def _on_connect(self, _connection: object, record: ConnectionPoolEntry) -> None:
+    def _on_connect(self, connection: Any, record: ConnectionPoolEntry) -> None:
+        if self._engine.dialect.driver == "asyncpg":
+            keep_alive(connection.driver_connection)
         record.info[self] = self._generation
 
     def _on_checkout(self, _connection: object, record: ConnectionPoolEntry, _lent: object) -> None:

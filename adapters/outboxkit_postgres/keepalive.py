@@ -1,0 +1,22 @@
+"""Noticing that the machine at the other end of a connection is gone, when nobody says so."""
+
+import socket
+from typing import Any
+
+_OPTIONS = {"TCP_KEEPIDLE": 3, "TCP_KEEPINTVL": 1, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 10_000}
+"""The last in milliseconds: so long may what was sent go without a sign of having arrived, and 15 minutes by default."""
+
+
+def keep_alive(raw: Any) -> None:
+    """Have the system ask after the other end of an asyncpg connection, also while an answer is waited for.
+
+    What a system does not know of this is left out; it has its own deadlines.
+    """
+    transport = raw._transport  # noqa: SLF001 - nothing public leads to the socket
+    own = transport.get_extra_info("socket")
+    if own is None or own.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    own.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _OPTIONS.items():
+        if hasattr(socket, name):
+            own.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
