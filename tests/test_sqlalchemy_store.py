@@ -1232,3 +1232,28 @@ async def test_a_conflict_clause_that_ends_the_transaction_costs_all_of_it(tmp_p
                 await uow.session.execute(text("INSERT INTO sale VALUES (2, '')"))
         assert await shop.both() == ([], [])
     await engine.dispose()
+
+
+@pytest.mark.parametrize(("name", "value"), [("standard_conforming_strings", "off"), ("DateStyle", "German, DMY")])
+async def test_settings_with_which_psycopg_writes_or_reads_something_else_are_refused(
+    postgres_url: str, name: str, value: str
+) -> None:
+    """Bytes came out as others, without a word; what an engine sets itself goes before what the database does."""
+    plain = create_async_engine(make_url(postgres_url).set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT")
+    async with plain.connect() as connection:
+        await connection.execute(text(f"ALTER DATABASE {plain.url.database} SET {name} = {value}"))
+    await plain.dispose()
+    url = make_url(postgres_url)
+    needed = {"standard_conforming_strings": "on", "DateStyle": "ISO"}[name]
+    refused = create_async_engine(url.set(drivername="postgresql+psycopg"))
+    with pytest.raises(ConfigurationError, match=f"{name} is '{value}' here, .* SET {name} = {needed}, or create_async_engine"):
+        await Shop(refused).app.migrate()
+    await refused.dispose()
+    told = create_async_engine(url.set(drivername="postgresql+psycopg"), connect_args={"options": f"-c {name}={needed}"})
+    for engine in (told, create_async_engine(url.set(drivername="postgresql+asyncpg"))):
+        shop = Shop(engine)
+        async with shop.open():
+            async with shop.app.unit_of_work() as uow:
+                uow.publish(Sold(7))
+            assert bytes(Envelope.decode((await log_of(shop.store))[-1].envelope).data) == b'{"number":7,"key":"k"}'
+        await engine.dispose()

@@ -21,6 +21,7 @@ from outboxkit_sqlalchemy.unit import SessionUnit, cut, returning, session_unit
 
 _OLDEST = 130000
 _UNLIMITED = 10
+_PSYCOPG_NEEDS = {"standard_conforming_strings": "on", "DateStyle": "ISO"}
 
 
 class PostgresUnit(SessionUnit):
@@ -108,6 +109,8 @@ class EngineDatabase:
                     "would be committed together: make one without that"
                 )
             driver: Any = raw.driver_connection
+            if connection.dialect.driver == "psycopg":
+                self._require_readable(driver)
             version, pid = (
                 await EngineLink(connection).fetch("SELECT current_setting('server_version_num')::int, pg_backend_pid()")
             )[0]
@@ -115,6 +118,21 @@ class EngineDatabase:
                 raise StoreError(f"{self.name}: this is Postgres {version // 10000}, and 13 or newer is needed")
             # A pooler between gives out process ids of its own, and what is listened to there is not heard.
             self._can_listen = connection.dialect.driver == "asyncpg" and driver.get_server_pid() == pid
+
+    def _require_readable(self, driver: Any) -> None:
+        """Refuse settings with which psycopg writes bytes as others, without a word, or cannot read a time.
+
+        Raises:
+            ConfigurationError: one is of that kind.
+        """
+        for name, needed in _PSYCOPG_NEEDS.items():
+            value = driver.info.parameter_status(name) or needed
+            if not value.startswith(needed):
+                raise ConfigurationError(
+                    f"{self.name}: {name} is {value!r} here, which psycopg cannot do with: "
+                    f"ALTER ROLE ... SET {name} = {needed}, or "
+                    f'create_async_engine(url, connect_args={{"options": "-c {name}={needed}"}}); or use postgresql+asyncpg'
+                )
 
     async def aclose(self) -> None:
         """Close the connections that are ours; the engine is the user's."""

@@ -45,7 +45,8 @@ class SQLAlchemyStore:
 
     Args:
         engine: of dialect ``postgresql+asyncpg``, ``postgresql+psycopg`` or ``sqlite+aiosqlite`` (a file). It stays the user's:
-            closing the app does not dispose it.
+            closing the app does not dispose it. psycopg's connections need ``standard_conforming_strings=on`` and
+            ``DateStyle=ISO``, as Postgres has them unless told otherwise: opening refuses others.
         prefix: of the tables.
         schema: that they are in, on Postgres; the first of the search path when not given.
         session: makes the sessions of units of work, so that they are of the user's class and have the user's options; one
