@@ -7,6 +7,7 @@ from typing import Any
 import anyio
 import anyio.to_thread
 
+from outboxkit.cancellation import is_stopped, own_cancellation
 from outboxkit.errors import TimeLimitError
 from outboxkit.handler import HandlerCancelledError, require_run
 from outboxkit.observe import Observer
@@ -22,11 +23,13 @@ async def run_afterwards(works: Sequence[Work], group: str, observer: Observer) 
 
 async def _run(work: Work, group: str, observer: Observer) -> None:
     try:
-        await _within_limit(work)
+        try:
+            await _within_limit(work)
+        finally:
+            await own_cancellation()  # a task that ends with one before it is cancelled as well
     except asyncio.CancelledError as error:
-        task = asyncio.current_task()
         afterwards = work.handler.after_commit
-        if task is None or task.cancelling() or afterwards is None:
+        if is_stopped() or afterwards is None:
             raise
         # Let through, it would be taken for the end of all that run beside it.
         observer.after_commit_failed(group, work.message, HandlerCancelledError.by(afterwards.name, error))

@@ -15,6 +15,7 @@ from typing import Any
 
 import anyio
 
+from outboxkit.cancellation import is_stopped, own_cancellation
 from outboxkit.context import in_own_context
 from outboxkit.errors import TimeLimitError, TransactionLostError
 from outboxkit.handler import Handler, HandlerCancelledError, publish_returned
@@ -106,10 +107,13 @@ async def _attempt(transaction: Transaction, unit: UnitOfWork, works: Sequence[W
     try:
         opened = unit.joined if alone else unit.sharing
         async with opened(handler.publishes, works[0].cause) as inner:
-            _publish(inner, await _within_limit(works, inner), handler)
+            try:
+                returned = await _within_limit(works, inner)
+            finally:
+                await own_cancellation()  # or it would come while the savepoint is released or undone
+            _publish(inner, returned, handler)
     except asyncio.CancelledError as error:
-        task = asyncio.current_task()
-        if task is None or task.cancelling():
+        if is_stopped():
             raise
         return HandlerCancelledError.by(handler.name, error)
     except TransactionLostError:

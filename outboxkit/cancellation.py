@@ -37,6 +37,31 @@ async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:
         raise
 
 
+def is_stopped() -> bool:
+    """Whether a scope around this is cancelled, as whoever stops us does.
+
+    Else a cancellation comes from a function of the user's that was called here: by itself, a timer, a timeout in a generator
+    that was left early. `asyncio.Task.cancelling` does not tell them apart, as that function may cancel the task it runs in.
+    """
+    return anyio.current_effective_deadline() == float("-inf")
+
+
+async def own_cancellation() -> None:
+    """Have a cancellation come here that a function directed at the task it was called in, and not at what is awaited next.
+
+    Raises:
+        asyncio.CancelledError: there is one. It is over with that, unless we are being stopped.
+    """
+    task = asyncio.current_task()
+    if task is None or not task.cancelling():
+        return
+    try:
+        await asyncio.sleep(0)
+    finally:
+        while task.cancelling() and not is_stopped():
+            task.uncancel()
+
+
 @asynccontextmanager
 async def alongside(work: Coroutine[Any, Any, T]) -> AsyncGenerator[asyncio.Task[T], None]:
     """Run `work` while the block runs; await the task for its outcome. It does not outlive the block if that raises."""

@@ -16,11 +16,12 @@ from functools import partial
 
 import anyio
 
-from outboxkit.cancellation import uninterrupted
+from outboxkit.cancellation import is_stopped, own_cancellation, uninterrupted
 from outboxkit.config import RelaySettings
 from outboxkit.conflicts import again_on_conflict
 from outboxkit.encoding import Encoder
 from outboxkit.errors import ConflictError, StoreUnavailableError, TimeLimitError
+from outboxkit.handler import HandlerCancelledError
 from outboxkit.observe import Observer
 from outboxkit.periodic import Periodic
 from outboxkit.retry import Backoff
@@ -139,10 +140,9 @@ class Caller:
         except (StoreUnavailableError, ConflictError):
             raise
         except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
+            if is_stopped():
                 raise
-            return self._failed(moment, RuntimeError(f"it raised {error!r} although nobody cancelled it"))
+            return self._failed(moment, HandlerCancelledError.by(self._periodic.name, error))
         except Exception as error:  # whatever the user's function raises: it is called again
             return self._failed(moment, error)
         self._failures = 0
@@ -161,7 +161,10 @@ class Caller:
             unit = UnitOfWork(transaction, self._encoder, declared={})
             try:
                 with unit.current():
-                    await self._within_limit(moment)
+                    try:
+                        await self._within_limit(moment)
+                    finally:
+                        await own_cancellation()  # or it would come while the transaction is ended
                 rows = unit.end()
             finally:
                 unit.close()

@@ -15,7 +15,7 @@ from outboxkit.unit_of_work import Declared, UnitOfWork
 
 
 class HandlerCancelledError(Exception):
-    """A function of the user's raised `asyncio.CancelledError` although nobody cancelled it.
+    """A function of the user's raised `asyncio.CancelledError` although we did not cancel it: it may have done so itself.
 
     Let through, it would end the loop that called it in silence.
     """

@@ -1,5 +1,11 @@
-"""Keeping a loop going: whatever it meets, it is told to the observer, waited out, and the loop starts again."""
+"""Keeping a loop going: whatever it meets, it is told to the observer, waited out, and the loop starts again.
 
+A loop has a task of its own. Functions of the user's are called in it, and may cancel the task they run in: at once, or when a
+timer goes off that they left behind. Then only that task ends, and the loop starts again in another. Who means to stop us
+cancels a scope around the supervisor, or its task, as `asyncio.run` does at its end with all there are: that goes through.
+"""
+
+import asyncio
 from collections.abc import Awaitable, Callable
 
 import anyio
@@ -7,6 +13,8 @@ import anyio
 from outboxkit.errors import OutboxkitError
 from outboxkit.observe import Observer
 from outboxkit.retry import Backoff
+
+_Loop = Callable[[Callable[[], None]], Awaitable[None]]
 
 
 class Supervisor:
@@ -18,11 +26,11 @@ class Supervisor:
         self._observer = observer
         self._failures = 0
 
-    async def run(self, loop: Callable[[Callable[[], None]], Awaitable[None]]) -> None:
-        """Run `loop`, and again after a growing wait each time it raises."""
+    async def run(self, loop: _Loop) -> None:
+        """Run `loop`, and again after a growing wait each time it raises, or its task alone is cancelled."""
         while True:
             try:
-                return await loop(self._working)
+                return await self._in_own_task(loop)
             except OutboxkitError as error:
                 seconds = self._failed()
                 self._observer.troubled(self._doing, error, self._failures, seconds)
@@ -30,6 +38,25 @@ class Supervisor:
                 seconds = self._failed()
                 self._observer.crashed(self._doing, error)
             await anyio.sleep(seconds)
+
+    async def _in_own_task(self, loop: _Loop) -> None:
+        failure: BaseException | None = None
+
+        async def run() -> None:
+            nonlocal failure
+            try:
+                await loop(self._working)
+            except asyncio.CancelledError as error:
+                failure = RuntimeError("the task of this loop was cancelled, and nothing else: by a function that it called?")
+                failure.__cause__ = error
+                raise
+            except BaseException as error:  # raised below: the task group would wrap it
+                failure = error
+
+        async with anyio.create_task_group() as own:
+            own.start_soon(run)
+        if failure is not None:
+            raise failure
 
     def _working(self) -> None:
         """The loop works: the next failure is a first one."""

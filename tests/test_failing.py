@@ -372,6 +372,123 @@ async def test_what_raises_cancelled_error_after_the_commit_is_told_and_cancels_
     assert "raised CancelledError although nobody cancelled it" in str(observer.failed_after[0])
 
 
+async def test_what_cancels_its_own_task_after_the_commit_is_told_and_cancels_nothing_beside_it(place: Place) -> None:
+    done: list[int] = []
+
+    async def afterwards(step: StepTaken) -> None:
+        if step.number in (2, 3):
+            _cancel_this_task()
+        if step.number != 3:
+            await anyio.sleep(0.05)
+        done.append(step.number)
+
+    observer = Recording()
+    walk = Walk(place, observer=observer).handled_by(let_pass, after_commit=afterwards)
+    async with walk.running():
+        await walk.step("ada", *range(6))
+        await until(lambda: sorted(done), [0, 1, 3, 4, 5].__eq__)
+        await until(
+            lambda: [type(error) for error in observer.failed_after], [HandlerCancelledError, HandlerCancelledError].__eq__
+        )
+    assert observer.crashes == []
+
+
+def _cancel_this_task() -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+
+
+def _cancel_this_task_later() -> None:
+    """As timeouts are made by hand."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().call_later(0.02, task.cancel)
+
+
+async def _cancel_and_wait() -> None:
+    _cancel_this_task()
+    await anyio.sleep_forever()
+
+
+async def _cancel_and_return() -> None:
+    _cancel_this_task()
+
+
+async def _cancel_and_raise() -> None:
+    _cancel_this_task()
+    raise ValueError("and no wait between")
+
+
+async def _be_cancelled_by_a_timer() -> None:
+    _cancel_this_task_later()
+    await anyio.sleep_forever()
+
+
+@pytest.mark.parametrize("cancel", [_cancel_and_wait, _cancel_and_return, _cancel_and_raise, _be_cancelled_by_a_timer])
+async def test_a_handler_that_cancels_its_own_task_fails_its_message_and_others_go_on(
+    place: Place, cancel: Callable[[], Awaitable[None]]
+) -> None:
+    async def handle(step: StepTaken, _: Message) -> None:
+        if step.number == 1:
+            await cancel()
+
+    observer = Recording()
+    async with Walk(place, observer=observer).handled_by(handle).running() as walk:
+        await walk.step("ada", 1)
+        await walk.step("bob", 11, 12)
+        await until(walk.noted, [11, 12].__eq__)
+        await until(walk.inbox, {"dead": 1}.__eq__)
+        await walk.step("ada", 2)
+        await until(walk.noted, [11, 12, 2].__eq__)
+    assert observer.failed_with == {"HandlerCancelledError": 3}
+    assert observer.crashes == []
+
+
+async def test_a_handler_that_cancels_its_own_task_within_a_statement_fails_its_message_and_others_go_on(place: Place) -> None:
+    observer = Recording()
+    walk = Walk(place, observer=observer).handled_by(let_pass)
+
+    @walk.app.consumes(StepsCounted)
+    async def count(_: StepsCounted, uow: UnitOfWork) -> None:
+        _cancel_this_task()
+        await walk.database.insert(uow.connection, "noted (step)", 100)
+
+    async with walk.running():
+        async with walk.app.unit_of_work() as uow:
+            uow.publish(StepsCounted())
+        await walk.step("bob", 11, 12)
+        await until(walk.noted, [11, 12].__eq__)
+        await until(walk.inbox, {"dead": 1}.__eq__)
+    assert observer.failed_with == {"HandlerCancelledError": 3}
+
+
+async def _pages() -> AsyncGenerator[int, None]:
+    async with asyncio.timeout(0.05):
+        yield 1
+        yield 2
+
+
+async def test_what_a_handler_left_behind_may_cancel_the_loop_later_and_it_starts_again(place: Place) -> None:
+    left: list[AsyncGenerator[int, None]] = []
+
+    async def handle(step: StepTaken, _: Message) -> None:
+        if step.number == 1:
+            _cancel_this_task_later()
+        elif step.number == 2:
+            left.append(_pages())
+            await anext(left[-1])
+
+    observer = Recording()
+    async with Walk(place, observer=observer).handled_by(handle).running() as walk:
+        for number in (1, 2):
+            await walk.step("ada", number)
+            await until(lambda: len(observer.crashes), number.__eq__)
+        await walk.step("ada", 3)
+        await until(walk.noted, [1, 2, 3].__eq__)
+    assert observer.failed_with == {}
+
+
 async def test_what_nobody_awaits_after_the_commit_is_told(place: Place) -> None:
     async def mail(step: StepTaken) -> None:
         raise AssertionError("this is never begun")

@@ -213,6 +213,34 @@ async def test_a_function_that_fails_leaves_nothing_and_is_called_again(
     assert reporting.observer.crashes == []
 
 
+async def test_a_function_that_cancels_its_own_task_is_called_again_and_ends_nothing_else(
+    reporting: Reporting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _hurry(monkeypatch)
+    calls = 0
+
+    @reporting.app.publishes(ReportDue, every=LONG)
+    async def yearly() -> ReportDue:
+        nonlocal calls
+        calls += 1
+        task = asyncio.current_task()
+        assert task is not None
+        if calls < 3:
+            task.cancel()
+        if calls == 1:
+            await anyio.sleep_forever()
+        return ReportDue(str(calls))
+
+    async with reporting.running():
+        await reporting.begun()
+        reporting.back()
+        await until(reporting.published, ["3"].__eq__, seconds=30)
+        await _looked_again(reporting)
+    assert calls == 3
+    assert ["HandlerCancelledError" in error for _, _, error in reporting.observer.failures] == [True, True]
+    assert reporting.observer.crashes == []
+
+
 async def test_another_process_takes_over_what_failed_in_one(reporting: Reporting) -> None:
     broken, whole = reporting.another(), reporting.another()
 

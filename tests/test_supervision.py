@@ -4,12 +4,14 @@ import asyncio
 import logging
 from collections.abc import Callable
 
+import anyio
 import pytest
 
 from outboxkit import Backoff, BrokerError, Observer, StoreError
 from outboxkit.observe import shielded
 from outboxkit.supervision import Supervisor
 from tests.services import Failing
+from tests.waiting import until
 
 QUICK = Backoff(first_seconds=0.000_1, cap_seconds=0.000_1)
 
@@ -84,12 +86,80 @@ async def test_an_observer_that_fails_stops_nothing(caplog: pytest.LogCaptureFix
     ]
 
 
-@pytest.mark.parametrize("end", [asyncio.CancelledError(), KeyboardInterrupt(), SystemExit()])
-async def test_a_cancellation_or_the_end_of_the_process_goes_through(end: BaseException) -> None:
+@pytest.mark.parametrize("end", [KeyboardInterrupt(), SystemExit()])
+async def test_the_end_of_the_process_goes_through(end: BaseException) -> None:
     told = Told()
     with pytest.raises(type(end)):
         await supervised(told, BrokerError("away"), end, "works")
     assert told.what == [("troubled", "away", 1)]
+
+
+class Waiting:
+    """A loop that waits; `tasks` are those it was run in."""
+
+    def __init__(self) -> None:
+        self.tasks: list[asyncio.Task[object]] = []
+        self.told = Told()
+
+    async def __call__(self, _: Callable[[], None]) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self.tasks.append(task)
+        await asyncio.Event().wait()
+
+    async def supervised(self) -> None:
+        await Supervisor("relaying", QUICK, self.told).run(self)
+
+    async def begun(self, times: int = 1) -> None:
+        await until(lambda: len(self.tasks) == times)
+
+
+async def test_a_loop_whose_own_task_is_cancelled_is_told_of_and_starts_again() -> None:
+    loop = Waiting()
+    supervised = asyncio.ensure_future(loop.supervised())
+    for times in (1, 2):
+        await loop.begun(times)
+        loop.tasks[-1].cancel()
+    await loop.begun(3)
+    assert [what for what, _, _ in loop.told.what] == ["crashed", "crashed"]
+    supervised.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await supervised
+
+
+async def test_whoever_cancels_the_supervisor_ends_the_loop() -> None:
+    loop = Waiting()
+    supervised = asyncio.ensure_future(loop.supervised())
+    await loop.begun()
+    supervised.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await supervised
+    assert loop.tasks[0].cancelled()
+    assert loop.told.what == []
+
+
+async def test_a_scope_that_is_cancelled_ends_the_loop() -> None:
+    loop = Waiting()
+    async with anyio.create_task_group() as group:
+        group.start_soon(loop.supervised)
+        await loop.begun()
+        group.cancel_scope.cancel()
+    assert loop.told.what == []
+    assert len(loop.tasks) == 1
+
+
+async def test_whoever_cancels_all_tasks_ends_the_loop_and_need_not_do_so_twice() -> None:
+    """As `asyncio.run` does at its end, and who waits for them may have no other way to go on."""
+    loop = Waiting()
+    supervised = asyncio.ensure_future(loop.supervised())
+    await loop.begun()
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    with anyio.fail_after(10):
+        await asyncio.wait(others)
+    assert supervised.cancelled()
+    assert len(loop.tasks) == 1
 
 
 async def test_a_long_outage_is_logged_ever_more_rarely(caplog: pytest.LogCaptureFixture) -> None:
