@@ -2,7 +2,8 @@
 
 import asyncio
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal, Self, cast
 
 import msgspec
@@ -26,6 +27,30 @@ class HandlerCancelledError(Exception):
         made = cls(f"{function} raised CancelledError although nobody cancelled it")
         made.__cause__ = error
         return made
+
+
+class HandlerExitError(Exception):
+    """A function of the user's raised what is no `Exception`, such as `SystemExit`, which command line parsers raise.
+
+    Let through, it would end the process, each time its message comes, and never be counted.
+    """
+
+
+@contextmanager
+def exits_as_failures(function: str) -> Generator[None, None, None]:
+    """Have what would end the process be a failure of the function that raises it.
+
+    What is not its own goes through: a cancellation, the user's Ctrl-C, and the end of a coroutine that nobody awaits any more.
+
+    Raises:
+        HandlerExitError: it raised what is no `Exception`.
+    """
+    try:
+        yield
+    except (Exception, asyncio.CancelledError, KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:
+        raise HandlerExitError(f"{function} raised {error!r}, which ends a process: raise an Exception instead") from error
 
 
 class AfterCommit(msgspec.Struct, frozen=True):

@@ -140,6 +140,8 @@ class Router:
         `Message` (a ``list`` of them beside a list of events). It may be ``async def``, or, on SQLite, a plain ``def``, which
         runs on the database's thread. It is returned as it is, so that tests can call it.
 
+        What it raises is its message's failure; `SystemExit` and the like too, which end no process here.
+
         Args:
             event: a class declared with ``@event``.
             group: the consumer group; the app's name when not given. Groups are independent readers: another reaction to

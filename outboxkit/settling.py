@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import anyio
 
-from outboxkit.cancellation import uninterrupted
+from outboxkit.cancellation import is_stopped, uninterrupted
 from outboxkit.conflicts import again_on_conflict
 from outboxkit.errors import ConflictError, LeaseLostError, SessionLostError, StoreUnavailableError, TransactionLostError
 from outboxkit.handling import Handling
@@ -90,10 +90,15 @@ class Settler:
             lost = self._lost.get(subscription.stream)
             if lost is not None:
                 run = run[:1]
-            if lost == (subscription, run[0].position, _LOSSES):
-                done = await again_on_conflict(partial(self._set_aside, subscription, run, gone))
-            else:
-                done = await self._settle_with_care(subscription, run, seconds, gone)
+            try:
+                if lost == (subscription, run[0].position, _LOSSES):
+                    done = await again_on_conflict(partial(self._set_aside, subscription, run, gone))
+                else:
+                    done = await self._settle_with_care(subscription, run, seconds, gone)
+            except BaseException as error:
+                if not isinstance(error, Exception) and not is_stopped():
+                    self._begun.pop(subscription.stream, None)  # it may be what ends the process
+                raise
             self._lost.pop(subscription.stream, None)
             return done
 

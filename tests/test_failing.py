@@ -4,6 +4,7 @@ import asyncio
 import collections
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -13,7 +14,7 @@ import pytest
 from outboxkit import App, ConfigurationError, ConsumerSettings, Message, Observer, RetryPolicy, Settings, UnitOfWork, event
 from outboxkit.consumer import Consumer
 from outboxkit.errors import HandlerSignatureError, StoreUnavailableError, TimeLimitError
-from outboxkit.handler import HandlerCancelledError
+from outboxkit.handler import HandlerCancelledError, HandlerExitError
 from outboxkit.letter import EVERY_LETTER, Letters
 from outboxkit.testing import MemoryBroker
 from tests.databases import Place, database_at
@@ -391,6 +392,63 @@ async def test_what_cancels_its_own_task_after_the_commit_is_told_and_cancels_no
             lambda: [type(error) for error in observer.failed_after], [HandlerCancelledError, HandlerCancelledError].__eq__
         )
     assert observer.crashes == []
+
+
+class _Odd(BaseException):
+    """What is no `Exception`."""
+
+
+@pytest.mark.parametrize("error", [SystemExit(2), _Odd()], ids=["exit", "odd"])
+async def test_a_handler_that_would_end_the_process_fails_its_message_and_others_go_on(
+    place: Place, error: BaseException
+) -> None:
+    async def handle(step: StepTaken, _: Message) -> None:
+        if step.number == 1:
+            raise error
+
+    observer = Recording()
+    async with Walk(place, observer=observer).handled_by(handle).running() as walk:
+        await walk.step("ada", 1, 2)
+        await walk.step("bob", 11, 12)
+        await until(walk.noted, lambda noted: sorted(noted) == [2, 11, 12])
+        await until(walk.inbox, {"dead": 1}.__eq__)
+    assert [attempt for _, number, attempt in walk.begun if number == 1][-3:] == [1, 2, 3]
+    assert observer.failed_with == {"HandlerExitError": 3}
+    (told,) = walk.database.column("SELECT error FROM outboxkit_inbox")
+    assert repr(error) in told
+
+
+async def test_a_plain_handler_that_would_end_the_process_fails_its_message_and_others_go_on(tmp_path: Path) -> None:
+    observer = Recording()
+    walk = Walk(tmp_path, observer=observer)
+
+    @walk.app.consumes(StepTaken)
+    def note(step: StepTaken, uow: UnitOfWork) -> None:
+        uow.connection.execute("INSERT INTO noted (step) VALUES (?)", (step.number,))
+        if step.number == 1:
+            raise SystemExit(2)
+
+    async with walk.running():
+        await walk.step("ada", 1, 2)
+        await walk.step("bob", 11, 12)
+        await until(walk.noted, lambda noted: sorted(noted) == [2, 11, 12])
+        await until(walk.inbox, {"dead": 1}.__eq__)
+    assert observer.failed_with == {"HandlerExitError": 3}
+
+
+@pytest.mark.parametrize("kind", ["async", "plain"])
+async def test_what_would_end_the_process_after_the_commit_is_told(place: Place, kind: str) -> None:
+    async def afterwards(_: StepTaken) -> None:
+        raise SystemExit(2)
+
+    def afterwards_plainly(_: StepTaken) -> None:
+        raise SystemExit(2)
+
+    observer = Recording()
+    after_commit = afterwards if kind == "async" else afterwards_plainly
+    async with Walk(place, observer=observer).handled_by(let_pass, after_commit=after_commit).running() as walk:
+        await walk.step("ada", 1)
+        await until(lambda: [type(error) for error in observer.failed_after], [HandlerExitError].__eq__)
 
 
 def _cancel_this_task() -> None:

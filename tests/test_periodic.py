@@ -187,7 +187,7 @@ async def test_a_function_that_fails_leaves_nothing_and_is_called_again(
 ) -> None:
     _hurry(monkeypatch)
     calls: list[datetime] = []
-    failures: list[BaseException] = [LookupError("no paper"), asyncio.CancelledError(), ValueError()]
+    failures: list[BaseException] = [LookupError("no paper"), asyncio.CancelledError(), ValueError(), SystemExit(2)]
 
     @reporting.app.publishes(ReportDue, every=LONG)
     async def yearly(uow: UnitOfWork, moment: datetime) -> ReportDue:
@@ -203,13 +203,14 @@ async def test_a_function_that_fails_leaves_nothing_and_is_called_again(
         await until(reporting.published, lambda published: len(published) == 2, seconds=30)
         await _looked_again(reporting)
     assert reporting.published() == ["before", "after"]
-    assert len(calls) == 4
+    assert len(calls) == 5
     assert len(set(calls)) == 1
     assert [(name, moment) for name, moment, _ in reporting.observer.failures] == [
         ("test_a_function_that_fails_leaves_nothing_and_is_called_again.<locals>.yearly", calls[0])
-    ] * 3
+    ] * 4
     assert "no paper" in reporting.observer.failures[0][2]
     assert "CancelledError" in reporting.observer.failures[1][2]
+    assert "SystemExit(2)" in reporting.observer.failures[3][2]
     assert reporting.observer.crashes == []
 
 

@@ -160,6 +160,28 @@ async def test_what_was_begun_before_others_had_the_stream_may_be_what_killed_th
         assert handled == [1], "the second is set aside, to be tried alone"
 
 
+async def test_nobody_vouches_for_what_ends_the_process_in_the_middle_of_a_handler(tmp_path: Path) -> None:
+    """It is unwound, so that the streams are handed over to others: they have to know that this was begun with."""
+    app = App("settling", store=f"sqlite:///{tmp_path}/settling.db", broker=MemoryBroker(), settings=QUICK)
+
+    @app.consumes(Drawn)
+    async def note(drawn: Drawn) -> None:
+        if drawn.number == 2:
+            raise KeyboardInterrupt
+
+    one, two = (delivered(at, "number.drawn", f'{{"number": {at}}}')._replace(again=True) for at in (1, 2))
+    await app.migrate()
+    async with app.running(relay=False, consume=False):
+        subscription, _ = await app.store.subscribe("settling", STREAM)
+        settler, _ = of(app)
+        assert await settler.settle(subscription, [one], 1.0) == 1
+        assert settler.begun(subscription) == one.position
+        with pytest.raises(KeyboardInterrupt):
+            await settler.settle(subscription, [two], 1.0)
+        assert settler.begun(subscription) == ORIGIN
+        assert await app.store.suspect(subscription, two.position) == two.position
+
+
 async def test_when_time_is_up_the_rest_of_a_key_waits_on_in_its_order(tmp_path: Path) -> None:
     policy = RetryPolicy(attempts=5, first_seconds=0.0)
     settings = msgspec.structs.replace(QUICK, retry=policy)
