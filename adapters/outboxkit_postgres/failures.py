@@ -110,6 +110,11 @@ def is_confused(error: BaseException) -> bool:
     return type(error).__name__ == "InternalClientError"
 
 
+def is_busy(error: BaseException) -> bool:
+    """Whether asyncpg refuses a statement because another one is still running on the connection."""
+    return any(type(each).__name__ == "InterfaceError" and "another operation" in str(each) for each in _chain(error))
+
+
 def told(error: BaseException) -> str:
     """Return what the server said, or the driver, without the user's values: for logs.
 

@@ -1,7 +1,7 @@
 """One open transaction of a unit of work."""
 
 from collections.abc import AsyncGenerator, Callable, Collection, Generator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import datetime
 from typing import Any, NoReturn, TypeVar
 
@@ -9,6 +9,7 @@ import anyio
 
 from outboxkit.cancellation import uninterrupted
 from outboxkit.errors import (
+    AccessDeniedError,
     CommitUnknownError,
     ConfigurationError,
     NoUnitOfWorkError,
@@ -24,6 +25,7 @@ from outboxkit.store import ThreadTransaction
 from outboxkit_postgres.database import Database, Savepoint, Unit
 from outboxkit_postgres.failures import (
     fell_silent,
+    is_busy,
     is_conflict,
     is_confused,
     meaning,
@@ -35,16 +37,33 @@ from outboxkit_postgres.failures import (
 from outboxkit_postgres.inbox import InboxTables
 from outboxkit_postgres.later import LaterTables
 from outboxkit_postgres.outbox import OutboxTable
+from outboxkit_postgres.rights import may_write
 
 T = TypeVar("T")
 
 _LOOK_SECONDS = 30.0
 """How long the outcome of a commit is looked for when the database went away during it."""
 
+_ASK_SECONDS = 5.0
+
 _ENDED = "the transaction was ended inside the unit of work: nothing more of it is kept, its events neither"
 _FAILED = (
     "a statement failed and its error was swallowed, upon which Postgres keeps nothing of the transaction: let the error out, "
     "or put what may fail into a savepoint (asyncpg's `connection.transaction()`, SQLAlchemy's `session.begin_nested()`)"
+)
+
+
+_BUSY = (
+    "a statement was still running on the connection when the call that began it had ended: nothing more of the transaction is "
+    "kept; await every statement before the end of the function"
+)
+_READ_ONLY = (
+    "the transaction was made read-only by something in it (SET TRANSACTION READ ONLY?): what else belongs in it could not be "
+    "written, and nothing of it is kept"
+)
+_OTHER_ROLE = (
+    "something in the transaction took on another role (SET LOCAL ROLE?), which may not write the outbox or the inbox: nothing "
+    "of it is kept; set the role back (RESET ROLE) before the end of the function"
 )
 
 
@@ -71,6 +90,10 @@ class PostgresTransaction:
         """Subscriptions of which no message waits, as was seen with their floor."""
         self._ending = False
         """From here on nothing more may be asked of the transaction."""
+        self._has_written = False
+        """Whether messages were received or taken in it, which no read-only transaction can."""
+        self._spoilt: str | None = None
+        """Why nothing of it can be kept any more, through the fault of something that ran in it."""
         self.finished = False
         """Whether it was ended, one way or the other."""
         self.broken = False
@@ -138,6 +161,7 @@ class PostgresTransaction:
         self._require_open()
         with self._translated():
             received = await self._inbox.receive(self._unit, subscription, deliveries)
+        self._has_written = self._has_written or bool(received.fresh)
         self._over.pop(subscription.id, None)
         if received.over:
             self._over[subscription.id] = received.over
@@ -163,7 +187,9 @@ class PostgresTransaction:
         """See `outboxkit.store.Transaction.take`."""
         self._require_open()
         with self._translated():
-            return await self._inbox.waiting.take(self._unit, subscription, retries)
+            taken = await self._inbox.waiting.take(self._unit, subscription, retries)
+        self._has_written = self._has_written or bool(taken)
+        return taken
 
     async def gather(self, subscription: Subscription, retries: Sequence[Retry], limit: int, seconds: float) -> Sequence[Retry]:
         """See `outboxkit.store.Transaction.gather`."""
@@ -175,7 +201,7 @@ class PostgresTransaction:
         """See `outboxkit.store.Transaction.settle`."""
         self._require_open()
         self._free.discard(subscription.id)  # what fails waits from here on
-        with self._translated():
+        async with self._in_its_own_role():
             return await self._inbox.settle(self._unit, subscription, outcomes, self._over.pop(subscription.id, None))
 
     async def cancel(self, id: str) -> bool:
@@ -223,14 +249,14 @@ class PostgresTransaction:
 
     async def _write(self, rows: Sequence[OutboxRow]) -> int | None:
         """Write the outbox rows; returns the transaction's id, None when it has written nothing at all."""
-        if self._unit.cut_off:
-            raise TransactionLostError(self._unit.cut_off)
+        if reason := self._unit.cut_off or self._spoilt:
+            raise TransactionLostError(reason)
         if self._unit.lost:
             raise went_away(self._database.name)
         if not self._unit.in_transaction:
             raise TransactionLostError(_ENDED)
         try:
-            with self._translated():
+            async with self._in_its_own_role():
                 if rows:
                     return await self._outbox.insert(self._unit, rows)
                 (xid,) = (await self._unit.fetch("SELECT pg_current_xact_id_if_assigned()::text"))[0]
@@ -292,9 +318,34 @@ class PostgresTransaction:
             self._give_up_on(error)
             if not self._unit.in_transaction:
                 raise TransactionLostError(_ENDED) from error
+            if is_busy(error):
+                self._spoil(_BUSY, error)
+            if sqlstate(error) == "25006" and self._has_written:
+                self._spoil(_READ_ONLY, error)
             if sqlstate(error) == "25P02":
                 raise TransactionError(_FAILED) from error
             self._fail(error)
+
+    @asynccontextmanager
+    async def _in_its_own_role(self) -> AsyncGenerator[None, None]:
+        """Translate errors, and tell rights that are missing from a role that something in the transaction took on."""
+        try:
+            with self._translated():
+                yield
+        except AccessDeniedError as error:
+            if await self._may_write():
+                self._spoil(_OTHER_ROLE, error)
+            raise
+
+    async def _may_write(self) -> bool:
+        with anyio.move_on_after(_ASK_SECONDS), suppress(Exception):  # whatever it is, it says nothing of the rights
+            async with self._database.fresh_link() as link:
+                return await may_write(link, self._outbox.names)
+        return False
+
+    def _spoil(self, reason: str, error: Exception) -> NoReturn:
+        self._spoilt = reason
+        raise TransactionLostError(reason) from error
 
     def _give_up_on(self, error: BaseException) -> None:
         """Raise what an error means after which the whole transaction has to be run again, whoever met it."""
