@@ -17,6 +17,9 @@ from outboxkit.store import Store
 
 _AGAIN_MESSAGES = 500
 
+_AGAIN_AT_LEAST = 10
+"""So many are read again also when the hand is full: what is in it waits for them."""
+
 
 class LostAgainError(Exception):
     """The broker lost entries that come before a delivery in hand."""
@@ -91,7 +94,8 @@ class Chain:
         if before > self._settled[stream]:
             await self._floor(stream)
         if before > self._settled[stream]:
-            missing = await self._read_again(stream, self._settled[stream], before)
+            limit = max(_AGAIN_AT_LEAST, self._hand.room_now)
+            missing = await self._read_again(stream, self._settled[stream], before, limit)
             if missing:
                 self._hand.add(had_before(missing))
                 return []
@@ -113,6 +117,8 @@ class Chain:
     async def mend(self, stream: Stream, floor: Floor, last: Position) -> None:
         """Read again what was never delivered although it is there: the floor has not moved since the last look.
 
+        As much as there is room for in the hand; the rest at another look.
+
         Args:
             stream: the stream.
             floor: where its floor stands.
@@ -126,16 +132,18 @@ class Chain:
         stands = self._stood.get(stream) == floor.position
         self._stood[stream] = floor.position
         # Entries of a hole that are beyond the broker's end were lost by it: the relay will bring them.
-        if stands and upto <= last and not self._hand.holds_any(stream, floor.position, upto):
-            self._hand.add(had_before(await self._read_again(stream, floor.position, upto)))
+        room = self._hand.room_now
+        if stands and room and upto <= last and not self._hand.holds_any(stream, floor.position, upto):
+            self._hand.add(had_before(await self._read_again(stream, floor.position, upto, room)))
 
-    async def _read_again(self, stream: Stream, after: Position, upto: Position) -> Sequence[Delivery]:
+    async def _read_again(self, stream: Stream, after: Position, upto: Position, limit: int) -> Sequence[Delivery]:
         """Read entries that were not delivered to us; what the broker no longer holds of them is reported, once."""
-        entries = await self._broker.range(stream, after=after, upto=upto, limit=_AGAIN_MESSAGES)
+        limit = min(limit, _AGAIN_MESSAGES)
+        entries = await self._broker.range(stream, after=after, upto=upto, limit=limit)
         gone = min(entries[0].prev, upto) if entries else upto
         if gone > after and (await self._broker.last([stream]))[stream] >= upto:
             # Or was the broker just losing and getting back what it holds? Then a second look finds more.
-            again = await self._broker.range(stream, after=after, upto=upto, limit=_AGAIN_MESSAGES)
+            again = await self._broker.range(stream, after=after, upto=upto, limit=limit)
             # Or were we held up, and others have settled it meanwhile, upon which it was trimmed? The floor tells, and not what
             # we remember: a failover may have taken back what we settled.
             if again == entries and await self._floor(stream) < gone:

@@ -40,7 +40,7 @@ class Held:
         self.broker = MemoryBroker()
         self.stream = new_stream()
         self.gone = Gone()
-        self.hand = Hand(100, 10_000)
+        self.hand = Hand(100, 1_000_000)
         self.chain = Chain(GROUP, self.store, self.broker, self.hand, 60.0, self.gone)
 
     async def begin(self, *, floor: int) -> "Held":
@@ -112,3 +112,25 @@ async def test_for_an_entry_that_arrives_after_its_stream_was_lost_nothing_is_re
     await consumer._reading.start({held.stream: (await held.store.subscribe(GROUP, held.stream))[0]})
     await consumer._linked(deliveries(held.stream, [7], before=6))
     assert held.broker.ranges > 0, "while it is ours it is"
+
+
+async def test_what_is_read_again_has_to_find_room_in_the_hand_and_does_when_there_is_some() -> None:
+    held = await Held().begin(floor=1)
+    others = new_stream()
+    held.hand.add(deliveries(others, range(1, 101), before=0))  # all there is room for
+    await held.mend()
+    assert held.hand.positions().keys() == {others}
+    held.hand.give_back(await held.hand.take(4), 4)
+    await held.mend()
+    assert held.hand.positions()[held.stream] == [Position(major, 0) for major in (2, 3, 4, 5)]
+    assert held.hand.room_now == 0
+
+
+async def test_what_is_missing_before_an_entry_in_hand_is_read_although_the_hand_is_full() -> None:
+    held = await Held().begin(floor=1)
+    run = deliveries(held.stream, [7], before=6)
+    held.hand.add([*run, *deliveries(new_stream(), range(1, 100), before=0)])
+    assert held.hand.room_now == 0
+    await held.chain.verify(held.stream)
+    assert await held.chain.linked(run) == []
+    assert held.hand.positions()[held.stream] == [Position(major, 0) for major in range(2, 8)]
