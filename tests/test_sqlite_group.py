@@ -2,6 +2,8 @@
 
 import asyncio
 import sqlite3
+import threading
+from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
@@ -199,3 +201,42 @@ async def test_a_disk_that_fails_is_told_as_such_to_all_whom_it_concerns_and_the
         await note(7)
         assert await book.numbers() == [7]
         assert await book.events() == 1
+
+
+class Withdrawn(deque[Any]):
+    """What waits, of which the second is withdrawn right before it is taken."""
+
+    def __init__(self, withdraw: Callable[[], object]) -> None:
+        super().__init__()
+        self._withdraw = withdraw
+        self._taken = 0
+        self._empty = threading.Event()
+
+    def popleft(self) -> Any:
+        self._taken += 1
+        if self._taken == 2:
+            self._withdraw()
+            assert self._empty.wait(10)
+        return super().popleft()
+
+    def remove(self, job: Any) -> None:
+        super().remove(job)
+        self._empty.set()
+
+
+async def test_a_call_that_is_cancelled_at_the_moment_it_is_taken_fails_no_other(tmp_path: Path) -> None:
+    async with opened(tmp_path) as book:
+        loop = asyncio.get_running_loop()
+        calls: list[asyncio.Task[None]] = []
+        behind: Any = book.app.store
+        behind._group._waiting = Withdrawn(lambda: loop.call_soon_threadsafe(calls[1].cancel))
+
+        @book.app.publishes(Noted)
+        def note(uow: UnitOfWork, number: int) -> None:
+            uow.connection.execute("INSERT INTO note (number) VALUES (?)", (number,))
+
+        calls += [asyncio.create_task(note(number)) for number in (1, 2)]
+        first, second = await asyncio.gather(*calls, return_exceptions=True)
+        assert first is None
+        assert isinstance(second, asyncio.CancelledError)
+        assert await book.numbers() == [1]

@@ -160,8 +160,11 @@ class CommitGroup:
         try:
             # A deferred constraint fails at the commit, for all: where there can be one, each has a transaction of its own.
             alone = connection.execute("PRAGMA foreign_keys").fetchone()[0]
-            while self._waiting and not (taken and (alone or time.monotonic() > until)):
-                taken.append(self._waiting.popleft())
+            while not (taken and (alone or time.monotonic() > until)):
+                try:
+                    taken.append(self._waiting.popleft())
+                except IndexError:  # not asked for before: who is cancelled may withdraw theirs at any moment
+                    break
                 self._run(connection, taken[-1])
             self._commit(connection)
         except BaseException as error:  # whoever waits for one of them has to hear of it
