@@ -78,7 +78,8 @@ class ConsumerSettings(msgspec.Struct, frozen=True, kw_only=True):
         prefetch_bytes: their envelopes together; one read may go over it once.
         transaction_messages: deliveries that share a transaction at most.
         transaction_seconds: time after which a transaction takes no further delivery in.
-        wait_seconds: the longest wait for new entries in one call to the broker; new streams are looked for in between.
+        wait_seconds: the longest wait for new entries in one call to the broker; new streams are looked for in between. A third
+            of `lease_seconds` at most, whatever is set.
         lease_seconds: how soon other processes read on in place of one that died; one that stops hands over by itself.
         idle_seconds: how long a delivery may show no sign of life before another reader takes it over.
         hole_seconds: how long the floor may stand still in front of entries that nobody delivers until they are read again.

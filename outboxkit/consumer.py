@@ -14,6 +14,7 @@ import contextlib
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
 import anyio
+import msgspec
 
 from outboxkit.acking import Acks
 from outboxkit.broker import Broker
@@ -55,6 +56,9 @@ class Consumer:
         settings: ConsumerSettings,
         observer: Observer,
     ) -> None:
+        # Each look for streams shows life, and before it gives some up it waits for a read to end: who looks more rarely than
+        # the lease allows is taken for dead.
+        settings = msgspec.structs.replace(settings, wait_seconds=min(settings.wait_seconds, settings.lease_seconds / 3))
         self.group = handling.group
         self._store = handling.store
         self._handling = handling

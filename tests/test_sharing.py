@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 import msgspec
 
-from outboxkit import RetryPolicy
+from outboxkit import RetryPolicy, Settings
 from outboxkit.errors import BrokerUnavailableError
 from outboxkit.inbox import Subscription
 from outboxkit.message import ORIGIN
@@ -33,8 +33,8 @@ class Group:
         self.publisher = Publisher(place, self.broker)
         self.drawn = 0
 
-    async def reader(self, name: str) -> Reader:
-        return await Reader(self.place, self.broker, settings=PATIENT, name=name).migrate()
+    async def reader(self, name: str, settings: Settings = PATIENT) -> Reader:
+        return await Reader(self.place, self.broker, settings=settings, name=name).migrate()
 
     async def draw(self, count: int = 20) -> None:
         for _ in range(count):
@@ -235,3 +235,16 @@ async def test_a_reader_that_cannot_reach_the_broker_leaves_its_streams_to_one_t
             await all_noted(group, two)
             cut.is_cut = False
             await until(lambda: shares(two), lambda found: found == {"one": 2, "two": 2})
+
+
+async def test_streams_are_shared_out_also_when_reading_waits_longer_than_the_lease(place: Place) -> None:
+    waiting = msgspec.structs.replace(QUICK.consumer, wait_seconds=600.0, lease_seconds=1.5)
+    settings = msgspec.structs.replace(QUICK, consumer=waiting)
+    async with Group(place).publishing() as group:
+        one, two = [await group.reader(name, settings) for name in ("one", "two")]
+        async with one.app:
+            await until(lambda: shares(one), lambda found: found == {"one": 4})
+            async with two.app:
+                await until(lambda: shares(one), lambda found: found == {"one": 2, "two": 2})
+            await until(lambda: shares(one), lambda found: found == {"one": 4})
+            await all_noted(group, one)
