@@ -25,10 +25,13 @@ from outboxkit.errors import (
     TransactionError,
     TransactionLostError,
 )
+from outboxkit.inbox import Outcome
+from outboxkit.letter import EVERY_LETTER
 from outboxkit.message import ORIGIN, OutboxRow, Position, Stream, new_id
 from outboxkit.testing import MemoryBroker
-from outboxkit.testing.rows import log_of, new_rows, publish
+from outboxkit.testing.rows import deliveries, log_of, new_rows, publish
 from outboxkit_sqlite import SQLiteStore, waiting
+from outboxkit_sqlite.guarded import GuardedConnection
 from outboxkit_sqlite.names import filled
 from outboxkit_sqlite.publishing import require_kept
 from tests.databases import SQLiteDatabase, check_foreign_keys
@@ -561,3 +564,29 @@ async def test_what_waits_is_found_without_a_walk_over_all_that_is_above_the_flo
             for step in searched:
                 assert "SCAN" not in step, name
                 assert "PRIMARY KEY (floor_id=?)" not in step, name
+
+
+async def test_letters_of_one_key_are_lined_up_once_however_many_come_back(tmp_path: Path) -> None:
+    """Each look at the key walks over all of it that waits, while nobody else can write."""
+    stream, count = Stream("steps", 0, "elsewhere"), 100
+    run = deliveries(stream, range(1, count + 1), before=0)
+    async with opened(store_in(tmp_path)) as store:
+        await store.subscribe("walk", stream, ORIGIN)
+        (subscription,) = await store.claim("walk", "member", [stream])
+        async with store.transaction() as transaction:
+            await transaction.receive(subscription, run)
+            dead = [Outcome(each, "dead", 1, error="lost", id=str(each.position), type="step", key="ada") for each in run]
+            await transaction.settle(subscription, dead)
+            await transaction.commit()
+        letters = await store.letters(EVERY_LETTER, None, count, envelopes=True)
+        behind: Any = store
+        statements: list[str] = []
+
+        def trace(connection: GuardedConnection) -> None:
+            connection.set_trace_callback(statements.append)
+
+        await behind._writer.run(trace)
+        assert await store.revive([letter.ref for letter in letters]) == count
+        assert sum(statement.startswith("UPDATE") for statement in statements) < count + 10
+        due, _ = await store.retries("walk", count)
+        assert [retry.delivery.position for retry in due] == [run[0].position]

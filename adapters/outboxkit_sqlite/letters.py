@@ -3,7 +3,7 @@
 import json
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,6 +13,8 @@ from outboxkit_sqlite.inbox import InboxTables
 
 _DEAD = "state IN ('dead', 'held')"
 _BEFORE_ALL = (0, -1, -1)
+_Key = tuple[int, str | None]
+"""Of which reading of a stream, and the key; None where nothing keeps order."""
 
 
 class LetterTables:
@@ -98,17 +100,20 @@ class LetterTables:
 
     def restore(self, connection: sqlite3.Connection, letters: Sequence[DeadLetter]) -> Sequence[bool]:
         """See `outboxkit.letter.LetterStore.restore`."""
+        keys = set[_Key]()
 
         def restored(letter: DeadLetter) -> bool:
             envelope = letter.envelope or b""
             state = "held" if letter.holds else "dead"
             values = (state, envelope, letter.error, letter.died_at.timestamp(), letter.attempts)
             row = _row(letter.ref)
-            keys = connection.execute(self._restore, (*values, *row, digest(envelope))).fetchall()
-            self._line_up(connection, row, keys)
-            return bool(keys)
+            found = connection.execute(self._restore, (*values, *row, digest(envelope))).fetchall()
+            keys.update((row[0], key) for (key,) in found)
+            return bool(found)
 
-        return [restored(letter) for letter in letters]
+        answer = [restored(letter) for letter in letters]
+        self._line_up(connection, keys)
+        return answer
 
     def _change(
         self,
@@ -117,16 +122,19 @@ class LetterTables:
         change: Callable[[tuple[int, int, int]], Sequence[tuple[str | None]]],
     ) -> int:
         changed = 0
+        keys = set[_Key]()
         for row in map(_row, refs):
-            keys = change(row)
-            changed += len(keys)
-            self._line_up(connection, row, keys)
+            found = change(row)
+            changed += len(found)
+            keys.update((row[0], key) for (key,) in found)
+        self._line_up(connection, keys)
         return changed
 
-    def _line_up(self, connection: sqlite3.Connection, row: tuple[int, int, int], keys: Sequence[tuple[str | None]]) -> None:
-        for (key,) in keys:
+    def _line_up(self, connection: sqlite3.Connection, keys: Collection[_Key]) -> None:
+        """Each once, as it looks at everything that waits of a key: they are all of one, perhaps."""
+        for floor_id, key in keys:
             if key is not None:
-                self._inbox.waiting.line_up(connection, row[0], key)
+                self._inbox.waiting.line_up(connection, floor_id, key)
 
 
 def _row(ref: str) -> tuple[int, int, int]:
