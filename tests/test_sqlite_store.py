@@ -88,7 +88,9 @@ def test_a_url_that_names_no_file_says_what_to_write(url: str) -> None:
         SQLiteStore(url)
 
 
-@pytest.mark.parametrize("options", ["prefiks=a_", "durability=off", "durability=normal", "mode=ro", "prefix=a_&x=1", "foreign_keys=1"])
+@pytest.mark.parametrize(
+    "options", ["prefiks=a_", "durability=off", "durability=normal", "mode=ro", "prefix=a_&x=1", "foreign_keys=1"]
+)
 def test_an_unknown_option_names_those_there_are(options: str) -> None:
     with pytest.raises(ConfigurationError, match="the options are prefix, busy_seconds, foreign_keys"):
         SQLiteStore(f"sqlite:///shop.db?{options}")
