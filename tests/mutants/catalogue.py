@@ -155,9 +155,9 @@ MUTANTS = (
         "group at $",
         (
             Edit(
-                "adapters/outboxkit_redis/broker.py",
-                '("XGROUP", "CREATE", key, group, str(after), "MKSTREAM")',
-                '("XGROUP", "CREATE", key, group, "$", "MKSTREAM")',
+                "adapters/outboxkit_redis/subscribe.lua",
+                "ARGV[1], ARGV[3], 'MKSTREAM'",
+                "ARGV[1], '$', 'MKSTREAM'",
             ),
         ),
         (case(f"{_REDIS}::test_a_group_made_at_the_origin_sees_the_backlog"),),
