@@ -8,7 +8,6 @@ from outboxkit_postgres.inbox import InboxTables
 from outboxkit_postgres.link import Link, Row
 from outboxkit_postgres.names import Names
 
-# Ages are cut at 317 years: more than an interval, or the calendar, can hold would be an error.
 _FIND = """
     SELECT i.floor_id, i.major, i.minor, f."group", f.topic, f.partition, f.source, i.id, i.type, i.key, i.attempt, i.error,
         i.since, i.at, i.state = 'held', CASE WHEN $11::boolean THEN i.envelope END
@@ -18,8 +17,8 @@ _FIND = """
             OR i.floor_id::text || '-' || i.major::text || '-' || i.minor::text = ANY($4::text[]))
         AND ($5::text IS NULL OR f."group" = $5::text) AND ($6::text IS NULL OR i.type = $6::text)
         AND ($7::text IS NULL OR position($7::text IN i.error) > 0)
-        AND ($8::float8 IS NULL OR i.at <= clock_timestamp() - make_interval(secs => least($8::float8, 1e10)))
-        AND ($9::float8 IS NULL OR i.at >= clock_timestamp() - make_interval(secs => least($9::float8, 1e10)))
+        AND ($8::float8 IS NULL OR i.at <= clock_timestamp() - make_interval(secs => $8::float8))
+        AND ($9::float8 IS NULL OR i.at >= clock_timestamp() - make_interval(secs => $9::float8))
     ORDER BY i.floor_id, i.major, i.minor LIMIT $10::bigint
 """
 
