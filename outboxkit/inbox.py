@@ -84,6 +84,7 @@ class Outcome(NamedTuple):
     """Attempts begun so far."""
     delay_seconds: float = 0.0
     error: str | None = None
+    """Empty for one that keeps the error which it waited with."""
     id: str | None = None
     type: str | None = None
     key: str | None = None

@@ -204,20 +204,26 @@ class Outcomes:
 
     def begin(self, work: Work) -> bool:
         """Count an attempt that is about to begin, should nobody come to its end; False when there were enough of those."""
-        error = AttemptLostError(
-            f"the process ended during attempt {work.attempt} of {work.handler.name}, or was killed: look at its exit "
-            "code and at the memory it took"
-        )
-        if work.attempt > work.policy.attempts:
-            ended = AttemptLostError(
-                f"attempt {work.attempt - 1} of {work.handler.name}, its last, never came to an end: the process ended "
-                "during it, or was killed: look at its exit code and at the memory it took"
-            )
-            self._fail(work, ended, None, counted=False)
+        policy = work.policy
+        if work.attempt > policy.attempts:
+            self._give_up(work)
             return False
-        delay = max(BEGUN_SECONDS, work.policy.delay(work.attempt, error) or 0.0)
-        self._record(work, Outcome(work.delivery, "retry", work.attempt, delay, str(error), alone=True))
+        last = ", its last," if work.attempt == policy.attempts else ""
+        error = AttemptLostError(
+            f"attempt {work.attempt} of {work.handler.name}{last} never came to an end: the process ended during it, or was "
+            "killed: look at its exit code and at the memory it took"
+        )
+        delay = max(BEGUN_SECONDS, policy.delay(work.attempt, error) or 0.0)
+        self._record(work, Outcome(work.delivery, "retry", work.attempt, delay, _text(error), alone=True))
         return True
+
+    def _give_up(self, work: Work) -> None:
+        """Have a message die with the error it waits with: it may have failed, under a policy that allowed more attempts."""
+        told = AttemptLostError(
+            f"attempt {work.attempt - 1} of {work.handler.name} was its last: the dead letter tells how it ended"
+        )
+        self._reports.append(partial(self._observer.failed, self._group, work.message, told, None))
+        self._die(work, None, work.attempt - 1)
 
     def give_back(self, work: Work) -> None:
         """An attempt that was begun is none, through no fault of the handler's."""
@@ -254,10 +260,10 @@ class Outcomes:
         waited = work.retry.waited_seconds if work.retry else 0.0
         self._fail(work, error, work.policy.patience(waited), counted=False)
 
-    def _die(self, work: Work, error: Exception, attempt: int) -> None:
+    def _die(self, work: Work, error: Exception | None, attempt: int) -> None:
         holds = work.handler.on_dead == "hold" and work.key is not None
         state: Literal["dead", "held"] = "held" if holds else "dead"
-        self._record(work, Outcome(work.delivery, state, attempt, error=_text(error)))
+        self._record(work, Outcome(work.delivery, state, attempt, error="" if error is None else _text(error)))
 
     def _tell_undecodable(self, delivery: Delivery, error: Exception) -> None:
         self._reports.append(partial(self._observer.undecodable, self._group, delivery.stream, delivery.position, error))

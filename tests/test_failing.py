@@ -394,6 +394,26 @@ async def test_what_cancels_its_own_task_after_the_commit_is_told_and_cancels_no
     assert observer.crashes == []
 
 
+async def test_a_message_that_fewer_attempts_are_left_to_later_is_dead_with_the_error_it_failed_with(place: Place) -> None:
+    async def fail(_step: StepTaken, _: Message) -> None:
+        raise ValueError("mended in the next version")
+
+    walk = Walk(place).handled_by(fail, retry=RetryPolicy(attempts=1000, first_seconds=0.01, factor=1.0))
+    async with walk.running():
+        await walk.step("ada", 1)
+        await until(lambda: len(walk.begun) > 4)
+    # As it is left by a process that is killed while it tries many together.
+    walk.database.ask("UPDATE outboxkit_inbox SET alone = (1 = 1) WHERE state = 'retry'")
+    next_version = Walk(place, broker=walk.broker).handled_by(let_pass, retry=RetryPolicy(attempts=3))
+    async with next_version.app:
+        await until(walk.inbox, {"dead": 1}.__eq__)
+    ((attempt, error),) = walk.database.ask("SELECT attempt, error FROM outboxkit_inbox")
+    assert attempt >= 4
+    assert "ValueError: mended in the next version" in error
+    assert "never came to an end" not in error
+    assert next_version.begun == []
+
+
 class _Odd(BaseException):
     """What is no `Exception`."""
 

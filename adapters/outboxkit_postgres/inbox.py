@@ -58,7 +58,8 @@ _FAIL = """
         $10::bytea[], $11::text[], $12::text[], $13::text[], $14::float8[], $15::boolean[])
         AS o (major, minor, prev_major, prev_minor, digest, state, attempt, error, envelope, id, type, key, delay, alone)
     ON CONFLICT (floor_id, major, minor) DO UPDATE SET state = excluded.state, attempt = excluded.attempt,
-        alone = excluded.alone, error = excluded.error, envelope = excluded.envelope, id = coalesce(excluded.id, i.id),
+        alone = excluded.alone, error = CASE excluded.error WHEN '' THEN coalesce(i.error, '') ELSE excluded.error END,
+        envelope = excluded.envelope, id = coalesce(excluded.id, i.id),
         type = coalesce(excluded.type, i.type), key = excluded.key, since = coalesce(i.since, excluded.since),
         at = excluded.at, due_at = excluded.due_at
 """

@@ -43,7 +43,8 @@ _FAIL = """
     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
     ON CONFLICT (floor_id, major, minor) DO UPDATE SET state = excluded.state, attempt = excluded.attempt,
         alone = excluded.alone, due_at = excluded.due_at, since = coalesce(since, excluded.since), at = excluded.at,
-        error = excluded.error, envelope = excluded.envelope, id = coalesce(excluded.id, id),
+        error = CASE excluded.error WHEN '' THEN coalesce(error, '') ELSE excluded.error END,
+        envelope = excluded.envelope, id = coalesce(excluded.id, id),
         type = coalesce(excluded.type, type), key = excluded.key
 """
 

@@ -78,6 +78,18 @@ class StoreLettersContract:
         ):
             assert [letter.id for letter in await all_letters(store, which)] == ids, which
 
+    async def test_a_letter_without_an_error_of_its_own_has_the_one_that_it_waited_with(self, store: Store) -> None:
+        stream = new_stream()
+        subscription, _ = await store.subscribe("group", stream)
+        (waiting,) = deliveries(stream, [1])
+        await record(store, subscription, dead(waiting, 1, state="retry", error="KeyError: 1"))
+        due, _ = await store.retries("group", 1)
+        async with store.transaction() as transaction:
+            await transaction.take(subscription, due)
+            await transaction.settle(subscription, [dead(waiting, 1, error="", waited=True)])
+            await transaction.commit()
+        assert [letter.error for letter in await all_letters(store)] == ["KeyError: 1"]
+
     async def test_a_revived_letter_waits_for_its_first_attempt_alone(self, store: Store, peer: Store) -> None:
         stream = new_stream()
         subscription, _ = await store.subscribe("group", stream)

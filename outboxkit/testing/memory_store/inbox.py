@@ -62,7 +62,7 @@ def _record(state: State, id: int, outcome: Outcome, floor: Position) -> None:
                 due_at=now + outcome.delay_seconds if outcome.state == "retry" else None,
                 since=now if row.state == "settled" else row.since,
                 at=now,
-                error=outcome.error,
+                error=row.error or "" if outcome.error == "" else outcome.error,
                 envelope=outcome.delivery.envelope,
                 id=outcome.id or row.id,
                 type=outcome.type or row.type,
