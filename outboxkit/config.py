@@ -109,7 +109,7 @@ class RetentionSettings(msgspec.Struct, frozen=True, kw_only=True):
         stream_seconds: how long entries stay in the broker, where a new group starts at the oldest; on a topic that no group
             reads they stay for `row_seconds`.
         look_seconds: how often is looked what may go, and how far groups are.
-        batch_rows: rows removed in one transaction; between two of them writers have their turn.
+        batch_rows: rows removed in one transaction, fewer of large ones on SQLite; between two of them writers have their turn.
         lease_seconds: how soon another process goes on in place of one that died.
         backoff: waits while the broker or the database is away.
     """

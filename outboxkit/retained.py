@@ -92,6 +92,8 @@ class RetainedLog(Protocol):
     async def remove(self, after: Position, upto: Position, limit: int) -> Removal:
         """Look at up to `limit` rows in ``(after, upto]``, in the order of the log, and remove those that nobody needs.
 
+        At fewer when removing them would hold others up for long.
+
         Those are below the last position that was saved as relayed of their stream, and settled by every known group of its
         topic; nothing of a stream is, with which such a group has not begun, unless it was forgotten there.
         What is not in the log yet is not looked at; where the log ends, and what it has been read up to, is not changed by it.

@@ -27,7 +27,9 @@ from outboxkit.errors import (
 )
 from outboxkit.inbox import Outcome
 from outboxkit.letter import EVERY_LETTER
-from outboxkit.message import ORIGIN, OutboxRow, Position, Stream, new_id
+from outboxkit.message import LAST, ORIGIN, OutboxRow, Position, Stream, new_id
+from outboxkit.retained import Removal
+from outboxkit.store import Progress
 from outboxkit.testing import MemoryBroker
 from outboxkit.testing.rows import deliveries, log_of, new_rows, publish
 from outboxkit_sqlite import SQLiteStore, waiting
@@ -592,3 +594,22 @@ async def test_letters_of_one_key_are_lined_up_once_however_many_come_back(tmp_p
         assert sum(statement.startswith("UPDATE") for statement in statements) < count + 10
         due, _ = await store.retries("walk", count)
         assert [retry.delivery.position for retry in due] == [run[0].position]
+
+
+# what is removed
+
+
+async def test_large_rows_are_removed_a_few_at_a_time_as_nobody_else_writes_meanwhile(tmp_path: Path) -> None:
+    async with opened(store_in(tmp_path)) as store:
+        await publish(store, [row._replace(envelope=bytes(2_000_000)) for row in new_rows(20)])
+        await publish(store, new_rows(20))
+        await publish(store, [row._replace(envelope=bytes(2_000_000)) for row in new_rows(20, partition=1)])
+        await store.save_progress(Progress(Position(60, 0), {Stream("topic", 0, "shop"): Position(40, 0)}))
+        steps = list[Removal]()
+        after: Position | None = ORIGIN
+        while after is not None:
+            steps.append(await store.retained.remove(after, LAST, 5000))
+            after = steps[-1].upto
+        assert [step.rows for step in steps] == [9, 9, 21], "what has to stay costs nothing"
+        assert [step.looked_at for step in steps] == [9, 9, 42]
+        assert len(ask(tmp_path / "shop.db", "SELECT position FROM outboxkit_outbox")) == 21

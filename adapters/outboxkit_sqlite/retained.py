@@ -1,9 +1,9 @@
 """What the log keeps; see `outboxkit.retained`. Functions run on a connection's thread."""
 
 import sqlite3
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
-from itertools import groupby
-from typing import Protocol, TypeVar
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from itertools import accumulate, groupby
+from typing import NamedTuple, Protocol, TypeVar
 
 from outboxkit.message import LAST, ORIGIN, Position, Stream
 from outboxkit.retained import KnownGroup, Removal
@@ -11,6 +11,32 @@ from outboxkit_sqlite.guarded import GuardedConnection
 from outboxkit_sqlite.leases import NOW
 
 T = TypeVar("T")
+
+_STEP_BYTES = 16 * 1024 * 1024
+"""Envelopes that are removed in one transaction: some tenths of a second, in which nobody else can write."""
+
+
+class _Row(NamedTuple):
+    """A row that is looked at."""
+
+    position: int
+    topic: str
+    partition: int
+    size: int
+
+    @property
+    def stream(self) -> tuple[str, int]:
+        return self.topic, self.partition
+
+    def goes(self, ends: Mapping[tuple[str, int], Position]) -> bool:
+        """Whether it may go, given up to where rows of each stream may."""
+        return Position(self.position, 0) <= ends[self.stream]
+
+
+def _step(page: Sequence[_Row], ends: Mapping[tuple[str, int], Position]) -> Sequence[_Row]:
+    """Return the first of some rows, up to the one with which enough of them goes."""
+    going = accumulate(row.size * row.goes(ends) for row in page)
+    return page[: 1 + sum(size < _STEP_BYTES for size in going)]
 
 
 class _Query(Protocol):
@@ -70,8 +96,11 @@ class SQLiteRetainedLog:
         self._forget_all = f'UPDATE {known} SET dismissed_at = {NOW} WHERE "group" = ?'
         self._knows = f'SELECT count(*) FROM {known} WHERE "group" = ? AND dismissed_at IS NULL'
         self._removed = f"SELECT topic, partition, major, minor FROM {prefix}removed"
-        # The primary key, in order.
-        self._page = f"SELECT position, topic, partition FROM {outbox} WHERE position > ? AND position <= ? ORDER BY 1 LIMIT ?"
+        # The primary key, in order. How long an envelope is stands before it: it is not read.
+        self._page = (
+            f"SELECT position, topic, partition, length(envelope) FROM {outbox} "
+            "WHERE position > ? AND position <= ? ORDER BY 1 LIMIT ?"
+        )
         self._relayed = f"SELECT major, minor FROM {prefix}stream WHERE topic = ? AND partition = ?"
         self._settled = (
             f"SELECT major, minor FROM {known} WHERE topic = ? AND partition = ? AND dismissed_at IS NULL "
@@ -147,26 +176,19 @@ class SQLiteRetainedLog:
         upto = min(upto, LAST)
 
         def remove(connection: GuardedConnection) -> Removal:
-            rows: list[tuple[int, str, int]] = connection.execute(self._page, (after.major, upto.major, limit)).fetchall()
+            page = [_Row(*row) for row in connection.execute(self._page, (after.major, upto.major, limit))]
+            ends = {row.stream: self._end(connection, row.stream) for row in page}
+            rows = _step(page, ends)
             # Nothing that is of another stream, or has to stay, stands inside one of these ranges.
-            ranges = list(self._ranges(connection, rows))
+            ranges = [list(found) for goes, found in groupby(rows, lambda row: row.goes(ends)) if goes]
             for found in ranges:
-                connection.execute(self._remove, (found[0][0], found[-1][0]))
-            ends = {(topic, partition): position for found in ranges for position, topic, partition in found}
-            connection.executemany(self._note, [(*stream, position) for stream, position in ends.items()])
-            end = Position(rows[-1][0], 0) if len(rows) == limit else None
+                connection.execute(self._remove, (found[0].position, found[-1].position))
+            last = {row.stream: row.position for found in ranges for row in found}
+            connection.executemany(self._note, [(*stream, position) for stream, position in last.items()])
+            end = Position(rows[-1].position, 0) if len(rows) < len(page) or len(page) == limit else None
             return Removal(sum(map(len, ranges)), len(rows), end)
 
         return await self._write(remove)
-
-    def _ranges(
-        self, connection: sqlite3.Connection, rows: Sequence[tuple[int, str, int]]
-    ) -> Iterator[Sequence[tuple[int, str, int]]]:
-        """Yield the rows that may go, those that follow one another together."""
-        ends = {stream: self._end(connection, stream) for stream in {(topic, partition) for _, topic, partition in rows}}
-        for may_go, found in groupby(rows, lambda row: Position(row[0], 0) <= ends[row[1], row[2]]):
-            if may_go:
-                yield list(found)
 
     def _end(self, connection: sqlite3.Connection, stream: tuple[str, int]) -> Position:
         """Return up to where rows of a stream may go."""
