@@ -32,6 +32,11 @@ class OutboxTables:
         self.later = LaterTables(prefix)
         self._cursor = f"SELECT major, minor FROM {prefix}cursor"
         self._streams = f"SELECT topic, partition, major, minor FROM {prefix}stream"
+        self._ahead = (
+            f"SELECT 1 FROM {prefix}cursor WHERE major > "
+            f"coalesce((SELECT seq FROM sqlite_sequence WHERE name = '{prefix}outbox'), 0)"
+        )
+        self._forget = (f"DELETE FROM {prefix}stream", f"DELETE FROM {prefix}cursor")
         self._save_cursor = (
             f"INSERT INTO {prefix}cursor VALUES (1, ?, ?) "
             "ON CONFLICT DO UPDATE SET major = excluded.major, minor = excluded.minor"
@@ -93,6 +98,19 @@ class OutboxTables:
             return None
         row = connection.execute(self._find, (position.major, stream.topic, stream.partition)).fetchone()
         return row[0] if row else None
+
+    def is_another(self, connection: sqlite3.Connection) -> bool:
+        """Whether what was relayed was another outbox: it was read further than positions were ever given out in this one.
+
+        Somebody has emptied that one, and with it the memory of its positions.
+        """
+        return connection.execute(self._ahead).fetchone() is not None
+
+    def forget_another(self, connection: GuardedConnection) -> None:
+        """Forget the progress if it is that of another outbox; within the caller's transaction."""
+        if connection.execute(self._ahead).fetchone():
+            for statement in self._forget:
+                connection.execute(statement)
 
     def progress(self, connection: sqlite3.Connection, source: str) -> Progress:
         """See `outboxkit.store.Store.progress`."""

@@ -85,6 +85,9 @@ class RelayingStore(Access):
 
     async def progress(self) -> Progress:
         """See `outboxkit.store.Store.progress`."""
+        if await self._query(self.outbox.is_another):
+            # For good, and not just until this one has come as far: its first rows would be taken for relayed.
+            await self._write(self.outbox.forget_another)
         return await self._query(lambda connection: self.outbox.progress(connection, self._source))
 
     async def save_progress(self, progress: Progress) -> None:

@@ -141,6 +141,40 @@ async def test_a_publisher_that_is_started_over_loses_nothing_to_streams_that_we
         assert sorted(reader.noted()) == [*range(40), *range(100, 140)]
 
 
+@pytest.mark.parametrize("meanwhile", [False, True], ids=["stopped", "running"])
+async def test_an_outbox_that_was_emptied_with_its_numbers_loses_nothing_that_comes_after(
+    tmp_path: Path, redis_url: str, *, meanwhile: bool
+) -> None:
+    """Also when it has come further than the one before by the time when somebody looks."""
+    publisher, reader = await Publisher(tmp_path, redis_url).migrate(), await Reader(tmp_path, redis_url).migrate()
+    new = range(105 if meanwhile else 100, 155)
+    async with publisher.app, reader.app:
+        await draw(publisher, range(40))
+        await noted(reader, range(40))
+        await until(publisher.app.store.progress, lambda progress: progress.cursor == Position(40, 0))
+        if meanwhile:
+            empty_outbox(publisher)
+            await until(lambda: publisher.observer.halts)
+    if not meanwhile:
+        empty_outbox(publisher)
+        async with publisher.app:
+            await draw(publisher, range(100, 105))
+            await until(lambda: publisher.observer.halts)
+    async with publisher.app.running(relay=False):
+        await draw(publisher, range(105, 150))
+    again = Publisher(tmp_path, redis_url)
+    async with again.app, reader.app:
+        await rebased(again, streams=4)
+        await draw(again, range(150, 155))
+        await noted(reader, new)
+    assert sorted(reader.noted()) == [*range(40), *new]
+
+
+def empty_outbox(publisher: Publisher) -> None:
+    publisher.database.ask("DELETE FROM outboxkit_outbox")
+    publisher.database.ask("DELETE FROM sqlite_sequence WHERE name = 'outboxkit_outbox'")
+
+
 async def strangers_entries(url: str, streams: set[Stream]) -> None:
     """Write to streams without the position of the entry before, as somebody with redis-cli would."""
     driver: Any = redis.asyncio.Redis  # its annotations are incomplete
