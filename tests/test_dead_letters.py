@@ -225,11 +225,19 @@ class Shop:
         self.database = database_at(place, "shop")
         (folder / "shop.py").write_text(SHOP.format(store=self.database.url, folder=folder))
 
-    def run(self, *words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-        command = (sys.executable, "-m", "outboxkit.cli", *words)
-        environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'adapters'}"}
+    def run(
+        self, *words: str, stdin: str = "", stdout: int = subprocess.PIPE, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            command, cwd=self.folder, env=environment, input=stdin, capture_output=True, text=True, timeout=60, check=False
+            (sys.executable, "-m", "outboxkit.cli", *words),
+            cwd=self.folder,
+            env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'adapters'}", **environment},
+            input=stdin,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            timeout=60,
+            check=False,
         )
 
     def outboxkit(self, *words: str, code: int = 0, stdin: str = "") -> str:
@@ -322,6 +330,34 @@ def test_dead_letters_are_exported_imported_and_discarded_from_the_shell(place: 
     assert shop.letters() == [letter]
     assert shop.outboxkit("dead", "discard", "shop:app", "--error", "eve", "--yes") == "discarded 1 dead letter\n"
     assert shop.letters() == []
+
+
+@pytest.mark.parametrize("command", ["list", "export"])
+def test_an_output_that_takes_nothing_more_is_told_by_its_name_and_a_reader_that_left_not_at_all(
+    tmp_path: Path, command: str
+) -> None:
+    shop = Shop(tmp_path, tmp_path)
+    shop.fail()
+    full = os.open("/dev/full", os.O_WRONLY)
+    reader, left = os.pipe()
+    os.close(reader)
+    try:
+        told = [shop.run("dead", command, "shop:app", stdout=output) for output in (full, left)]
+    finally:
+        os.close(full)
+        os.close(left)
+    assert [done.returncode for done in told] == [1, 1]
+    assert [done.stderr for done in told] == ["Error: standard output: No space left on device\n", ""]
+
+
+def test_what_the_encoding_of_the_output_lacks_is_shown_in_ascii_and_exported_all_the_same(tmp_path: Path) -> None:
+    shop = Shop(tmp_path, tmp_path)
+    shop.fail()
+    listed = shop.run("dead", "list", "shop:app", PYTHONIOENCODING="latin-1")
+    assert (listed.returncode, listed.stderr) == (0, "")
+    assert "no such customer: eve \\u7121" in listed.stdout
+    exported = shop.run("dead", "export", "shop:app", PYTHONIOENCODING="latin-1")
+    assert "eve 無" in DeadLetter.from_json(exported.stdout).error
 
 
 @pytest.mark.parametrize("bad", [b"\xff\xfe\n", b"\x1f\x8b\x08 no newline", LETTER.to_json().encode("utf-16")])

@@ -5,6 +5,10 @@ One module for each family of commands: `running`, `seeing`, `migrating`, `dismi
 ``OUTBOXKIT_DEMO_KILLS``). What is heavy is imported by the command that needs it, so that ``outboxkit --help`` is quick.
 """
 
+import io
+import sys
+from typing import Any
+
 import click
 
 from outboxkit import __version__
@@ -29,4 +33,7 @@ for command in (run, relay, consume, status, migrate, check, rebase, dismiss, de
 
 def main() -> None:
     """Run the command line, and exit."""
+    stdout: Any = sys.stdout
+    if isinstance(stdout, io.TextIOWrapper):
+        stdout.reconfigure(errors="backslashreplace")  # a key may hold what the terminal's encoding does not have
     commands(prog_name="outboxkit")

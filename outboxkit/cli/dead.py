@@ -158,17 +158,20 @@ def export(app: App, *, which: Letters, output: Path | None, remove: bool) -> No
     except FileExistsError as error:
         raise Misuse(f"{output} exists already: name a new file") from error
     except OSError as error:
+        if output is None:
+            raise
         raise Failure(f"{output}: {error.strerror}: nothing was removed") from error
     click.echo(f"{_letters(count)} written{', and taken out of the database' if remove else ''}", err=True)
 
 
 async def _export(app: App, which: Letters, output: Path | None, *, remove: bool) -> int:
     with contextlib.ExitStack() as opened:
-        file = sys.stdout if output is None else opened.enter_context(output.open("x", encoding="utf-8"))
+        # Bytes: JSON is UTF-8, whatever the terminal's encoding.
+        file: BinaryIO = sys.stdout.buffer if output is None else opened.enter_context(output.open("xb"))
         refs: list[str] = []
         async with app.running(relay=False, consume=False):
             async for letter in app.dead_letters.export(which):
-                file.write(f"{letter.to_json()}\n")
+                file.write(f"{letter.to_json()}\n".encode())
                 refs.append(letter.ref)
             file.flush()
             if remove:
