@@ -23,7 +23,7 @@ from outboxkit.testing.postgres_server import PostgresServer
 from outboxkit.testing.rows import EVERYTHING, deliveries, envelopes, log_of, new_rows, publish
 from outboxkit.testing.server_process import free_port
 from outboxkit_postgres import PostgresStore
-from tests.postgres import SOURCE, ask, connected, opened
+from tests.postgres import SOURCE, ask, connected, opened, with_options
 from tests.waiting import until
 
 SECRET = "s3cr3t-pa55"
@@ -318,3 +318,12 @@ async def test_connections_that_were_lost_are_not_remembered(postgres_url: str) 
             return len(pool._lent)
 
         await until(remembered, lambda count: count <= 1)  # once they are given back; the last is in `transaction`
+
+
+@pytest.mark.parametrize("options", ["sslmode=verify-full&sslrootcert", "sslmode=require&sslcert"])
+async def test_a_file_for_tls_that_is_not_there_is_told_by_its_name_and_not_waited_for(
+    postgres_url: str, tmp_path: Path, options: str
+) -> None:
+    store = PostgresStore(with_options(postgres_url, f"{options}={tmp_path}/none.pem"))
+    with pytest.raises(ConfigurationError, match=rf": there is no file {tmp_path}/none\.pem, which its URL names$"):
+        await store.open(SOURCE)

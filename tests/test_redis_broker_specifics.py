@@ -546,3 +546,17 @@ async def _blocked(raw: Any) -> int:
 
 async def _count_clients(raw: Any) -> int:
     return len(raw.client_list())
+
+
+@pytest.mark.parametrize("option", ["ssl_ca_certs", "ssl_certfile"])
+@pytest.mark.parametrize("content", [None, "no certificate"])
+async def test_a_file_for_tls_that_cannot_be_used_is_told_when_opening_and_not_waited_for(
+    tmp_path: Path, option: str, content: str | None
+) -> None:
+    file = tmp_path / "file.pem"
+    if content is not None:
+        file.write_text(content)
+    broker = RedisBroker(f"rediss://user:secret@localhost:1?{option}={file}")
+    with pytest.raises(ConfigurationError) as told:
+        await broker.open()
+    assert str(told.value).startswith(f"broker URL rediss://localhost:1: no TLS with {option}={file}: ")

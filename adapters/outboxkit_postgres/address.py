@@ -1,6 +1,7 @@
 """A store's URL: what asyncpg is to be told, and what is ours."""
 
 import re
+from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
@@ -9,6 +10,7 @@ from outboxkit.errors import ConfigurationError
 from outboxkit_postgres.names import checked_schema
 
 _ISOLATION = ("read committed", "repeatable read", "serializable")
+_FILES = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
 OPTIONS = ("prefix", "schema", "isolation", "max_connections", "connect_seconds", "acquire_seconds")
 
 
@@ -26,6 +28,11 @@ class Address(NamedTuple):
     max_connections: int
     connect_seconds: float
     acquire_seconds: float
+
+    def missing_file(self) -> str | None:
+        """Return the first file for TLS that is named and not there."""
+        named = dict(parse_qsl(urlsplit(self.dsn).query))
+        return next((named[option] for option in _FILES if option in named and not Path(named[option]).exists()), None)
 
 
 def parse_url(url: str) -> Address:

@@ -261,6 +261,8 @@ class AsyncpgPool:
         raise StoreError(f"{self.name} is not open: use the app inside `async with app:`")
 
     def _failed(self, error: Exception) -> NoReturn:
+        if isinstance(error, FileNotFoundError) and (missing := self._address.missing_file()):
+            raise ConfigurationError(f"{self.name}: there is no file {missing}, which its URL names") from error
         if isinstance(error, ValueError) or sqlstate(error) in ("42704", "22023"):
             raise ConfigurationError(f"{self.name}: an option in its URL makes no sense: {error}") from error
         raise meaning(error, self.name) from error

@@ -24,7 +24,8 @@ from outboxkit_redis import entries, replies
 from outboxkit_redis.address import Address, parse_url
 from outboxkit_redis.client import Client, GroupRead, SingleClient
 from outboxkit_redis.cluster import Cluster
-from outboxkit_redis.node import Command
+from outboxkit_redis.node import Command, check_tls
+from outboxkit_redis.refusal import Server
 from outboxkit_redis.sentinel import Watched
 
 
@@ -84,7 +85,8 @@ class RedisBroker:
         self._tidy_at: dict[tuple[str, Stream], float] = {}
 
     async def open(self) -> None:
-        """Get ready; does not need the server to be there."""
+        """Get ready; does not need the server to be there, but the files that TLS options name."""
+        check_tls(self._address.driver_url(self._address.places[0]), Server(f"the broker {self._address}"))
         if self._open_client is None:
             self._open_client = self._new_client()
 

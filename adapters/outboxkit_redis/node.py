@@ -9,6 +9,7 @@ by a cancellation, closes its connection, so that no late reply is taken for ano
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
+from urllib.parse import parse_qsl, urlsplit
 from weakref import WeakKeyDictionary
 
 import anyio
@@ -25,6 +26,7 @@ from outboxkit_redis.refusal import CutOffError, Refusal, Server
 CONNECT_SECONDS = 5.0
 REPLY_SECONDS = 10.0
 CLOSE_SECONDS = 0.8
+_SHOWN_OPTIONS = ("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile", "ssl_ciphers", "ssl_min_version")
 _FRAME_BYTES = 16 * 1024
 
 _hiredis: Any = hiredis  # its stubs know commands of one word only
@@ -161,6 +163,26 @@ async def _dropped(pool: Any, connection: Any) -> None:
     await pool.release(connection)
 
 
+def check_tls(url: str, server: Server) -> None:
+    """Read the files that a URL's TLS options name, as each connection does: waiting does not help when one cannot be read.
+
+    Raises:
+        ConfigurationError: one is not there, or holds something else, or an option has a value that cannot be.
+    """
+    connection: Any = _driver(url, server, None).connection_pool.make_connection()
+    context = getattr(connection, "ssl_context", None)
+    try:
+        if context is not None:
+            context.get()
+    except (OSError, ValueError, TypeError) as error:  # the first also of what is wrong with a file's content
+        given = ", ".join(f"{name}={value}" for name, value in parse_qsl(urlsplit(url).query) if name in _SHOWN_OPTIONS)
+        raise ConfigurationError(f"broker URL {_shown(server)}: no TLS with {given}: {error}") from error
+
+
+def _shown(server: Server) -> str:
+    return server.named.removeprefix("the broker ")
+
+
 def _driver(url: str, server: Server, greeted: Callable[[Any], Awaitable[None]] | None) -> Any:
     driver_class: Any = Redis  # its annotations leave most parameters and results unknown
     settings: dict[str, Any] = {
@@ -185,5 +207,5 @@ def _driver(url: str, server: Server, greeted: Callable[[Any], Awaitable[None]] 
         driver: Any = driver_class.from_url(url, **settings)
         driver.connection_pool.make_connection()  # only made, not connected: now its options are checked
     except (RedisError, ValueError, TypeError) as error:
-        raise ConfigurationError(f"broker URL {server.named.removeprefix('the broker ')}: {error}") from error
+        raise ConfigurationError(f"broker URL {_shown(server)}: {error}") from error
     return driver
