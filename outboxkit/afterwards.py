@@ -9,7 +9,7 @@ import anyio.to_thread
 
 from outboxkit.cancellation import is_stopped, own_cancellation
 from outboxkit.errors import TimeLimitError
-from outboxkit.handler import HandlerCancelledError, exits_as_failures, require_run
+from outboxkit.handler import ExitsAsFailures, HandlerCancelledError, require_run
 from outboxkit.observe import Observer
 from outboxkit.outcomes import Work
 
@@ -43,7 +43,7 @@ async def _within_limit(work: Work) -> None:
         return
     supply = {"event": work.event, "message": work.message}
     arguments: dict[str, Any] = {name: supply[kind] for name, kind in afterwards.arguments.items()}
-    with anyio.move_on_after(limit), exits_as_failures(afterwards.name):
+    with anyio.move_on_after(limit), ExitsAsFailures(afterwards.name):
         if afterwards.is_async:
             await afterwards.function(**arguments)
         else:  # on a thread: it may block, which the event loop must not

@@ -18,7 +18,7 @@ import anyio
 from outboxkit.cancellation import is_stopped, own_cancellation
 from outboxkit.context import in_own_context
 from outboxkit.errors import TimeLimitError, TransactionLostError
-from outboxkit.handler import Handler, HandlerCancelledError, exits_as_failures, publish_returned
+from outboxkit.handler import ExitsAsFailures, Handler, HandlerCancelledError, publish_returned
 from outboxkit.outcomes import Outcomes, Work
 from outboxkit.store import ThreadTransaction, Transaction
 from outboxkit.unit_of_work import UnitOfWork
@@ -128,7 +128,7 @@ async def _attempt(transaction: Transaction, unit: UnitOfWork, works: Sequence[W
 async def _within_limit(works: Sequence[Work], unit: UnitOfWork) -> object:
     """Run the handler; its savepoint is beyond the limit, or the work of one that was just in time would stay all the same."""
     handler, limit = works[0].handler, works[0].policy.limit_seconds
-    with anyio.move_on_after(limit), exits_as_failures(handler.name):
+    with anyio.move_on_after(limit), ExitsAsFailures(handler.name):
         return await in_own_context(handler.function(**_arguments(works, unit)))
     raise TimeLimitError(f"{handler.name} did not come to an end within {limit:g} s, and was cancelled")
 
@@ -138,7 +138,7 @@ def _attempt_on_thread(unit: UnitOfWork, scope: ThreadTransaction, works: Sequen
     handler = works[0].handler
 
     def call(inner: UnitOfWork) -> None:
-        with exits_as_failures(handler.name):
+        with ExitsAsFailures(handler.name):
             returned = copy_context().run(handler.function, **_arguments(works, inner))
         _publish(inner, returned, handler)
 

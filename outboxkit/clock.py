@@ -21,7 +21,7 @@ from outboxkit.config import RelaySettings
 from outboxkit.conflicts import again_on_conflict
 from outboxkit.encoding import Encoder
 from outboxkit.errors import ConflictError, StoreUnavailableError, TimeLimitError
-from outboxkit.handler import HandlerCancelledError, exits_as_failures
+from outboxkit.handler import ExitsAsFailures, HandlerCancelledError
 from outboxkit.observe import Observer
 from outboxkit.periodic import Periodic
 from outboxkit.retry import Backoff
@@ -173,7 +173,7 @@ class Caller:
 
     async def _within_limit(self, moment: datetime) -> None:
         limit = self._limit_seconds
-        with anyio.move_on_after(limit), exits_as_failures(self._periodic.name):
+        with anyio.move_on_after(limit), ExitsAsFailures(self._periodic.name):
             await self._periodic.call(**self._periodic.arguments(moment))
             return
         raise TimeLimitError(f"{self._periodic.name} did not come to an end within {limit:g} s, and was cancelled")

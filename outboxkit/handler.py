@@ -2,8 +2,7 @@
 
 import asyncio
 import inspect
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, Self, cast
 
 import msgspec
@@ -13,6 +12,8 @@ from outboxkit.events import EventType, event_type
 from outboxkit.retry import RetryPolicy
 from outboxkit.signatures import Argument, handler_arguments, qualified_name
 from outboxkit.unit_of_work import Declared, UnitOfWork
+
+_NO_EXITS = Exception, asyncio.CancelledError, KeyboardInterrupt, GeneratorExit
 
 
 class HandlerCancelledError(Exception):
@@ -36,21 +37,31 @@ class HandlerExitError(Exception):
     """
 
 
-@contextmanager
-def exits_as_failures(function: str) -> Generator[None, None, None]:
-    """Have what would end the process be a failure of the function that raises it.
+class ExitsAsFailures:
+    """Has what would end the process be a failure of the function that raises it, within a ``with`` block.
 
     What is not its own goes through: a cancellation, the user's Ctrl-C, and the end of a coroutine that nobody awaits any more.
+    There is one for each message that is handled, so it is no generator.
+
+    Args:
+        function: its name.
 
     Raises:
-        HandlerExitError: it raised what is no `Exception`.
+        HandlerExitError: at the block's end: it raised what is no `Exception`.
     """
-    try:
-        yield
-    except (Exception, asyncio.CancelledError, KeyboardInterrupt, GeneratorExit):
-        raise
-    except BaseException as error:
-        raise HandlerExitError(f"{function} raised {error!r}, which ends a process: raise an Exception instead") from error
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: str) -> None:
+        self._function = function
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error is not None and not isinstance(error, _NO_EXITS):
+            raise HandlerExitError(
+                f"{self._function} raised {error!r}, which ends a process: raise an Exception instead"
+            ) from error
 
 
 class AfterCommit(msgspec.Struct, frozen=True):
