@@ -21,9 +21,13 @@ from tests.services import QUICK, Drawn, Reader
 
 _INTERRUPTED = """
 import asyncio
+import signal
 from pathlib import Path
 from outboxkit import Settings
 from tests.services import QUICK, Drawn, Reader
+
+# What is started in the background of a shell ignores it, and hands that on.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 async def main() -> None:
     reader = await Reader(Path("."), "sqlite:///broker.db").migrate()
