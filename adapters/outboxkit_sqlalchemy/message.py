@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import Column, Float, Integer, LargeBinary, MetaData, Table, Text, literal
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.orm import registry
+from sqlalchemy.orm import SessionTransaction, registry
 from sqlalchemy.sql.functions import FunctionElement
 
 from outboxkit.message import OutboxRow
@@ -16,6 +16,9 @@ from outboxkit_sqlite.leases import NOW
 
 class OutboxMessage:
     """One row; a class of its own is mapped for each table."""
+
+    published_in: SessionTransaction | None = None
+    """The session's transaction, or savepoint, at that time."""
 
     def __init__(self, row: OutboxRow) -> None:
         self.id = row.id

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from sqlalchemy import Connection, Engine, event, exc, inspect
+from sqlalchemy import Connection, Engine, event, exc
 from sqlalchemy.orm import Session, SessionTransaction
 
 from outboxkit.errors import ConfigurationError
@@ -32,26 +32,23 @@ class _Heard:
     def __init__(self) -> None:
         self.is_pending = False
         """Whether it has rows of ours that are not committed."""
-        self.rows: list[OutboxMessage] = []
-        """Those it has not written, as far as we know."""
+        self.dropped: list[OutboxMessage] = []
+        """Rows that it dropped before it had written them: by `expunge_all`, say, or to roll back."""
 
     def bring_back(self, session: Session) -> None:
-        """Give the session back what it was told to forget (by `expunge_all`, say) before it had written that.
+        """Give the session back what it dropped: what the events tell of may be written already, and will be committed."""
+        session.add_all(self.dropped)
+        self.dropped.clear()
 
-        The rows that an event tells of may have been written and will be committed.
-        """
-        self.rows = [row for row in self.rows if row in session.new or _is_unwritten(row)]
-        session.add_all(row for row in self.rows if row not in session.new)
-
-    def forget_undone(self) -> None:
-        """After a rollback: what it took back is in the session no more."""
-        self.rows = [row for row in self.rows if not _is_unwritten(row)]
+    def forget_undone(self, ended: SessionTransaction) -> None:
+        """After a rollback: what was published within it is not to be brought back."""
+        self.dropped = [row for row in self.dropped if not _is_within(row.published_in, ended)]
 
 
-def _is_unwritten(row: OutboxMessage) -> bool:
-    """Whether no session has it, nor has one written it."""
-    state: Any = inspect(row)
-    return bool(state.transient)
+def _is_within(transaction: SessionTransaction | None, outer: SessionTransaction) -> bool:
+    while transaction is not None and transaction is not outer:
+        transaction = transaction.parent
+    return transaction is outer
 
 
 class Publisher:
@@ -81,8 +78,10 @@ class Publisher:
         heard = self._listen(session)
         heard.bring_back(session)
         added = [mapped(row) if row.due is None else delayed(row) for row in rows]
-        heard.rows += added
         session.add_all(added)
+        within = session.get_nested_transaction() or session.get_transaction()
+        for row in added:
+            row.published_in = within
 
     def require_own(self, bind: Engine | Connection) -> None:
         """Refuse what leads to another database than the store's engine.
@@ -113,6 +112,7 @@ class Publisher:
             heard[id(self)] = _Heard()
             event.listen(session, "before_flush", self._before_flush)
             event.listen(session, "before_commit", self._before_commit)
+            event.listen(session, "pending_to_transient", self._after_drop)
             event.listen(session, "after_soft_rollback", self._after_rollback)
             event.listen(session, "after_commit", self._after_commit)
             event.listen(session, "after_transaction_end", self._after_end)
@@ -126,12 +126,16 @@ class Publisher:
     def _before_commit(self, session: Session) -> None:
         self._heard(session).bring_back(session)
 
-    def _after_rollback(self, session: Session, _previous: object) -> None:
-        self._heard(session).forget_undone()
+    def _after_drop(self, session: Session, dropped: object) -> None:
+        if isinstance(dropped, OutboxMessage):
+            self._heard(session).dropped.append(dropped)
+
+    def _after_rollback(self, session: Session, ended: SessionTransaction) -> None:
+        self._heard(session).forget_undone(ended)
 
     def _after_end(self, session: Session, transaction: SessionTransaction) -> None:
         if transaction.parent is None:  # however it ended: what it has not written it never will
-            self._heard(session).rows.clear()
+            self._heard(session).dropped.clear()
 
     def _before_flush(self, session: Session, *_: object) -> None:
         self._heard(session).bring_back(session)

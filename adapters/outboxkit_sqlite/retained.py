@@ -177,7 +177,7 @@ class SQLiteRetainedLog:
 
         def remove(connection: GuardedConnection) -> Removal:
             page = [_Row(*row) for row in connection.execute(self._page, (after.major, upto.major, limit))]
-            ends = {row.stream: self._end(connection, row.stream) for row in page}
+            ends = {stream: self._end(connection, stream) for stream in {row.stream for row in page}}
             rows = _step(page, ends)
             # Nothing that is of another stream, or has to stay, stands inside one of these ranges.
             ranges = [list(found) for goes, found in groupby(rows, lambda row: row.goes(ends)) if goes]
