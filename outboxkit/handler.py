@@ -163,8 +163,8 @@ def publish_returned(unit: UnitOfWork, returned: object, function: str) -> None:
         return
     require_run(returned, function)
     values = cast("list[object] | tuple[object, ...]", returned) if isinstance(returned, list | tuple) else [returned]
-    for value in values:
-        if value is None or unit.was_returned(value):
+    for value in [value for value in values if not unit.was_returned(value)]:
+        if value is None:
             continue
         if event_type(type(value)) is None:
             raise UndeclaredEventError(

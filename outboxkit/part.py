@@ -16,6 +16,9 @@ T = TypeVar("T")
 
 ENDED = "this unit of work has ended: its connection cannot be used any more"
 
+_VALUES = frozenset(("row_factory", "text_factory"))
+"""Callable, and no methods: what was set is what is read."""
+
 
 class Part(Protocol):
     """Whoever works in a part of a transaction."""
@@ -53,7 +56,7 @@ class PartConnection:
     def __getattr__(self, name: str) -> Any:
         self._part.require_usable()
         found = getattr(self._connection, name)
-        if not callable(found):
+        if not callable(found) or name in _VALUES:
             return found
 
         def call(*values: Any, **options: Any) -> Any:

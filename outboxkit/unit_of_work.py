@@ -69,8 +69,8 @@ class UnitOfWork:
         self._parent = parent
         self._many = many
         self._rows: list[OutboxRow] = []
-        self._returned: list[object] = []
-        """Events that calls inside have returned, and so published."""
+        self._returned: dict[int, object] = {}
+        """Events that this call has returned, and those inside that were kept: they are published."""
 
     @property
     def connection(self) -> Any:
@@ -175,15 +175,12 @@ class UnitOfWork:
             unit = unit._parent  # noqa: SLF001
 
     def note_returned(self, event: object) -> None:
-        """Have the units of work around this one know that what the call returns is published."""
-        unit = self._parent
-        while unit is not None:
-            unit._returned.append(event)  # noqa: SLF001 - its own class
-            unit = unit._parent  # noqa: SLF001
+        """Have the unit of work that this one is a part of know, once it is kept, that what the call returns is published."""
+        self._returned[id(event)] = event
 
     def was_returned(self, event: object) -> bool:
-        """Whether a call inside has returned this very object."""
-        return any(event is returned for returned in self._returned)
+        """Whether this very object was returned, and so published, before."""
+        return id(event) in self._returned
 
     def end(self) -> list[OutboxRow]:
         """Refuse further use and return the rows to write. For the code that opened this unit of work.
@@ -216,10 +213,10 @@ class UnitOfWork:
         self._require_joinable()
         rows: list[OutboxRow] = []
         cancelled: AbstractSet[str] = frozenset()
+        inner = self._inside(declared, cause)
         # From here on, as one that has only begun to join would be left out: its rows are in the transaction before it is.
         self._inner += 1
         try:
-            inner = self._inside(declared, cause)
             async with self._turn_of(inner):
                 async with self._transaction.savepoint(self):
                     try:
@@ -233,6 +230,7 @@ class UnitOfWork:
                     self._rows += rows
                     self._cancelled |= cancelled
                 require_open(self)  # or it was not waited for, and is being undone with what it was in
+                self._returned |= inner._returned  # noqa: SLF001
         except Exception:  # the savepoint was not kept; a cancellation that comes while it is released leaves it and its events
             self._rows = [row for row in self._rows if row not in rows]
             self._cancelled -= cancelled

@@ -646,6 +646,38 @@ async def test_what_another_publishing_function_returned_may_be_returned_and_is_
     assert published(app) == [("paid", 1), ("sold", 1), ("paid", 1), ("paid", 2)]
 
 
+async def test_what_another_apps_function_returned_is_published_here_too(app: App, tmp_path: Path) -> None:
+    """That is in an outbox of its own."""
+    other = App("bank", store=f"sqlite:///{tmp_path}/bank.db", broker=MemoryBroker())
+
+    @other.publishes(Paid)
+    async def pay(uow: UnitOfWork, number: int) -> Paid:
+        return Paid(number)
+
+    @app.publishes(Paid)
+    async def pay_in_both(uow: UnitOfWork, number: int) -> Paid:
+        return await pay(number)
+
+    await other.migrate()
+    async with app.running(relay=False, consume=False), other.running(relay=False, consume=False):
+        await pay_in_both(1)
+    assert published(app) == published(other) == [("paid", 1)]
+
+
+async def test_an_object_that_is_returned_again_and_again_is_published_each_time(app: App) -> None:
+    always = Paid(0)
+
+    @app.publishes(Paid)
+    async def pay(uow: UnitOfWork) -> list[Paid]:
+        return [always, always]
+
+    async with app.running(relay=False, consume=False):
+        async with app.unit_of_work():
+            await pay()
+            await pay()
+        assert published(app) == [("paid", 0)] * 4
+
+
 async def test_what_a_wrapper_returns_instead_is_not_taken_for_published(app: App) -> None:
     """Whatever it says with `functools.wraps` that it wraps."""
     async with app.running(relay=False, consume=False):

@@ -650,6 +650,7 @@ async def test_a_row_factory_set_on_the_connection_works(shop: Shop) -> None:
         uow.connection.row_factory = aiosqlite.Row
         (row,) = await uow.connection.execute_fetchall("SELECT 1 AS one")
         assert row["one"] == 1
+        assert uow.connection.row_factory is aiosqlite.Row
 
 
 @pytest.mark.parametrize("kind", ["async", "plain", "returning", "reused"])
