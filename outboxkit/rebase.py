@@ -69,37 +69,54 @@ async def _by_stream(store: Store, broker: Broker) -> Mapping[Stream, tuple[Posi
     after = ORIGIN
     while page := await store.read(after, _PAGE, _PAGE_BYTES):
         after = page.end
-        for stream, entries in page.streams.items():
-            agreed, ahead = known.get(stream, (ORIGIN, 0))
-            same = 0 if ahead else await _same_from_start(store, broker, entries)
+        found = {stream: (entries, *known.get(stream, (ORIGIN, 0))) for stream, entries in page.streams.items()}
+        compared = await _same_from_start(store, broker, [entries for entries, _, ahead in found.values() if not ahead])
+        for stream, (entries, agreed, ahead) in found.items():
+            same = compared.get(stream, 0)
             known[stream] = (entries[same - 1].position if same else agreed, ahead + len(entries) - same)
     return known
 
 
-async def _same_from_start(store: Store, broker: Broker, entries: Entries) -> int:
-    """How many of these entries, from the first, the broker has too; one of ours that it has trimmed counts."""
-    stream, first = entries.stream, entries[0].position
-    theirs = {
-        entry.position: entry.envelope
-        for entry in await broker.range(stream, after=first.before(), upto=entries.end, limit=len(entries) * 2)
+async def _same_from_start(store: Store, broker: Broker, runs: Sequence[Entries]) -> Mapping[Stream, int]:
+    """How many of each of these entries, from the first, the broker has too; one of ours that it has trimmed counts."""
+    theirs = {entries.stream: await _held(broker, entries) for entries in runs}
+    lacking = [entries.stream for entries in runs if any(entry.position not in theirs[entries.stream] for entry in entries)]
+    trimmed = await _trimmed(store, broker, lacking)  # after the look, as more may be by then
+    return {
+        stream: _same(entries, theirs[stream], trimmed.get(stream, ORIGIN))
+        for stream, entries in ((entries.stream, entries) for entries in runs)
     }
-    trimmed = await _trimmed(store, broker, stream)  # after the look, as more of it may be by then
-
-    def same(entry: LogEntry) -> bool:
-        envelope = theirs.get(entry.position)
-        return envelope == entry.envelope or (envelope is None and entry.position <= trimmed)
-
-    return sum(1 for _ in takewhile(same, entries))
 
 
-async def _trimmed(store: Store, broker: Broker, stream: Stream) -> Position:
+async def _held(broker: Broker, entries: Entries) -> Mapping[Position, bytes | None]:
+    """What the broker holds where these entries are, or would be."""
+    after, limit = entries[0].position.before(), len(entries) * 2
+    held = await broker.range(entries.stream, after=after, upto=entries.end, limit=limit)
+    return {entry.position: entry.envelope for entry in held}
+
+
+def _same(entries: Entries, theirs: Mapping[Position, bytes | None], trimmed: Position) -> int:
+    def is_theirs(entry: LogEntry) -> bool:
+        if entry.position in theirs:
+            return theirs[entry.position] == entry.envelope
+        return entry.position <= trimmed
+
+    return sum(1 for _ in takewhile(is_theirs, entries))
+
+
+async def _trimmed(store: Store, broker: Broker, streams: Collection[Stream]) -> Mapping[Stream, Position]:
     """Up to where rows that the broker does not have were in it, and went when it was trimmed.
 
     That there was something, the oldest entry tells; or, as one that somebody else wrote names none before it, that all known
     groups have settled it, so that nobody misses it. That it was ours, only the database knows: when that has gone back, new
     rows have the positions of old ones.
     """
-    relayed = (await store.progress()).last.get(stream, ORIGIN)
-    settled = slowest(await store.retained.known()).get(stream, ORIGIN)
-    oldest = await broker.range(stream, after=ORIGIN, upto=None, limit=1)
-    return min(relayed, max([settled, *(entry.prev for entry in oldest)]))
+    if not streams:
+        return {}
+    relayed = (await store.progress()).last
+    settled = slowest(await store.retained.known())
+    oldest = {stream: await broker.range(stream, after=ORIGIN, upto=None, limit=1) for stream in streams}
+    return {
+        stream: min(relayed.get(stream, ORIGIN), max([settled.get(stream, ORIGIN), *(entry.prev for entry in oldest[stream])]))
+        for stream in streams
+    }

@@ -108,7 +108,7 @@ class OutboxTables:
 
     def forget_another(self, connection: GuardedConnection) -> None:
         """Forget the progress if it is that of another outbox; within the caller's transaction."""
-        if connection.execute(self._ahead).fetchone():
+        if self.is_another(connection):
             for statement in self._forget:
                 connection.execute(statement)
 

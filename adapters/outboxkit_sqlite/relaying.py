@@ -85,10 +85,14 @@ class RelayingStore(Access):
 
     async def progress(self) -> Progress:
         """See `outboxkit.store.Store.progress`."""
-        if await self._query(self.outbox.is_another):
+
+        def of_this_outbox(connection: sqlite3.Connection) -> Progress | None:
+            return None if self.outbox.is_another(connection) else self.outbox.progress(connection, self._source)
+
+        while (progress := await self._query(of_this_outbox)) is None:
             # For good, and not just until this one has come as far: its first rows would be taken for relayed.
             await self._write(self.outbox.forget_another)
-        return await self._query(lambda connection: self.outbox.progress(connection, self._source))
+        return progress
 
     async def save_progress(self, progress: Progress) -> None:
         """See `outboxkit.store.Store.save_progress`."""
