@@ -33,9 +33,8 @@ def _script(name: str) -> str:
     return (Path(__file__).parent / f"{name}.lua").read_text(encoding="utf-8")
 
 
-_APPEND, _GROUPS, _TRIM, _SUBSCRIBE, _SETTLED, _DISMISS, _TIDY = map(
-    _script, ("append", "groups", "trim", "subscribe", "settled", "dismiss", "tidy")
-)
+_APPEND, _SETTLED, _DISMISS = map(_script, ("append", "settled", "dismiss"))
+_GROUPS, _TRIM, _SUBSCRIBE, _TIDY = (_script("fields") + _script(name) for name in ("groups", "trim", "subscribe", "tidy"))
 GONE_MILLISECONDS = 24 * 60 * 60 * 1000
 """A reader that was not heard of for so long is gone. Where each start has a name of its own, they would pile up for ever."""
 TIDY_SECONDS = 3600.0

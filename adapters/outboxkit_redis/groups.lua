@@ -7,10 +7,7 @@ local found = {}
 
 if redis.call('EXISTS', KEYS[1]) == 1 then
   for _, group in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
-    local field = {}
-    for i = 1, #group, 2 do
-      field[group[i]] = group[i + 1]
-    end
+    local field = fields(group)
     local oldest = ''
     if field['pending'] > 0 then
       oldest = redis.call('XPENDING', KEYS[1], field['name'])[2]

@@ -12,10 +12,7 @@ local at = {}
 
 if redis.call('EXISTS', KEYS[1]) == 1 then
   for _, group in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
-    local field = {}
-    for i = 1, #group, 2 do
-      field[group[i]] = group[i + 1]
-    end
+    local field = fields(group)
     at[field['name']] = field['last-delivered-id']
   end
 end

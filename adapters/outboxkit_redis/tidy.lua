@@ -14,10 +14,7 @@ local gone = {}
 -- Where the group is lost there is nothing to do, and to whom deleting is not allowed it is not worth an error.
 local readers = redis.pcall('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])
 for _, reader in ipairs(readers) do
-  local field = {}
-  for i = 1, #reader, 2 do
-    field[reader[i]] = reader[i + 1]
-  end
+  local field = fields(reader)
   if latest == nil or field['idle'] < latest['idle'] then
     latest = field
   end

@@ -28,10 +28,7 @@ local upto = ARGV[1]
 local keep = nil
 
 for _, group in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
-  local field = {}
-  for i = 1, #group, 2 do
-    field[group[i]] = group[i + 1]
-  end
+  local field = fields(group)
   if lower(field['last-delivered-id'], upto) then
     upto = field['last-delivered-id']
   end
