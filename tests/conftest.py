@@ -9,6 +9,7 @@ pytest.register_assert_rewrite("outboxkit.testing")
 
 from tests.redis_brokers import connect  # noqa: E402  as below
 from tests.servers import (  # noqa: E402  it imports what is to be rewritten
+    broker_url,
     mortal_cluster,
     pgbouncer_binary,
     place,
@@ -27,6 +28,7 @@ from tests.servers import (  # noqa: E402  it imports what is to be rewritten
 )
 
 __all__ = [
+    "broker_url",
     "connect",
     "mortal_cluster",
     "pgbouncer_binary",

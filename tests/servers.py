@@ -47,6 +47,15 @@ def redis_url(request: pytest.FixtureRequest) -> str:
     return url
 
 
+@pytest.fixture(params=["redis", "embedded"])
+def broker_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty broker of each kind."""
+    if request.param == "embedded":
+        return f"sqlite:///{tmp_path / 'broker.db'}"
+    url: str = request.getfixturevalue("redis_url")
+    return url
+
+
 @pytest.fixture(scope="session")
 def shared_redis_cluster(redis_binary: str) -> Iterator[RedisCluster]:
     """A running cluster of three masters, shared by the session's tests, which leave its nodes and slots alone."""

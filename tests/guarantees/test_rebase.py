@@ -35,15 +35,6 @@ PROBING = msgspec.structs.replace(QUICK.relay, probe_seconds=1e-6)
 ONE_STREAM = msgspec.structs.replace(QUICK, partitions={"numbers": 1})
 
 
-@pytest.fixture(params=["redis", "embedded"])
-def broker_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A broker of each kind."""
-    if request.param == "embedded":
-        return f"sqlite:///{tmp_path}/broker.db"
-    url: str = request.getfixturevalue("redis_url")
-    return url
-
-
 Copying = Callable[[], Awaitable[Place]]
 
 

@@ -14,8 +14,8 @@ from tests.waiting import until
 ROWS = [raw for raw in (*READABLE.values(), *UNREADABLE.values()) if len(raw) < 100_000]
 
 
-async def test_rows_with_any_bytes_are_relayed_as_they_are(place: Place, broker: str) -> None:
-    async with Diary(place, broker).running() as diary:
+async def test_rows_with_any_bytes_are_relayed_as_they_are(place: Place, broker_url: str) -> None:
+    async with Diary(place, broker_url).running() as diary:
         mark = "?" if "sqlite" in diary.database.url else "$"
         marks = ", ".join(mark if mark == "?" else f"${number}" for number in range(1, 6))
         insert = f"INSERT INTO outboxkit_outbox (topic, partition, id, type, envelope) VALUES ({marks})"

@@ -11,8 +11,8 @@ from tests.hostile.services import GOOD, STREAM, Diary, Note
 from tests.waiting import until
 
 
-async def test_bytes_that_are_no_event_of_ours_are_dead_with_their_raw_content(place: Place, broker: str) -> None:
-    async with Diary(place, broker).running() as diary:
+async def test_bytes_that_are_no_event_of_ours_are_dead_with_their_raw_content(place: Place, broker_url: str) -> None:
+    async with Diary(place, broker_url).running() as diary:
         await diary.put(list(UNREADABLE.values()))
         await diary.good_came()
         await until(diary.states, {"dead": len(UNREADABLE)}.__eq__)
@@ -27,8 +27,8 @@ async def test_bytes_that_are_no_event_of_ours_are_dead_with_their_raw_content(p
         assert diary.undisturbed()
 
 
-async def test_odd_events_of_others_are_handled(place: Place, broker: str) -> None:
-    async with Diary(place, broker).running() as diary:
+async def test_odd_events_of_others_are_handled(place: Place, broker_url: str) -> None:
+    async with Diary(place, broker_url).running() as diary:
         await diary.put(list(READABLE.values()))
         await diary.good_came()
         assert len(diary.noted) == len(READABLE) + 1
@@ -36,8 +36,8 @@ async def test_odd_events_of_others_are_handled(place: Place, broker: str) -> No
         assert diary.undisturbed()
 
 
-async def test_odd_events_that_fail_wait_and_die_like_others(place: Place, broker: str) -> None:
-    diary = Diary(place, broker)
+async def test_odd_events_that_fail_wait_and_die_like_others(place: Place, broker_url: str) -> None:
+    diary = Diary(place, broker_url)
     diary.fails = True
     async with diary.running():
         await diary.put(list(READABLE.values()))
@@ -52,8 +52,8 @@ async def test_odd_events_that_fail_wait_and_die_like_others(place: Place, broke
         assert len(diary.noted) == len(READABLE) + 1
 
 
-async def test_types_that_nobody_handles_are_passed_over_whatever_they_are(place: Place, broker: str) -> None:
-    async with Diary(place, broker).running() as diary:
+async def test_types_that_nobody_handles_are_passed_over_whatever_they_are(place: Place, broker_url: str) -> None:
+    async with Diary(place, broker_url).running() as diary:
         await diary.put(list(FOREIGN_TYPES.values()))
         await diary.good_came()
         await until(lambda: diary.observer.count["skipped"], len(FOREIGN_TYPES).__eq__)
