@@ -38,7 +38,7 @@ from outboxkit.replica import Replica
 from outboxkit.store import Progress, Store
 from outboxkit.supervision import Supervisor
 
-_FEW = 32
+FEW = 32
 """Entries beside whose appending nothing is read: little comes at a time, and reading at once would cost it time."""
 
 
@@ -105,7 +105,7 @@ class Relay:
     async def _append_and_read_on(self, page: LogPage) -> LogPage:
         end = page.end
         following = LogPage()
-        if len(page) < _FEW:
+        if len(page) < FEW:
             complete = await self._append(page.streams)
         else:
             async with alongside(self._read(end)) as next_page:

@@ -140,7 +140,7 @@ class Survey:
 
     async def _ask_broker(self) -> None:
         consumed = {topic for topics in self._consumed.values() for topic in topics}
-        found = {topic: await self._broker.streams(topic) for topic in {*self._published, *consumed, self._source}}
+        found = {topic: await self._broker.streams(topic) for topic in sorted({*self._published, *consumed, self._source})}
         self._registered = {stream for streams in found.values() for stream in streams if stream.source == self._source}
         if "database" not in self._errors:
             known = {(reading.group, reading.stream) for reading, _ in self._readings}

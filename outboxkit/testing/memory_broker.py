@@ -122,7 +122,7 @@ class MemoryBroker:
         found: dict[Stream, dict[str, Standing]] = {stream: {} for stream in streams}
         for (name, stream), group in self._groups.items():
             if stream in found:
-                idle_seconds = None if group.seen_at is None else anyio.current_time() - group.seen_at
+                idle_seconds = None if group.seen_at is None else self._now() - group.seen_at
                 found[stream][name] = Standing(group.settled, idle_seconds)
         return found
 
@@ -154,7 +154,7 @@ class MemoryBroker:
         await self._turn()
         for stream, floor in floors.items():
             if known := self._groups.get((group, stream)):
-                known.floor, known.seen_at = floor, anyio.current_time()
+                known.floor, known.seen_at = floor, self._now()
 
     async def read(
         self, group: str, reader: str, streams: Collection[Stream], *, limit: int, wait_seconds: float
@@ -179,7 +179,7 @@ class MemoryBroker:
     ) -> Sequence[Delivery]:
         """Take over idle deliveries."""
         await self._turn()
-        before = anyio.current_time() - idle_seconds
+        before = self._now() - idle_seconds
         found: list[Delivery] = []
         for stream in streams:
             held = self._group(group, stream).pending
@@ -222,7 +222,7 @@ class MemoryBroker:
         found: list[Delivery] = []
         for stream, known in groups if limit > 0 else ():
             new = self._log(stream).between(known.delivered, None, max(1, limit // len(groups)))
-            known.seen_at = anyio.current_time()
+            known.seen_at = self._now()
             if new:
                 known.delivered = new[-1].position
                 found += self._hand(known.pending, reader, stream, [delivery.position for delivery in new])
@@ -231,9 +231,13 @@ class MemoryBroker:
     def _hand(
         self, held: dict[Position, _Handed], reader: str, stream: Stream, positions: Sequence[Position]
     ) -> list[Delivery]:
-        log, now = self._log(stream), anyio.current_time()
+        log, now = self._log(stream), self._now()
         held.update((position, _Handed(reader, now)) for position in positions)
         return [log.deliveries[bisect_right(log.positions, position) - 1] for position in positions]
+
+    def _now(self) -> float:
+        """Return the time by which it knows how long readers and deliveries are idle, in seconds."""
+        return anyio.current_time()
 
     async def _turn(self) -> None:
         """Let other tasks run, as every call to a real broker does, and refuse when closed."""

@@ -2,7 +2,9 @@
 
 import contextlib
 import sqlite3
+from collections.abc import Sequence
 from datetime import datetime
+from types import ModuleType
 from typing import Any
 
 import anyio
@@ -20,6 +22,7 @@ from outboxkit import (
     UnitOfWork,
     event,
     outcomes,
+    relay,
     retrying,
 )
 from outboxkit.message import Position, Stream
@@ -74,12 +77,24 @@ def with_much_in_hand(settings: Settings) -> Settings:
     )
 
 
+_HASTE: Sequence[tuple[ModuleType, str, float]] = (
+    (outcomes, "BEGUN_SECONDS", 0.2),
+    (retrying, "BEGUN_SECONDS", 0.2),
+    (outcomes, "_CONFLICT_SECONDS", 0.2),
+    (relay, "FEW", 2),
+)
+
+
 def hasten() -> None:
-    """Shorten what no setting does: how long messages wait of which one may have ended its process, or its transaction."""
-    for module, name in ((outcomes, "BEGUN_SECONDS"), (retrying, "BEGUN_SECONDS"), (outcomes, "_CONFLICT_SECONDS")):
+    """Change what no setting does, so that little is enough.
+
+    How long messages wait of which one may have ended its process, or its transaction; how many entries a relay reads ahead
+    beside.
+    """
+    for module, name, value in _HASTE:
         if not hasattr(module, name):
             raise AttributeError(f"{module.__name__} has no {name} any more")
-        setattr(module, name, 0.2)
+        setattr(module, name, value)
 
 
 @event("order.placed", topic="orders", key="key")

@@ -27,13 +27,13 @@ def line(errors: Ended) -> Line:
 
 
 def model_store(database: ModelDatabase | None = None) -> ModelStore:
-    return ModelStore(database or ModelDatabase(time.time, LAG_SECONDS, 0, 0.0, lambda _: None), line(STORE))
+    return ModelStore(database or ModelDatabase(time.time, 0.0, LAG_SECONDS, 0, 0.0, lambda _: None), line(STORE))
 
 
 class TestModelStore(StoreContract):
     @pytest.fixture
     def database(self) -> ModelDatabase:
-        return ModelDatabase(time.time, LAG_SECONDS, 0, 0.0, lambda _: None)
+        return ModelDatabase(time.time, 0.0, LAG_SECONDS, 0, 0.0, lambda _: None)
 
     @pytest.fixture
     async def store(self, database: ModelDatabase) -> AsyncIterator[ModelStore]:

@@ -59,7 +59,7 @@ class MemoryDatabase:
     def commit(self, state: State) -> None:
         """Have others see what a transaction changed, and wake them. It survives a crash once `flush` was called."""
         if undo := state.commit():
-            self._unsaved.append((self.now(), undo))
+            self._unsaved.append((time.monotonic(), undo))
             if state.outbox.changes:
                 self.log_growth.grow()
             if state.later.changes:
@@ -67,7 +67,7 @@ class MemoryDatabase:
 
     def flush(self, older_seconds: float = 0.0) -> None:
         """Have everything survive a crash that was committed so long ago."""
-        before = self.now() - older_seconds
+        before = time.monotonic() - older_seconds
         while self._unsaved and self._unsaved[0][0] <= before:
             del self._unsaved[0]
 

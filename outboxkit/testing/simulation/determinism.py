@@ -16,9 +16,10 @@ from unittest.mock import patch
 import anyio._backends._asyncio as anyio_backend
 import anyio._core._eventloop as anyio_eventloop
 
-from outboxkit import encoding, lease, membership, running
+from outboxkit import encoding, lease, membership, relay, running
 from outboxkit.message import Stream
 from outboxkit.testing.simulation.loop import VirtualLoop
+from outboxkit.testing.simulation.plan import Plan
 
 EPOCH = 1_800_000_000.0
 """When simulations begin, in seconds since 1970."""
@@ -30,19 +31,19 @@ def _partition(stream: Stream) -> int:
 
 @contextmanager
 def deterministic(
-    loop: VirtualLoop, seed: int, member_name: Callable[[str], str], is_gone: Callable[[str], bool]
+    loop: VirtualLoop, plan: Plan, member_name: Callable[[str], str], is_gone: Callable[[str], bool]
 ) -> Generator[None, None, None]:
     """Have everything that is drawn by chance within the block come from a seed, and time from the loop.
 
     Args:
         loop: whose time it is.
-        seed: of what is drawn.
+        plan: what is to happen, and the seed of what is drawn.
         member_name: how the core calls a process, given its reader's name.
         is_gone: what the core is told when it asks whether the process of a member is gone for certain.
     """
-    chance = Random(f"core {seed}")  # noqa: S311 - to be repeated
+    chance = Random(f"core {plan.seed}")  # noqa: S311 - to be repeated
     state = random.getstate()
-    random.seed(f"jitter {seed}")
+    random.seed(f"jitter {plan.seed}")
 
     class Scope(anyio_backend.CancelScope):
         """A cancel scope that sets keep in the same order in each run."""
@@ -70,6 +71,7 @@ def deterministic(
         (running, "member_name", member_name),
         (membership, "is_gone", is_gone),
         (lease, "is_gone", is_gone),
+        (relay, "FEW", plan.few),
         (anyio_backend, "CancelScope", Scope),
         # Hashes of texts differ from process to process.
         (Stream, "__hash__", _partition),

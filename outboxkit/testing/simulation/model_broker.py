@@ -17,6 +17,14 @@ T = TypeVar("T")
 class ModelBroker(MemoryBroker):
     """A broker to which bad things happen."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.ahead_seconds = 0.0
+        """How far its clock has been set forward."""
+
+    def _now(self) -> float:
+        return super()._now() + self.ahead_seconds
+
     async def _turn(self) -> None:
         """The way there was long enough."""
 

@@ -18,7 +18,8 @@ class ModelDatabase(MemoryDatabase):
     """A memory database that crashes.
 
     Args:
-        now: its clock, in seconds since 1970.
+        now: the right time, in seconds since 1970.
+        ahead_seconds: how far its clock is ahead of that.
         lag_seconds: how long others see a commit before it would survive a crash.
         gap: how many positions are passed over before each row.
         replica_seconds: how far the replica lags behind to which it fails over.
@@ -28,12 +29,14 @@ class ModelDatabase(MemoryDatabase):
     def __init__(
         self,
         now: Callable[[], float],
+        ahead_seconds: float,
         lag_seconds: float,
         gap: int,
         replica_seconds: float,
         committed: Callable[[State], None],
     ) -> None:
-        super().__init__(now)
+        super().__init__(lambda: now() + self.ahead_seconds)
+        self.ahead_seconds = ahead_seconds
         self._replica_seconds = replica_seconds
         self.lag_seconds = lag_seconds
         self.gap = gap

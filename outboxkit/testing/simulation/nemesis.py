@@ -68,6 +68,7 @@ class Nemesis:
             "pending forgotten": self._forget_pending,
             "store crash": self._crash,
             "failover": self._fail_over,
+            "clock": self._set_clock,
         }
         if fault.kind in act:
             act[fault.kind](fault)
@@ -134,6 +135,11 @@ class Nemesis:
         lost = self._world.databases[MAIL].fail_over()
         self._world.trace(MAIL, f"fails over, and loses {lost} commits")
         self._world.record.taken_back(self._world.databases[MAIL].committed)
+
+    def _set_clock(self, fault: Fault) -> None:
+        """Set one forward or back, by up to two seconds: a lease lasts as long."""
+        clocks: list[ModelDatabase | ModelBroker] = [*self._world.databases.values(), self._world.broker]
+        clocks[fault.target % len(clocks)].ahead_seconds += 4 * fault.size - 2
 
     def _victim(self, fault: Fault) -> Process:
         return list(self._world.processes.values())[fault.target % len(self._world.processes)]

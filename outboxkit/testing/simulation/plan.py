@@ -94,6 +94,14 @@ class Plan(NamedTuple):
     """When somebody looks whether log and broker agree, in seconds."""
     older_at: float | None
     """When a process of the group is replaced by one of an older version, without a function for some orders, in seconds."""
+    few: int
+    """From how many entries on the relay reads ahead while it appends."""
+    ahead: tuple[float, float]
+    """How far the clocks of both databases are ahead of the processes', in seconds."""
+    decorated: bool
+    """Whether it is a decorated function that publishes what is not delayed."""
+    in_lists: bool
+    """Whether the group's functions take several messages at a time."""
 
 
 def plan_of(seed: int) -> Plan:
@@ -101,6 +109,7 @@ def plan_of(seed: int) -> Plan:
     chance = Random(f"plan {seed}")  # noqa: S311 - to be repeated
     also = Random(f"also {seed}")  # noqa: S311 - what was added later leaves the rest of older seeds as it was
     versions = Random(f"versions {seed}")  # noqa: S311
+    paths = Random(f"paths {seed}")  # noqa: S311
     partitions, publishers = chance.choice((1, 1, 2, 2, 3)), 2
     keys = [f"key-{number}" for number in range(chance.randint(2, 5))]
     orders: list[Order] = []
@@ -109,16 +118,11 @@ def plan_of(seed: int) -> Plan:
         at = 0.02 * number if first else chance.uniform(0.5, FAULT_SECONDS)
         orders.append(_order(chance, number, at, keys[number] if first else chance.choice(keys), publishers, plain=first))
     kinds = list(KINDS)
-    faults = tuple(
-        sorted(
-            Fault(chance.uniform(1.0, FAULT_SECONDS), kind, chance.randrange(1000), chance.random())
-            for kind in chance.choices(kinds, [KINDS[kind] for kind in kinds], k=chance.randint(2, 10))
-        )
-    )
+    faults = [_fault(chance, kind) for kind in chance.choices(kinds, [KINDS[kind] for kind in kinds], k=chance.randint(2, 10))]
     return Plan(
         seed=seed,
         orders=tuple(sorted(orders, key=lambda order: order.at)),
-        faults=faults,
+        faults=tuple(sorted([*faults, *(_fault(paths, "clock") for _ in range(paths.choice((0, 0, 1, 2))))])),
         publishers=publishers,
         consumers=chance.choice((1, 2, 2, 3)),
         partitions=partitions,
@@ -134,7 +138,15 @@ def plan_of(seed: int) -> Plan:
         frozen_in_calls=also.random() < 0.7,
         looks=tuple(also.uniform(1.0, FAULT_SECONDS) for _ in range(also.choice((0, 0, 4)))),
         older_at=versions.uniform(0.5, FAULT_SECONDS) if versions.random() < 0.25 else None,
+        few=paths.choice((1, 2, 32)),
+        ahead=(paths.uniform(-300.0, 300.0), paths.uniform(-300.0, 300.0)),
+        decorated=paths.random() < 0.5,
+        in_lists=paths.random() < 0.25,
     )
+
+
+def _fault(chance: Random, kind: str) -> Fault:
+    return Fault(chance.uniform(1.0, FAULT_SECONDS), kind, chance.randrange(1000), chance.random())
 
 
 def _order(chance: Random, number: int, at: float, key: str, publishers: int, *, plain: bool) -> Order:

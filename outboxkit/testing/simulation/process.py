@@ -1,7 +1,7 @@
 """Processes: incarnations of the unchanged apps, each with lines of its own, which are cut when it is killed."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from contextvars import ContextVar
 from typing import Protocol, cast
@@ -181,6 +181,7 @@ class Process:
         self.is_older = app == MAIL and number == 0 and model.has_older
         if app == MAIL:
             self._consume()
+        self._place = self._publishing()
         self._stopping = anyio.Event()
         self.task: asyncio.Task[None] = asyncio.get_running_loop().create_task(self._run())
 
@@ -256,13 +257,12 @@ class Process:
         record = self.model.record
         while True:
             try:
-                async with self._app.unit_of_work() as unit:
-                    unit.connection.put("orders", order.number, order.key)
-                    kind = Given if self.model.plan.older_at is not None and order.number % 3 == 0 else Placed
-                    unit.publish(kind(order.number, order.key), delay=order.delay_seconds or None)
-                    await anyio.sleep(order.handling_seconds)
-                    if order.rolled_back:
-                        raise RolledBackError
+                if self.model.plan.decorated and not order.delay_seconds:
+                    await self._place(order)
+                else:
+                    async with self._app.unit_of_work() as unit:
+                        unit.publish(self._event(order), delay=order.delay_seconds or None)
+                        await self._write(order, unit)
             except RolledBackError:
                 record.refused.add(order.number)
                 return
@@ -275,10 +275,34 @@ class Process:
                     record.certain.add(order.number)
                 return
 
+    def _publishing(self) -> Callable[[Order], Awaitable[object]]:
+        @self._app.publishes(Placed, Given)
+        async def place(uow: UnitOfWork, order: Order) -> Placed | Given:
+            await self._write(order, uow)
+            return self._event(order)
+
+        return place
+
+    def _event(self, order: Order) -> Placed | Given:
+        kind = Given if self.model.plan.older_at is not None and order.number % 3 == 0 else Placed
+        return kind(order.number, order.key)
+
+    async def _write(self, order: Order, unit: UnitOfWork) -> None:
+        unit.connection.put("orders", order.number, order.key)
+        await anyio.sleep(order.handling_seconds)
+        if order.rolled_back:
+            raise RolledBackError
+
     # consuming
 
     def _consume(self) -> None:
         model = self.model
+
+        async def placed_is_durable(placed: Placed) -> None:
+            self._told_of(placed.number)
+
+        async def given_is_durable(given: Given) -> None:
+            self._told_of(given.number)
 
         async def handle(placed: Placed | Given, uow: UnitOfWork, message: Message) -> None:
             order = model.record.orders[placed.number]
@@ -295,12 +319,22 @@ class Process:
             if run <= order.kills + order.failures:
                 raise FailedError(f"run {run} of {order.number}")
 
-        @self._app.consumes(Placed)
         async def handle_placed(placed: Placed, uow: UnitOfWork, message: Message) -> None:
             await handle(placed, uow, message)
 
-        if not self.is_older:
+        async def handle_given(given: Given, uow: UnitOfWork, message: Message) -> None:
+            await handle(given, uow, message)
 
-            @self._app.consumes(Given)
-            async def handle_given(given: Given, uow: UnitOfWork, message: Message) -> None:
-                await handle(given, uow, message)
+        async def handle_list(placed: list[Placed], uow: UnitOfWork, messages: list[Message]) -> None:
+            for one, message in zip(placed, messages, strict=True):
+                await handle(one, uow, message)
+
+        self._app.consumes(Placed, after_commit=placed_is_durable)(handle_list if model.plan.in_lists else handle_placed)
+        if not self.is_older:
+            self._app.consumes(Given, after_commit=given_is_durable)(handle_given)
+
+    def _told_of(self, number: int) -> None:
+        try:
+            self.model.record.told_of(number)
+        except ViolationError as error:
+            self.model.fails(error)

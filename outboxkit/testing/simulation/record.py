@@ -65,6 +65,8 @@ class Record:
         self.refused: set[int] = set()
         """Orders whose publisher was told that they are not."""
         self._effects: _Effects = {}
+        self._had: set[int] = set()
+        """Orders whose effect was committed at some time, whatever a failover took back afterwards."""
         self._last: _Ends = {}
 
     # what is told as it happens
@@ -113,7 +115,13 @@ class Record:
         if effect.position < self._last.get(line, ORIGIN):
             raise ViolationError(f"out of order: {effect} comes after {self._last[line]} of its key")
         self._effects[effect.number] = effect
+        self._had.add(effect.number)
         self._last[line] = effect.position
+
+    def told_of(self, number: int) -> None:
+        """Somebody is told that an effect is durable."""
+        if number not in self._had:
+            raise ViolationError(f"the function that runs after the commit ran for {number} before it")
 
     # how it stands
 

@@ -42,7 +42,7 @@ def simulate(seed: int, *, plan: Plan | None = None, tell: Callable[[str], None]
     gc.disable()  # what it finds, and when, is not in the seed
     try:
         world = World(plan, loop, trace)
-        with deterministic(loop, seed, world.member_name, world.is_gone):
+        with deterministic(loop, plan, world.member_name, world.is_gone):
             asyncio.set_event_loop(loop)
             try:
                 loop.run_until_complete(world.run())

@@ -52,9 +52,9 @@ class World:
             return EPOCH + loop.time()
 
         self.databases: _Databases = {
-            SHOP: ModelDatabase(now, lag, plan.gap, 0.0, self.record.published),
+            SHOP: ModelDatabase(now, plan.ahead[0], lag, plan.gap, 0.0, self.record.published),
             # What has been trimmed could not come again.
-            MAIL: ModelDatabase(now, 0.0, 0, 0.0 if plan.retains else 0.5, self.record.consumed),
+            MAIL: ModelDatabase(now, plan.ahead[1], 0.0, 0, 0.0 if plan.retains else 0.5, self.record.consumed),
         }
         self.waiting: _Waiting = {
             number: [order for order in plan.orders if order.publisher == number] for number in range(plan.publishers)
