@@ -82,6 +82,7 @@ class Consumer:
         self._acks = Acks(self.group, broker, self._reading.doubt_acks)  # they come again, and the inbox knows them
         self._found: _Streams = {}
         """The streams of each topic, as far as we know."""
+        self._has_looked = False
         self._missing: Sequence[str] = ()
         """Types of events that others have functions for and this process has not."""
         self._leaving: Mapping[Stream, Subscription] = {}
@@ -172,7 +173,14 @@ class Consumer:
             answers = await self._registries.ask(self._topics, ask, lives=True)
         for found in answers.values():
             self._found |= found
+        self._tell_of_empty()
         return self._known()
+
+    def _tell_of_empty(self) -> None:
+        """Once, as it begins: a name that is misspelt looks like that."""
+        if not self._has_looked and (empty := sorted(topic for topic, streams in self._found.items() if not streams)):
+            self._observer.empty(self.group, empty)
+        self._has_looked = True
 
     def _known(self) -> Collection[Stream]:
         return {stream for streams in self._found.values() for stream in streams}

@@ -5,7 +5,7 @@ that raises undoes only its own message: its work goes back to the savepoint and
 """
 
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 from outboxkit.afterwards import run_afterwards
@@ -24,6 +24,9 @@ from outboxkit.unit_of_work import UnitOfWork
 
 T = TypeVar("T")
 _Works = list[Work]
+
+_TYPES_TOLD = 1000
+"""After so many types of events nobody is told of more: a stranger may make up ever new ones."""
 
 
 class Handling:
@@ -57,6 +60,8 @@ class Handling:
         self._encoder = encoder
         self._retry = retry
         self._observer = observer
+        self._told: set[tuple[str, str]] = set()
+        """Topics with the types of events in them of which was said that they are skipped."""
         self._afterwards: _Works = []
 
     def outcomes(self, known: Failure | None = None) -> Outcomes:
@@ -142,13 +147,22 @@ class Handling:
             unknown -= set(await transaction.handled(self.group, asked))
         for work in works:
             if work.type in unknown:
-                outcomes.skip(work.delivery)
+                outcomes.skip(work.delivery, work.type)
         return [work for work in works if work.type not in unknown]
 
     def committed(self, subscription: Subscription, outcomes: Outcomes, duplicates: int = 0) -> None:
         """Tell what was committed, and remember what is to be done after that."""
         self._afterwards += outcomes.afterwards
         outcomes.report(subscription.stream.topic, duplicates)
+        if outcomes.skipped:
+            self._tell_of_skipped(subscription.stream.topic, outcomes.skipped)
+
+    def _tell_of_skipped(self, topic: str, types: Collection[str]) -> None:
+        """Once for each, as long as nobody makes up ever new ones."""
+        new = [(topic, type) for type in types if (topic, type) not in self._told]
+        if new and len(self._told) < _TYPES_TOLD:
+            self._told.update(new)
+            self._observer.skipped(self.group, topic, sorted(type for _, type in new))
 
     async def blame(
         self,

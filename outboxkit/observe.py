@@ -79,6 +79,23 @@ class Observer:
             ", ".join(types),
         )
 
+    def skipped(self, group: str, topic: str, types: Collection[str]) -> None:
+        """No process of a group ever had a function for these types of events: they are settled; told once for each type."""
+        logger.info(
+            "group %s: events of topic %s of type %s are skipped from now on: no function here handles them",
+            group,
+            topic,
+            line(", ".join(types)),
+        )
+
+    def empty(self, group: str, topics: Collection[str]) -> None:
+        """A group that begins to read finds nothing of these topics in the broker, and waits for the first event."""
+        logger.info(
+            "group %s: nothing was ever published to %s under this name, on this broker: it waits for that",
+            group,
+            ", ".join(topics),
+        )
+
     def consumed(self, group: str, topic: str, outcome: str, count: int) -> None:
         """`count` messages are ``settled``, ``skipped``, ``duplicate``, ``retry``, ``parked``, ``aside`` or ``dead`` now.
 

@@ -107,7 +107,8 @@ class Outcomes:
         self._observer = observer
         self._blocked = set[str]()
         self._reports: list[_Report] = []
-        self._skipped = 0
+        self.skipped = Counter[str]()
+        """By their type, how many nobody here handles."""
         self.begun = False
         """Whether handlers were about to be called."""
         self.tried = 0
@@ -138,9 +139,9 @@ class Outcomes:
         """The first position that was not tried."""
         return min((outcome.delivery.position for outcome in self.recorded if outcome.state == "deferred"), default=None)
 
-    def skip(self, delivery: Delivery) -> None:
+    def skip(self, delivery: Delivery, type: str) -> None:
         """Nobody here handles it."""
-        self._skipped += 1
+        self.skipped[type] += 1
         self.recorded.append(Outcome(delivery, "settled"))
 
     def unreadable(self, delivery: Delivery, error: Exception, retry: Retry | None) -> None:
@@ -233,8 +234,8 @@ class Outcomes:
         """Tell the observer; only after the commit, because until then it may all happen again."""
         counts = Counter("aside" if outcome.alone else outcome.state for outcome in self.recorded)
         told = {
-            "settled": counts["settled"] - self._skipped,
-            "skipped": self._skipped,
+            "settled": counts["settled"] - self.skipped.total(),
+            "skipped": self.skipped.total(),
             "retry": counts["retry"],
             "aside": counts["aside"],
             "parked": counts["parked"],

@@ -21,6 +21,7 @@ def troubles(status: Status, late_seconds: float) -> Sequence[str]:
         *_held_back(status.known_groups),
         *_dead(status.groups),
         *(sentence for group in status.groups for sentence in _of_group(group, late_seconds)),
+        *(sentence for group in status.groups for sentence in _waiting(group, late_seconds)),
     ]
 
 
@@ -92,17 +93,29 @@ def _dead(groups: Sequence[GroupStatus]) -> Iterator[str]:
 
 def _of_group(group: GroupStatus, late_seconds: float) -> Iterator[str]:
     age = group.oldest_above_floor_seconds
-    if age is None or age <= late_seconds:
+    if age is not None and age > late_seconds:
+        yield f"group {group.group} has not settled an entry of stream {group.name} that is {duration(age)} old: {_reading(group)}"
+
+
+def _waiting(group: GroupStatus, late_seconds: float) -> Iterator[str]:
+    """What waits behind a held dead letter alone is told of with that."""
+    if group.held.count and not group.retry.count:
         return
+    age = max(group.retry.oldest_seconds or 0.0, group.parked.oldest_seconds or 0.0)
+    if age <= late_seconds:
+        return
+    yield (
+        f"group {group.group} has {_many(group.retry, 'message')} of stream {group.name} to try again, and "
+        f"{group.parked} waiting behind, the oldest for {duration(age)}: {_reading(group)}"
+    )
+
+
+def _reading(group: GroupStatus) -> str:
     if group.has_handler and group.owner is not None:
-        step = f"{short_name(group.owner)} reads it: look at its log"
-    elif group.has_handler:
-        step = "no process reads it: start `outboxkit run module:app`, or `outboxkit consume module:app`"
-    else:
-        step = (
-            "no function of this app consumes it: bring the one back that did, or name its group with @app.consumes(group=...)"
-        )
-    yield f"group {group.group} has not settled an entry of stream {group.name} that is {duration(age)} old: {step}"
+        return f"{short_name(group.owner)} reads it: look at its log"
+    if group.has_handler:
+        return "no process reads it: start `outboxkit run module:app`, or `outboxkit consume module:app`"
+    return "no function of this app consumes it: bring the one back that did, or name its group with @app.consumes(group=...)"
 
 
 def _sum(counts: Iterable[Count]) -> Count:

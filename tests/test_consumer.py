@@ -207,11 +207,14 @@ async def test_waiting_retries_survive_a_restart(tmp_path: Path) -> None:
         await until(lambda: mended.inbox() == [])
 
 
-async def test_an_event_nobody_here_handles_is_skipped_and_counted(tmp_path: Path) -> None:
+async def test_an_event_nobody_here_handles_is_skipped_and_counted_and_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     @event("number.lost", topic="numbers")
     class Lost(msgspec.Struct):
         number: int
 
+    caplog.set_level("INFO")
     service = Service(tmp_path)
 
     @service.app.consumes(Drawn)
@@ -221,8 +224,31 @@ async def test_an_event_nobody_here_handles_is_skipped_and_counted(tmp_path: Pat
         async with service.app.unit_of_work() as uow:
             uow.publish(Lost(1))
         await service.quiet()
-    assert service.observer.count["skipped"] == 1
+        async with service.app.unit_of_work() as uow:
+            uow.publish(Lost(2))
+        await service.quiet()
+    assert service.observer.count["skipped"] == 2
     assert service.inbox() == []
+    (told,) = [record for record in caplog.records if "skipped" in record.getMessage()]
+    assert "number.lost" in told.getMessage()
+    assert "topic numbers" in told.getMessage()
+
+
+async def test_a_topic_under_whose_name_nothing_was_published_is_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    @event("number.drawn", topic="nunbers")
+    class Misspelt(msgspec.Struct):
+        number: int
+
+    caplog.set_level("INFO")
+    service = Service(tmp_path)
+
+    @service.app.consumes(Misspelt)
+    def note(drawn: Misspelt) -> None: ...
+
+    async with service.running():
+        await until(lambda: [record for record in caplog.records if "nunbers" in record.getMessage()])
 
 
 @pytest.mark.parametrize(

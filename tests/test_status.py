@@ -135,6 +135,11 @@ async def test_what_waits_for_a_retry_and_behind_it_is_counted(place: Place) -> 
     (group,) = found.groups
     assert (group.retry.count, group.parked.count, group.dead.count, group.held.count) == (1, 2, 0, 0)
     assert not found.troubles, "waiting is nobody's trouble"
+    assert (group.retry.oldest_seconds or 0.0) > 0
+    (trouble,) = (await reader.app.status(late_seconds=0.0)).troubles
+    assert "1 message of stream" in trouble, "unless it takes too long"
+    assert "2 waiting behind" in trouble
+    assert "no process reads it" in trouble
     assert found.oldest_unsettled_seconds is not None
     assert found.oldest_unsettled_seconds >= (group.parked.oldest_seconds or 0.0)
 

@@ -65,7 +65,7 @@ async def _skips_what_others_handle(
 ) -> Sequence[Work]:
     for work in works:
         if work.handler is NO_HANDLER:
-            outcomes.skip(work.delivery)
+            outcomes.skip(work.delivery, work.type)
     return [work for work in works if work.handler is not NO_HANDLER]
 
 
