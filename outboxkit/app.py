@@ -1,5 +1,6 @@
 """`App`: a router with a database and a broker, and the loops that run between them."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from datetime import datetime, timedelta
@@ -70,8 +71,8 @@ class App(Router):
         self.reader = checked_name("reader", reader if reader is not None else host_name())
         self.settings = _settings(settings)
         self.observer = _observer(observer)
-        self.store = store_of(store)
-        self.broker = broker_of(broker)
+        self._store = store_of(store)
+        self._broker = broker_of(broker)
         self._encoder = Encoder(self.name, self.settings)
         self._is_open = False
         self._is_running = False
@@ -79,9 +80,43 @@ class App(Router):
         self._door = anyio.Lock()
         """Held by who looks at a closed app, and opens its connections for that: nobody else is to open them meanwhile."""
         self._running: AbstractAsyncContextManager[App] | None = None
+        self._entered_in: object = None
+        """The task that entered it, and that has to leave it."""
 
     def __repr__(self) -> str:
         return f"App({self.name!r})"
+
+    @property
+    def store(self) -> Store:
+        """Where its business rows are. Tests may set another, as a URL or a `Store`, while the app is closed.
+
+        Raises:
+            ConfigurationError: on setting: the app is open, or it is no store.
+        """
+        return self._store
+
+    @store.setter
+    def store(self, store: str | Store) -> None:
+        self._require_closed("store")
+        self._store = store_of(store)
+
+    @property
+    def broker(self) -> Broker:
+        """What it shares with other services. Tests may set another, as a URL or a `Broker`, while the app is closed.
+
+        Raises:
+            ConfigurationError: on setting: the app is open, or it is no broker.
+        """
+        return self._broker
+
+    @broker.setter
+    def broker(self, broker: str | Broker) -> None:
+        self._require_closed("broker")
+        self._broker = broker_of(broker)
+
+    def _require_closed(self, what: str) -> None:
+        if self._is_connected:
+            raise ConfigurationError(f"app {self.name!r} is open, and keeps its {what} until it is closed: set another before")
 
     async def migrate(self) -> Sequence[str]:
         """Create or upgrade this app's tables; returns what was done, a line each.
@@ -270,7 +305,7 @@ class App(Router):
     async def __aenter__(self) -> Self:
         if self._running is not None:
             self._refuse_twice()
-        self._running = self.running()
+        self._running, self._entered_in = self.running(), asyncio.current_task()
         try:
             await self._running.__aenter__()
         except BaseException:
@@ -282,7 +317,17 @@ class App(Router):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
         running, self._running = self._running, None
-        return await running.__aexit__(kind, error, trace) if running is not None else None
+        if running is None:
+            return None
+        try:
+            return await running.__aexit__(kind, error, trace)
+        except Exception as failure:
+            if asyncio.current_task() is not self._entered_in:
+                failure.add_note(
+                    f"app {self.name!r} was entered in one task and left in another, as pytest-asyncio does with fixtures: "
+                    "write `async with app:` in the test itself, or enter and leave it in one task"
+                )
+            raise
 
     @property
     def dead_letters(self) -> DeadLetters:

@@ -94,7 +94,8 @@ def _dead(groups: Sequence[GroupStatus]) -> Iterator[str]:
 def _of_group(group: GroupStatus, late_seconds: float) -> Iterator[str]:
     age = group.oldest_above_floor_seconds
     if age is not None and age > late_seconds:
-        yield f"group {group.group} has not settled an entry of stream {group.name} that is {duration(age)} old: {_reading(group)}"
+        unsettled = f"has not settled an entry of stream {group.name} that is {duration(age)} old"
+        yield f"group {group.group} {unsettled}: {_reading(group)}"
 
 
 def _waiting(group: GroupStatus, late_seconds: float) -> Iterator[str]:

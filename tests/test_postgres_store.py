@@ -1,14 +1,17 @@
 """The Postgres store: its URL, what it refuses to open, its names, and that apps share a database."""
 
 import gc
+import json
 import logging
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import anyio
+import asyncpg
 import pytest
 
+from outboxkit import App
 from outboxkit.errors import (
     AccessDeniedError,
     ConfigurationError,
@@ -19,6 +22,7 @@ from outboxkit.errors import (
 )
 from outboxkit.inbox import Outcome
 from outboxkit.message import ORIGIN, Stream
+from outboxkit.testing import MemoryBroker, drain
 from outboxkit.testing.postgres_server import PostgresServer
 from outboxkit.testing.rows import EVERYTHING, deliveries, envelopes, log_of, new_rows, publish
 from outboxkit.testing.server_process import free_port
@@ -327,3 +331,22 @@ async def test_a_file_for_tls_that_is_not_there_is_told_by_its_name_and_not_wait
     store = PostgresStore(with_options(postgres_url, f"{options}={tmp_path}/none.pem"))
     with pytest.raises(ConfigurationError, match=rf": there is no file {tmp_path}/none\.pem, which its URL names$"):
         await store.open(SOURCE)
+
+
+async def test_what_every_connection_has_to_know_is_said_once(postgres_url: str) -> None:
+    async def know_json(connection: asyncpg.Connection) -> None:
+        await connection.set_type_codec("jsonb", encoder=json.dumps, decoder=json.loads, schema="pg_catalog")
+
+    app = App("knowing", store=PostgresStore(postgres_url, init=know_json), broker=MemoryBroker())
+    await app.migrate()
+    async with app:
+        async with anyio.create_task_group() as users:
+
+            async def ask() -> None:
+                async with app.unit_of_work() as uow:
+                    assert await uow.connection.fetchval("SELECT jsonb_build_object('a', 1)") == {"a": 1}
+                    await anyio.sleep(0.05)  # so that each has a connection of its own
+
+            for _ in range(3):
+                users.start_soon(ask)
+        await drain(app)

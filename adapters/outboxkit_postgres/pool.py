@@ -2,7 +2,7 @@
 
 import asyncio
 import weakref
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, NoReturn
 
@@ -18,6 +18,8 @@ from outboxkit_postgres.failures import meaning, sqlstate
 from outboxkit_postgres.keepalive import keep_alive
 from outboxkit_postgres.link import BY_INDEX, Link
 
+Initializer = Callable[[asyncpg.Connection], Awaitable[object]]
+
 _CLOSE_SECONDS = 5.0
 _FAILURES = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 """What asyncpg raises when it cannot connect; the last one when the server says goodbye at the very moment of a statement."""
@@ -32,8 +34,9 @@ _RESET = "RESET SESSION AUTHORIZATION; DISCARD TEMP;"
 class AsyncpgPool:
     """See `outboxkit_postgres.database.Database`."""
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, init: Initializer | None = None) -> None:
         self._address = address
+        self._init = init
         self._pool: Any = None
         self._pooled = False
         """Whether a pooler stands between, so that no session state lasts and nothing can be listened to."""
@@ -67,7 +70,7 @@ class AsyncpgPool:
                 min_size=0,  # the look at the server has shown that connecting works; asyncpg logs each floor it cannot hold
                 max_size=self._address.max_connections,
                 timeout=self._address.connect_seconds,
-                init=self._prepare,
+                init=self._begin,
                 reset=self._reset,
                 **self._session(),
             )
@@ -113,6 +116,11 @@ class AsyncpgPool:
         raw: Any = await asyncpg.connect(self._address.dsn, timeout=self._address.connect_seconds, **options)
         await self._prepare(raw)
         return raw
+
+    async def _begin(self, raw: Any) -> None:
+        await self._prepare(raw)
+        if self._init is not None:
+            await self._init(raw)
 
     async def _prepare(self, raw: Any) -> None:
         if "tcp_keepalives" not in self._address.dsn:

@@ -9,7 +9,7 @@ from outboxkit.errors import ConfigurationError, TransactionError
 from outboxkit.message import OutboxRow
 from outboxkit_postgres.address import parse_url
 from outboxkit_postgres.connection import AsyncpgLink, unwrapped
-from outboxkit_postgres.pool import AsyncpgPool
+from outboxkit_postgres.pool import AsyncpgPool, Initializer
 from outboxkit_postgres.tables import PostgresTables
 
 
@@ -23,14 +23,17 @@ class PostgresStore(PostgresTables):
             ``serializable``; the database's default when not given), ``max_connections`` (by default 10; one more
             listens, and one reads where it relays), ``connect_seconds`` (10) and ``acquire_seconds`` (how long to wait for a
             free connection: 30).
+        init: called with each new connection of the pool, as asyncpg's own pools do: the place for ``set_type_codec``. What it
+            sets is there in every unit of work; the types of the library's own columns (bigint, bytea, text, timestamptz) have
+            to stay as they are.
 
     Raises:
         ConfigurationError: the URL or an option makes no sense.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, init: Initializer | None = None) -> None:
         address = parse_url(url)
-        super().__init__(AsyncpgPool(address), address.prefix, address.schema)
+        super().__init__(AsyncpgPool(address, init), address.prefix, address.schema)
 
     async def write(self, transaction: Any, rows: Sequence[OutboxRow]) -> None:
         """See `outboxkit.store.Store.write`."""
