@@ -1,5 +1,6 @@
 """Checking what a run has come to, from outside: databases, and what users were told, against what is promised."""
 
+import json
 import os
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -8,7 +9,8 @@ from typing import Literal, NamedTuple
 
 from tests.crash.outside import SERVICES, Place
 
-Told = Literal["ok", "failed", "optional"]
+Told = Literal["ok", "failed", "optional", "discarding", "discarded"]
+_TOLD = "told"
 
 _DEAD = (
     "SELECT envelope FROM outboxkit_inbox AS inbox JOIN outboxkit_floor AS floor ON floor.id = inbox.floor_id "
@@ -18,11 +20,11 @@ _WAITING = "SELECT state FROM outboxkit_inbox WHERE state NOT IN ('settled', 'de
 
 
 class Record:
-    """What users were told of what they published, written down at once."""
+    """What users were told of what they published, and gave up, written down at once."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._file = os.open(folder / _TOLD, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def note(self, told: Told, number: int) -> None:
         """Write down what was told of a number."""
@@ -34,11 +36,15 @@ class Record:
 
     def read(self) -> Mapping[str, set[int]]:
         """Return which numbers each was told of."""
-        told: defaultdict[str, set[int]] = defaultdict(set)
-        for line in self._path.read_text().splitlines():
-            word, number = line.split()
-            told[word].add(int(number))
-        return told
+        return _told_in(self._folder)
+
+
+def _told_in(folder: Path) -> Mapping[str, set[int]]:
+    told: defaultdict[str, set[int]] = defaultdict(set)
+    for line in (folder / _TOLD).read_text().splitlines():
+        word, number = line.split()
+        told[word].add(int(number))
+    return told
 
 
 class _Order(NamedTuple):
@@ -62,6 +68,8 @@ class Found:
         self.ledger: list[int] = mail.column("SELECT number FROM ledger ORDER BY id")
         self.dead = mail.numbers_of(_DEAD)
         self.heard: list[int] = shop.column("SELECT number FROM heard ORDER BY id")
+        self._given_up = _told_in(place.folder)["discarding"]
+        """Dead letters that somebody was about to discard."""
 
     @property
     def _numbers(self) -> set[int]:
@@ -75,7 +83,7 @@ class Found:
         left = list(self.waiting)
         if self.later:
             left.append(f"{self.later} delayed events")
-        left += _named("not noted", self._numbers - {*self.noted, *self.dead})
+        left += _named("not noted", self._numbers - {*self.noted, *self.dead} - self._given_up)
         left += _named("not in the ledger", self._numbers - {*self.ledger})
         left += _named("not heard", self._of_kind("answer") - {*self.heard})
         return left
@@ -87,6 +95,7 @@ class Found:
         found += _named("lost by the publisher, who said ok", {*told["ok"]} - known)
         found += _named("there, and the publisher said no", {*told["failed"]} & self._numbers)
         found += _named("dead without need", {*self.dead} - self._of_kind("dead"))
+        found += _named("dead and given up", {*self.dead} & {*told["discarded"]})
         found += _named("done and meant to fail", {*self.noted} & self._of_kind("dead"))
         for name, effects, may in (
             ("noted", self.noted, known),
@@ -110,6 +119,11 @@ class Found:
                 if place_of[number] < place_of[last.setdefault(key, number)]:
                     yield f"{name} out of order: {number} after {last[key]} of key {key}"
                 last[key] = number
+
+
+def number_of(envelope: bytes) -> int:
+    """Return the number of the event in an envelope."""
+    return int(json.loads(envelope)["data"]["number"])
 
 
 def _named(what: str, numbers: Collection[int]) -> Iterator[str]:

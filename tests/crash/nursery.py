@@ -91,7 +91,7 @@ class Nursery:
             raise RuntimeError(f"a life in the prelude ended with {status}:\n{self._log.read_text(errors='replace')}")
 
     def _prelude(self, place: Place, life: int) -> None:
-        asyncio.run(prelude(place, Record(place.folder / "told"), life))
+        asyncio.run(prelude(place, Record(place.folder), life))
 
     @property
     def _log(self) -> Path:
@@ -125,7 +125,7 @@ class Nursery:
     def _victim(self, request: Request) -> None:
         place = Place(self._setting, self._run)
         place.copy(self._busy if request.act in ("take over", "shut down") else self._calm)
-        record, watch = Record(place.folder / "told"), Watch()
+        record, watch = Record(place.folder), Watch()
         mutants.apply(request.mutant)
 
         async def live() -> None:
@@ -145,7 +145,7 @@ class Nursery:
     def _heir(self, request: Request, pipes: _Pipes | None) -> None:
         mutants.apply(request.mutant)
         place, watch = Place(self._setting, self._run), Watch()
-        record = Record(place.folder / "told")
+        record = Record(place.folder)
         left = asyncio.run(inherit(place, record, watch, pipes or Turns(), request.settle_seconds, beside=pipes is not None))
         told = watch.told + [f"never settled: {each}" for each in left] + list(Found(place).violations(record.read()))
         self._tell("heir", _Account(told, struck="struck" in record.read()))

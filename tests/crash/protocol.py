@@ -7,8 +7,8 @@ import msgspec
 Fault = Literal["killed before", "killed after", "cancelled", "connection", "reply lost", "stalled"]
 
 
-Act = Literal["publish", "consume", "retry", "take over", "recover", "share", "shut down"]
-ACTS: tuple[Act, ...] = ("publish", "consume", "retry", "take over", "recover", "share", "shut down")
+Act = Literal["publish", "consume", "retry", "take over", "recover", "share", "shut down", "operate"]
+ACTS: tuple[Act, ...] = ("publish", "consume", "retry", "take over", "recover", "share", "shut down", "operate")
 
 
 class Request(msgspec.Struct, frozen=True):

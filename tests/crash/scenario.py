@@ -14,6 +14,7 @@ import anyio
 from outboxkit.errors import BrokerError, StoreError
 from outboxkit.letter import EVERY_LETTER
 from tests.crash.checking import Found, Record
+from tests.crash.clerk import Clerk
 from tests.crash.faults import CALLER
 from tests.crash.outside import Place
 from tests.crash.protocol import Act
@@ -24,6 +25,8 @@ from tests.waiting import until
 KEYS = ("a", "b")
 NEW_KEY = "g"
 """Of a partition that nothing was published to before."""
+LETTERS = "letters"
+"""The file with dead letters that were taken out of a database."""
 _LOOK_SECONDS = 0.1
 _VICTIM_WAITS_SECONDS = 3.0
 STALL_SECONDS = 2.0
@@ -93,6 +96,7 @@ class Victim:
         self._shop = Shop(place, watch, periodic=act == "publish")
         self._mail = Mail(place, watch)
         self._users = Publisher(self._shop, record, 1001)
+        self._clerk = Clerk(self._shop, self._mail, record, watch, place.folder / LETTERS)
 
     async def live(self) -> None:
         """Live through an act, and end in good order."""
@@ -103,6 +107,7 @@ class Victim:
             "take over": self._settle,
             "share": self._share,
             "shut down": self._shut_down,
+            "operate": self._operate,
         }
         try:
             async with self._shop.app:
@@ -147,12 +152,23 @@ class Victim:
     async def _retry(self) -> None:
         await self._order_some("breaks", "fails", "plain")
         await self._settle()
+        await self._have_some_die()
+        with suppress(StoreError):
+            await as_user(lambda: self._mail.app.dead_letters.retry(EVERY_LETTER, everything=True))
+        await self._settle()
+
+    async def _have_some_die(self) -> None:
         await self._order_some("dead")
         with anyio.move_on_after(_VICTIM_WAITS_SECONDS):
             while len(Found(self._place).dead) < len(KEYS):
                 await anyio.sleep(_LOOK_SECONDS)
-        with suppress(StoreError):
-            await as_user(lambda: self._mail.app.dead_letters.retry(EVERY_LETTER, everything=True))
+
+    async def _operate(self) -> None:
+        """Look at everything, and take dead letters out, bring them back, and give one up."""
+        await self._have_some_die()
+        for work in (self._clerk.look, self._clerk.take_out_and_bring_back, self._clerk.give_one_up):
+            with suppress(StoreError, BrokerError):
+                await as_user(work)
         await self._settle()
 
     async def _recover(self) -> None:
@@ -226,6 +242,7 @@ async def inherit(place: Place, record: Record, watch: Watch, turns: Turns, seco
     # Two who place orders of a key at once have no order between them.
     keys = tuple(f"heir-{key}" for key in KEYS) if beside else KEYS
     left: list[str] = []
+    clerk = Clerk(shop, mail, record, watch, place.folder / LETTERS)
     async with anyio.create_task_group() as waking, shop.app, mail.app:
         if beside:
             waking.start_soon(_wake_in_time, turns)  # what the victim has locked is free only then
@@ -235,6 +252,7 @@ async def inherit(place: Place, record: Record, watch: Watch, turns: Turns, seco
         if beside:
             await settled(place, STALL_SECONDS)
             await turns.wait_for_end()
+        await clerk.bring_back()
         left += await settled(place, seconds)
     return left
 
