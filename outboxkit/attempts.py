@@ -103,7 +103,7 @@ def _attempts(segment: Sequence[Work], deadline: float, outcomes: Outcomes) -> _
 
 async def _attempt(transaction: Transaction, unit: UnitOfWork, works: Sequence[Work], *, alone: bool) -> Exception | None:
     """Run an async handler, inside a savepoint or not; return what it raised, unless that is no failure of its own."""
-    handler = works[0].handler
+    handler, has_ended = works[0].handler, False
     try:
         opened = unit.joined if alone else unit.sharing
         async with opened(handler.publishes, works[0].cause) as inner:
@@ -112,10 +112,14 @@ async def _attempt(transaction: Transaction, unit: UnitOfWork, works: Sequence[W
             finally:
                 await own_cancellation()  # or it would come while the savepoint is released or undone
             _publish(inner, returned, handler)
+            has_ended = True
     except asyncio.CancelledError as error:
         if is_stopped():
             raise
-        return HandlerCancelledError.by(handler.name, error)
+        failure = HandlerCancelledError.by(handler.name, error)
+        if has_ended:  # it left that behind, to strike here: its work may be kept by now, and must not be beside its failure
+            raise TransactionLostError(str(failure)) from error
+        return failure
     except TransactionLostError:
         raise
     except Exception as error:  # whatever a handler raises is its message's failure

@@ -8,7 +8,7 @@ then does the cancellation go on.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -60,6 +60,20 @@ async def own_cancellation() -> None:
     finally:
         while task.cancelling() and not is_stopped():
             task.uncancel()
+
+
+@asynccontextmanager
+async def bystander() -> AsyncGenerator[Callable[[], bool], None]:
+    """Yield what tells whether the tasks of the event loop were all cancelled, whatever they do, as `asyncio.run` has it end.
+
+    That is what comes of a `SystemExit` that a task raised: it ends the loop at once, and is nobody's to catch.
+    """
+    task = asyncio.ensure_future(asyncio.Event().wait())  # beside all of ours, so that none of our scopes can cancel it
+    try:
+        yield lambda: task.done() or task.cancelling() > 0
+    finally:
+        task.cancel()
+        await uninterrupted(_ended(task))
 
 
 @asynccontextmanager

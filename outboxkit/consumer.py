@@ -18,6 +18,7 @@ import msgspec
 
 from outboxkit.acking import Acks
 from outboxkit.broker import Broker
+from outboxkit.cancellation import bystander
 from outboxkit.chain import Chain, LostAgainError
 from outboxkit.circuits import Circuits
 from outboxkit.config import ConsumerSettings
@@ -104,11 +105,12 @@ class Consumer:
 
     async def run(self) -> None:
         """Consume until `stop`; a broker or database that is away is waited for."""
-        try:
-            await self._run()
-        finally:
-            with anyio.move_on_after(1, shield=True), contextlib.suppress(OutboxkitError):
-                await self._leave_or_try_again()
+        async with bystander() as is_swept_away:
+            try:
+                await self._run()
+            finally:
+                with anyio.move_on_after(1, shield=True), contextlib.suppress(OutboxkitError):
+                    await self._leave_or_try_again(in_order=not is_swept_away())
 
     async def _run(self) -> None:
         async with anyio.create_task_group() as acking:
@@ -214,18 +216,25 @@ class Consumer:
             await self._acks.sent()  # or who gets them would be given again what we have settled
             await self._membership.hand_over(done)
 
-    async def _leave_or_try_again(self) -> None:
+    async def _leave_or_try_again(self, *, in_order: bool) -> None:
         """Leave although a connection may just have been lost: others would wait for our time to run out."""
         while True:
             try:
-                return await self._leave()
+                return await self._leave(in_order=in_order)
             except StoreUnavailableError:
                 await anyio.sleep(self._settings.backoff.first_seconds)
 
-    async def _leave(self) -> None:
-        """Leave what is this process's to others, at once."""
-        await self._retrier.give_back()
-        await self._membership.hand_over({held: self._settler.begun(held) for held in self._membership.own})
+    async def _leave(self, *, in_order: bool) -> None:
+        """Leave what is this process's to others, at once.
+
+        Where something ended the event loop that may have been a message, as no handler can catch its task's `SystemExit`, what
+        was begun with has not ended well: it counts, and is tried alone next.
+        """
+        if in_order:
+            await self._retrier.give_back()
+        await self._membership.hand_over(
+            {held: self._settler.begun(held) if in_order else ORIGIN for held in self._membership.own}
+        )
         await self._membership.leave()
 
     # settling

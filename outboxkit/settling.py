@@ -98,6 +98,8 @@ class Settler:
             except BaseException as error:
                 if not isinstance(error, Exception) and not is_stopped():
                     self._begun.pop(subscription.stream, None)  # it may be what ends the process
+                    # What a handler left behind, to cancel whatever comes, meets the end of its own savepoint from now on.
+                    self._wary[subscription.stream] = WARY_RUNS
                 raise
             self._lost.pop(subscription.stream, None)
             return done

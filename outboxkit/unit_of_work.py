@@ -151,15 +151,15 @@ class UnitOfWork:
 
         Raises:
             NoUnitOfWorkError: this unit of work has ended.
-            TransactionError: this is a plain function, which cannot await it.
+            TransactionError: this is a plain function, which cannot await it; or a call that joined this unit of work runs
+                beside it, and what is cancelled here would be undone with that.
         """
         if self._on_thread:
             raise TransactionError("a plain function cannot await `cancel`: write `async def`")
         return self._cancel(id)
 
     async def _cancel(self, id: str) -> bool:
-        if not self.is_open:
-            raise NoUnitOfWorkError("this unit of work has ended: cancel before its block does, or open a new one")
+        self.require_usable("this unit of work has ended: cancel before its block does, or open a new one")
         units = list(self._with_parents())
         if any(row.id == id and row.due is not None for unit in units for row in unit._rows):  # noqa: SLF001 - its own class
             taken_back = any(id in unit._cancelled for unit in units)  # noqa: SLF001

@@ -523,6 +523,42 @@ async def test_a_handler_that_cancels_its_own_task_fails_its_message_and_others_
     assert observer.crashes == []
 
 
+async def test_what_a_handler_left_to_cancel_its_own_savepoint_fails_its_message_and_leaves_nothing_of_it(place: Place) -> None:
+    """Kept beside its own failure, its effect would come twice."""
+    observer = Recording()
+    walk = Walk(place, observer=observer).handled_by(let_pass)
+
+    @walk.app.consumes(StepsCounted)
+    async def count(counted: list[StepsCounted], uow: UnitOfWork) -> None:  # a list always has a savepoint
+        await walk.database.insert(uow.connection, "noted (step)", 100)
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().call_soon(task.cancel)  # comes when the function has ended
+
+    async with walk.running():
+        async with walk.app.unit_of_work() as uow:
+            uow.publish(StepsCounted())
+        await until(walk.inbox, {"dead": 1}.__eq__)
+        await walk.step("bob", 11, 12)
+        await until(walk.noted, [11, 12].__eq__)
+    assert sum(observer.failed_with.values()) == 3
+
+
+async def test_what_a_handler_left_to_cancel_the_next_statement_does_not_stop_its_stream(place: Place) -> None:
+    async def handle(step: StepTaken, _: Message) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        if step.number == 1:
+            asyncio.get_running_loop().call_soon(task.cancel)
+
+    async with Walk(place).handled_by(handle).running() as walk:
+        await walk.step("ada", 1)
+        await walk.step("bob", 11, 12)
+        await until(walk.noted, lambda noted: {11, 12} <= {*noted})
+        # Once or not at all: where the commit is what it strikes, that is kept.
+        await until(lambda: (walk.noted().count(1), walk.inbox()), [(1, {}), (0, {"dead": 1})].__contains__)
+
+
 async def test_a_handler_that_cancels_its_own_task_within_a_statement_fails_its_message_and_others_go_on(place: Place) -> None:
     observer = Recording()
     walk = Walk(place, observer=observer).handled_by(let_pass)

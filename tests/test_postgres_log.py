@@ -181,6 +181,29 @@ async def test_ticks_of_which_nothing_is_left_are_passed_over_by_the_hundred(pos
             assert cycles.count - before <= 50
 
 
+async def test_ticks_with_a_row_here_and_there_are_passed_over_up_to_the_next_row(postgres_url: str) -> None:
+    async with opened(postgres_url) as store, PostgresCycles(postgres_url).running() as cycles:
+        rows = list(await publish(store, new_rows()))
+        await log_of(store)
+        for _ in range(3):
+            await ask(
+                postgres_url,
+                "INSERT INTO outboxkit_tick (tick, snapshot, high) SELECT tick + number, snapshot, high + number "
+                "FROM (SELECT * FROM outboxkit_tick ORDER BY tick DESC LIMIT 1) last, generate_series(1, 400) number",
+            )
+            await ask(postgres_url, "SELECT setval('outboxkit_outbox_seq_seq', (SELECT max(high) FROM outboxkit_tick))")
+            rows += await publish(store, new_rows())
+            await store.read(ORIGIN, 1, EVERYTHING)  # makes the tick of it
+        async with opened(cycles.url) as other:
+            before, page = cycles.count, await other.read(ORIGIN, 1, EVERYTHING)
+            found = list(envelopes(page))
+            while len(found) < len(rows):
+                page = await other.read(page.end, 1, EVERYTHING)
+                found += envelopes(page)
+            assert found == envelopes(rows)
+            assert cycles.count - before <= 120
+
+
 async def test_what_a_rebase_moves_of_a_large_log_is_found_by_the_indexes(postgres_url: str) -> None:
     """While it holds off all who write: it may not look at what stands below, nor at all ticks for each row."""
     insert = (

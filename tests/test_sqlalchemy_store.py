@@ -700,7 +700,16 @@ async def test_an_event_is_written_though_the_session_was_told_to_forget_its_obj
                 session.expunge_all()
                 raise LookupError
         await session.commit()
-    assert await shop.events() == [1, 2, 3, 5, 9]
+        await shop.app.publish(Sold(10), session=session)
+        session.expunge_all()
+        for number in (11, 12):
+            with pytest.raises(LookupError):
+                async with session.begin_nested():
+                    session.add(Sale(number=number))
+                    await session.flush()  # writes the event too, and that is undone
+                    raise LookupError
+        await session.commit()
+    assert await shop.events() == [1, 2, 3, 5, 9, 10]
 
 
 async def test_thousands_of_events_in_one_session_cost_no_more_each(shop: Shop) -> None:

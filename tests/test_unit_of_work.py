@@ -250,6 +250,8 @@ async def test_nothing_is_executed_beside_a_joined_call_and_undone_with_it(shop:
         for use in uses:
             with pytest.raises(TransactionError, match=r"runs beside this one.*await one after the other"):
                 use()
+        with pytest.raises(TransactionError, match="runs beside this one"):
+            await uow.cancel("of-an-event-that-waits")
         done.set()
 
     async def fail_alone() -> None:

@@ -3,8 +3,8 @@
 import socket
 from typing import Any
 
-_OPTIONS = {"TCP_KEEPIDLE": 3, "TCP_KEEPINTVL": 1, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 10_000}
-"""The last in milliseconds: so long may what was sent go without a sign of having arrived, and 15 minutes by default."""
+_OPTIONS = {"TCP_KEEPIDLE": 3, "TCP_KEEPINTVL": 1, "TCP_KEEPCNT": 3}
+"""No TCP_USER_TIMEOUT: a session that waits for a lock reads nothing, and who sends it much would be cut off, sound as it is."""
 
 
 def keep_alive(raw: Any) -> None:

@@ -110,7 +110,9 @@ _READ = f"""
 # The last of these ticks, if none of them holds anything: in one statement, as more may come to be among them meanwhile.
 _EMPTY = f"""
     WITH {_SPAN}
-    SELECT max(tick) FROM span WHERE NOT EXISTS (SELECT FROM span, LATERAL ({rows_of_tick("o.seq")}) o)
+    SELECT coalesce(
+        (SELECT span.tick - 1 FROM span, LATERAL ({rows_of_tick("o.seq")}) o ORDER BY span.tick LIMIT 1),
+        (SELECT max(tick) FROM span))
 """
 
 _FAR = 2**40
@@ -166,7 +168,7 @@ class TickLog:
     async def empty_upto(self, link: Link, tick: int) -> int:
         """Return up to which tick nothing is left of some from one on; that one if there is something. As `read` does."""
         found = await link.fetch(self._sql(_EMPTY), tick, 0, _FAR)
-        return int(found[0][0] or tick)
+        return max(tick, int(found[0][0] or tick))
 
     async def read(self, link: Link, after: Position, limit: int, max_bytes: int) -> tuple[LogPage, bool]:
         """Return entries after a position, of its own tick and of some that follow; nothing may come although there are more.

@@ -34,11 +34,19 @@ class _Heard:
         """Whether it has rows of ours that are not committed."""
         self.dropped: list[OutboxMessage] = []
         """Rows that it dropped before it had written them: by `expunge_all`, say, or to roll back."""
+        self._held: list[OutboxMessage] = []
+        """Rows that it was given back in a savepoint: when that is undone, SQLAlchemy tells only of objects that somebody holds."""
 
     def bring_back(self, session: Session) -> None:
         """Give the session back what it dropped: what the events tell of may be written already, and will be committed."""
         session.add_all(self.dropped)
+        self._held = [*self._held, *self.dropped] if session.in_nested_transaction() else []
         self.dropped.clear()
+
+    def forget_all(self) -> None:
+        """After the end of the transaction, however it ended: what it has not written it never will."""
+        self.dropped.clear()
+        self._held.clear()
 
     def forget_undone(self, ended: SessionTransaction) -> None:
         """After a rollback: what was published within it is not to be brought back."""
@@ -113,6 +121,7 @@ class Publisher:
             event.listen(session, "before_flush", self._before_flush)
             event.listen(session, "before_commit", self._before_commit)
             event.listen(session, "pending_to_transient", self._after_drop)
+            event.listen(session, "persistent_to_transient", self._after_drop)  # written in a savepoint that is undone
             event.listen(session, "after_soft_rollback", self._after_rollback)
             event.listen(session, "after_commit", self._after_commit)
             event.listen(session, "after_transaction_end", self._after_end)
@@ -134,8 +143,8 @@ class Publisher:
         self._heard(session).forget_undone(ended)
 
     def _after_end(self, session: Session, transaction: SessionTransaction) -> None:
-        if transaction.parent is None:  # however it ended: what it has not written it never will
-            self._heard(session).dropped.clear()
+        if transaction.parent is None:
+            self._heard(session).forget_all()
 
     def _before_flush(self, session: Session, *_: object) -> None:
         self._heard(session).bring_back(session)

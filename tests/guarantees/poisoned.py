@@ -1,9 +1,10 @@
 """A process that one message kills.
 
-    python -m tests.guarantees.poisoned DATABASE BROKER_URL POISON exit|segfault|beside
+    python -m tests.guarantees.poisoned DATABASE BROKER_URL POISON exit|segfault|task|beside
 
 It notes numbers like any reader, until its handler meets the poisonous one. With "beside" that one ends the process while
-another is being handled, if it sees one within a while. DATABASE is a folder or the URL of a Postgres.
+another is being handled, if it sees one within a while; with "task" a task of the handler's raises `SystemExit`, which ends the event
+loop in good order. DATABASE is a folder or the URL of a Postgres.
 """
 
 import asyncio
@@ -36,10 +37,17 @@ class Poisoned(Reader):
     async def _die(self) -> None:
         if self.death == "segfault":
             ctypes.string_at(0)
+        if self.death == "task":
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(_exit())
         if self.death == "beside":
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._beside.wait(), BESIDE_SECONDS)
         os._exit(70)
+
+
+async def _exit() -> None:
+    sys.exit(70)
 
 
 async def live(database: str, broker: str, poison: int, death: str) -> None:

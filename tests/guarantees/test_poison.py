@@ -53,7 +53,7 @@ class Lives:
         await death
 
 
-@pytest.mark.parametrize(("death", "code"), [("exit", 70), ("segfault", -signal.SIGSEGV)])
+@pytest.mark.parametrize(("death", "code"), [("exit", 70), ("segfault", -signal.SIGSEGV), ("task", 70)])
 async def test_a_message_that_kills_its_process_is_dead_after_its_attempts(
     place: Place, redis_url: str, death: str, code: int
 ) -> None:
