@@ -54,8 +54,8 @@ _FAILED = (
 
 
 _BUSY = (
-    "a statement was still running on the connection when something else had to be done there, to join this unit of work or to end "
-    "it: nothing more of the transaction is kept; await every statement before the next, and before the end of the function"
+    "a statement was still running on the connection when this unit of work was to be joined or ended: nothing more of the "
+    "transaction is kept; await every statement before the next, and before the end of the function"
 )
 _READ_ONLY = (
     "the transaction was made read-only by something in it (SET TRANSACTION READ ONLY?): what else belongs in it could not be "

@@ -35,7 +35,7 @@ class _Heard:
         self.dropped: list[OutboxMessage] = []
         """Rows that it dropped before it had written them: by `expunge_all`, say, or to roll back."""
         self._held: list[OutboxMessage] = []
-        """Rows that it was given back in a savepoint: when that is undone, SQLAlchemy tells only of objects that somebody holds."""
+        """Rows that it was given back in a savepoint: of one that is undone SQLAlchemy tells only if somebody holds it."""
 
     def bring_back(self, session: Session) -> None:
         """Give the session back what it dropped: what the events tell of may be written already, and will be committed."""

@@ -3,8 +3,8 @@
     python -m tests.guarantees.poisoned DATABASE BROKER_URL POISON exit|segfault|task|beside
 
 It notes numbers like any reader, until its handler meets the poisonous one. With "beside" that one ends the process while
-another is being handled, if it sees one within a while; with "task" a task of the handler's raises `SystemExit`, which ends the event
-loop in good order. DATABASE is a folder or the URL of a Postgres.
+another is being handled, if it sees one within a while; with "task" a task of the handler's raises `SystemExit`, which ends the
+event loop in good order. DATABASE is a folder or the URL of a Postgres.
 """
 
 import asyncio
