@@ -1,6 +1,7 @@
 """The limits in a database, whichever it is: the least work that could do the library's, in a loop around the driver."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -54,8 +55,10 @@ async def write(database: Database, messages: int, at_once: int) -> float:
 
 
 async def write_with_events(database: Database, messages: int, at_once: int) -> float:
-    """The same on Postgres with a row of an outbox beside each effect; returns effects a second."""
-    return await raw_postgres.write(database.url, rows_of(messages), at_once, events=True)
+    """The same with a row of an outbox beside each effect; returns effects a second."""
+    if database.store == "postgres":
+        return await raw_postgres.write(database.url, rows_of(messages), at_once, events=True)
+    return await _on_thread(partial(raw_sqlite.write, events=True), database, messages, at_once)
 
 
 async def _on_thread(function: Callable[[Path, Rows, int], float], database: Database, messages: int, batch: int) -> float:

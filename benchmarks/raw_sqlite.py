@@ -15,6 +15,8 @@ Rows = Sequence[tuple[int, str]]
 
 _INBOX = "CREATE TABLE inbox (stream INTEGER, position INTEGER, PRIMARY KEY (stream, position)) STRICT, WITHOUT ROWID"
 _RECEIVE = "INSERT INTO inbox VALUES (1, ?) ON CONFLICT DO NOTHING"
+_OUTBOX = "CREATE TABLE outbox (id INTEGER PRIMARY KEY AUTOINCREMENT, key TEXT, envelope BLOB) STRICT"
+_SEND = "INSERT INTO outbox (key, envelope) VALUES (?, ?)"
 
 
 def settle(path: Path, rows: Rows, batch: int) -> float:
@@ -40,12 +42,21 @@ def settle_lists(path: Path, rows: Rows, batch: int) -> float:
     return _a_second(path, rows, batch, some)
 
 
-def write(path: Path, rows: Rows, batch: int) -> float:
-    """Write effects, so many in each transaction; returns effects a second."""
+def write(path: Path, rows: Rows, batch: int, *, events: bool = False) -> float:
+    """Write effects, so many in each transaction; returns effects a second.
+
+    Args:
+        path: the database's.
+        rows: the effects.
+        batch: how many.
+        events: with a row of an outbox beside each.
+    """
 
     def some(connection: sqlite3.Connection, chunk: Rows) -> None:
-        for row in chunk:
-            connection.execute(INSERT["sqlite"], row)
+        for key, text in chunk:
+            connection.execute(INSERT["sqlite"], (key, text))
+            if events:
+                connection.execute(_SEND, (str(key), text.encode()))
 
     return _a_second(path, rows, batch, some)
 
@@ -69,6 +80,7 @@ def _connected(path: Path) -> Generator[sqlite3.Connection, None, None]:
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute(CREATE["sqlite"])
         connection.execute(_INBOX)
+        connection.execute(_OUTBOX)
         yield connection
     finally:
         connection.close()
