@@ -10,15 +10,20 @@ def _rate(measured: Measured) -> str:
     return f"{measured['rate']:,.0f} ({measured['ratio']:.2f})"
 
 
+def _consumed(measured: Measured) -> str:
+    without = measured.get("ratio_without_savepoints")  # which figures kept from before do not have
+    return _rate(measured) if without is None else f"{_rate(measured)[:-1]}; {without:.2f} without savepoints)"
+
+
 def _latency(measured: Measured) -> str:
     return f"{measured['p50_ms']:.1f} / {measured['p99_ms']:.1f} ms"
 
 
 _ROWS: Mapping[str, tuple[str, Callable[[Measured], str]]] = {
     "relay": ("rows relayed to Redis a second (of plain pipelined XADD)", _rate),
-    "consume": ("messages settled a second, one handler call each (of the same SQL without a library)", _rate),
-    "consume-list": ("messages settled a second, a handler of lists (of the same SQL without a library)", _rate),
-    "publish": ("units of work with an event a second, 50 at once (of the row alone, without a library)", _rate),
+    "consume": ("messages settled a second, one handler call each (of a driver's loop with a savepoint for each)", _consumed),
+    "consume-list": ("messages settled a second, a handler of lists (of a driver's loop with lists)", _rate),
+    "publish": ("units of work with an event a second, 50 at once (of the row alone in a driver's loop)", _rate),
     "latency": ("from commit to commit, p50 / p99, at 100 a second", _latency),
 }
 

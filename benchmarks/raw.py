@@ -26,8 +26,10 @@ async def settle(database: Database, messages: int, batch: int) -> float:
 
 
 async def settle_together(database: Database, messages: int, batch: int) -> float:
-    """The same on Postgres without savepoints: as if no message ever failed."""
-    return await raw_postgres.settle(database.url, rows_of(messages), batch, alone=False)
+    """The same without savepoints: as if no message ever failed."""
+    if database.store == "postgres":
+        return await raw_postgres.settle(database.url, rows_of(messages), batch, alone=False)
+    return await _on_thread(partial(raw_sqlite.settle, alone=False), database, messages, batch)
 
 
 async def settle_one_by_one(database: Database, messages: int) -> float:

@@ -19,15 +19,17 @@ _OUTBOX = "CREATE TABLE outbox (id INTEGER PRIMARY KEY AUTOINCREMENT, key TEXT, 
 _SEND = "INSERT INTO outbox (key, envelope) VALUES (?, ?)"
 
 
-def settle(path: Path, rows: Rows, batch: int) -> float:
-    """Write an inbox row and an effect for each message, a savepoint around each effect; returns messages a second."""
+def settle(path: Path, rows: Rows, batch: int, *, alone: bool = True) -> float:
+    """Write inbox rows and effects, a savepoint around each effect if that is to be undone alone; returns messages a second."""
 
     def some(connection: sqlite3.Connection, chunk: Rows) -> None:
         for row in chunk:
             if connection.execute(_RECEIVE, row[:1]).rowcount == 1:
-                connection.execute("SAVEPOINT message")
+                if alone:
+                    connection.execute("SAVEPOINT message")
                 connection.execute(INSERT["sqlite"], row)
-                connection.execute("RELEASE message")
+                if alone:
+                    connection.execute("RELEASE message")
 
     return _a_second(path, rows, batch, some)
 

@@ -137,6 +137,18 @@ def test_the_readme_shows_what_was_measured_last() -> None:
     assert f"benchmarks/results/{last.stem}.svg" in text
 
 
+@pytest.mark.parametrize(
+    ("more", "cell"), [({}, "4,510 (1.46)"), ({"ratio_without_savepoints": 0.63}, "4,510 (1.46; 0.63 without savepoints)")]
+)
+def test_the_table_names_what_a_handler_for_each_message_is_beside(more: dict[str, float], cell: str) -> None:
+    consume = {"name": "consume", "store": "postgres", "rate": 4510.4, "ratio": 1.457, **more}
+    line = next(line for line in table([consume]).splitlines() if "one handler call each" in line)
+    assert (
+        line
+        == f"| messages settled a second, one handler call each (of a driver's loop with a savepoint for each) |  | {cell} |"
+    )
+
+
 def test_the_docs_name_each_benchmark() -> None:
     text = (Path(__file__).parent.parent / "docs" / "benchmarks.md").read_text()
     assert set(re.findall(r"^\| `([a-z-]+)` \|", text, re.MULTILINE)) == set(BENCHMARKS)
