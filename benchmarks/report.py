@@ -10,13 +10,19 @@ from benchmarks.timing import Spent
 
 
 class Finding(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One figure, and the goal for it if there is one."""
+    """One figure, and the goal for it if there is one.
+
+    Attributes:
+        at_least: the goal; so is `at_most`.
+        then: the goal after that, on the same side; that it is missed fails nothing.
+    """
 
     name: str
     value: float
     unit: str = ""
     at_least: float | None = None
     at_most: float | None = None
+    then: float | None = None
 
     @property
     def goal(self) -> float | None:
@@ -25,8 +31,16 @@ class Finding(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def met(self) -> bool:
-        """Whether the value keeps to its bounds."""
-        return (self.at_least is None or self.value >= self.at_least) and (self.at_most is None or self.value <= self.at_most)
+        """Whether the value keeps to its bound."""
+        return self.goal is None or self._reaches(self.goal)
+
+    def _reaches(self, goal: float) -> bool:
+        return self.value >= goal if self.at_most is None else self.value <= goal
+
+    def told(self) -> dict[str, Any]:
+        """Return it for scripts, and whether its goals are met."""
+        further = {} if self.then is None else {"then_met": self._reaches(self.then)}
+        return {**msgspec.to_builtins(self), "met": self.met, **further}
 
     def shown(self) -> str:
         """Return it for people."""
@@ -34,7 +48,8 @@ class Finding(msgspec.Struct, frozen=True, omit_defaults=True):
         if self.goal is None:
             return f"{number} {self.unit}".rstrip()
         bound = "at least" if self.at_most is None else "at most"
-        return f"{number} {self.unit}".rstrip() + f" (goal: {bound} {self.goal:g}: {'met' if self.met else 'NOT met'})"
+        further = "" if self.then is None else f"; then {self.then:g}: {'met' if self._reaches(self.then) else 'not yet'}"
+        return f"{number} {self.unit}".rstrip() + f" (goal: {bound} {self.goal:g}: {'met' if self.met else 'NOT met'}{further})"
 
 
 class Round(NamedTuple):
@@ -80,14 +95,15 @@ class Report(msgspec.Struct, frozen=True):
         findings: Sequence[Finding] = (),
         *,
         at_least: float | None = None,
+        then: float | None = None,
         notes: Sequence[str] = (),
         more: dict[str, Any] | None = None,
     ) -> "Report":
-        """Sum rounds up; `at_least` is the goal for the ratio."""
+        """Sum rounds up; `at_least` is the goal for the ratio, and `then` the one after that."""
         ratios = [each.rate / each.limit for each in rounds if each.limit]
         ratio = round(median(ratios), 3) if ratios else None
         if at_least is not None and ratio is not None:
-            findings = [Finding("ratio", ratio, at_least=at_least), *findings]
+            findings = [Finding("ratio", ratio, at_least=at_least, then=then), *findings]
         return cls(
             name=name,
             store=store,
@@ -117,7 +133,7 @@ class Report(msgspec.Struct, frozen=True):
         own |= {finding.name: finding.value for finding in self.findings}
         goals = [finding for finding in self.findings if finding.goal is not None]
         own["goal"] = goals[0].goal if goals else None
-        own["goals"] = [{**msgspec.to_builtins(finding), "met": finding.met} for finding in goals]
+        own["goals"] = [finding.told() for finding in goals]
         own["met"] = self.met
         if self.notes:
             own["notes"] = list(self.notes)

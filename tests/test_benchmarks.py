@@ -106,6 +106,17 @@ def test_a_goal_that_is_missed_is_said_to_be() -> None:
     assert ("p99 ms", "30 ms (goal: at most 25: NOT met)") in report.rows()
 
 
+@pytest.mark.parametrize(("value", "met", "then_met"), [(0.5, False, False), (0.7, True, False), (0.9, True, True)])
+def test_a_further_goal_is_told_and_fails_nothing(value: float, met: bool, then_met: bool) -> None:
+    rounds = [Round(1, value, 1.0, 1.0, 1.0)]
+    report = Report.of("name", "sqlite", 1, rounds, at_least=0.6, then=0.9)
+    assert report.met == met
+    goal = {"name": "ratio", "value": value, "at_least": 0.6, "then": 0.9, "met": met, "then_met": then_met}
+    assert report.object()["goals"] == [goal]
+    said = f"goal: at least 0.6: {'met' if met else 'NOT met'}; then 0.9: {'met' if then_met else 'not yet'}"
+    assert ("ratio", f"{value:g} ({said})") in report.rows()
+
+
 def test_a_peer_that_is_not_installed_is_named_with_what_to_install() -> None:
     with pytest.raises(NoServerError, match=r"no_such_peer.*pip install 'outboxkit\[peers,dev\]'"):
         module("no_such_peer")
