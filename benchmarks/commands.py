@@ -9,6 +9,7 @@ import click
 
 from benchmarks import figures, results
 from benchmarks.databases import STORES
+from benchmarks.disk import NoDiskError
 from benchmarks.report import Report, table
 from benchmarks.servers import NoServerError
 from benchmarks.suite import BENCHMARKS, Benchmark
@@ -59,7 +60,7 @@ def measured(benchmark: Benchmark, store: str, messages: int, rounds: int) -> Re
     with quiet(logging.ERROR, "outboxkit"), click.progressbar(length=rounds, label="rounds", file=sys.stderr) as bar:
         try:
             return asyncio.run(benchmark.measure(store, messages, rounds, lambda: bar.update(1)))
-        except (OutboxkitError, NoServerError) as error:
+        except (OutboxkitError, NoDiskError, NoServerError) as error:
             raise click.ClickException(str(error)) from error
 
 

@@ -14,13 +14,14 @@ from typing import Any, Protocol
 import anyio
 import asyncpg
 
+from benchmarks.disk import require_disk
 from benchmarks.servers import NoServerError
 from outboxkit.testing.postgres_server import PostgresServer, find_postgres
 
 STORES = ("sqlite", "postgres")
 
 DURABLE = True
-"""Whether Postgres syncs its commits to the disk; only what tests the benchmarks themselves does without."""
+"""Whether there is to be a disk, that Postgres syncs its commits to; only what tests the benchmarks does without."""
 
 
 class Database(Protocol):
@@ -166,7 +167,10 @@ def database(store: str, *, vacuumed: bool = True) -> Generator[Database, None, 
 
     Raises:
         NoServerError: there is no server to start.
+        NoDiskError: the system keeps in memory what would be written.
     """
+    if DURABLE:
+        require_disk(Path(tempfile.gettempdir()))
     if store == "sqlite":
         with tempfile.TemporaryDirectory() as folder:
             yield SQLiteFile(Path(folder), count())

@@ -1,7 +1,10 @@
 """Each benchmark runs, does its work, and says what it measured; tiny here, so that none can rot."""
 
 import json
+import os
 import re
+import tempfile
+from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -11,6 +14,7 @@ from click.testing import CliRunner
 from benchmarks import databases, results
 from benchmarks.commands import main
 from benchmarks.databases import database
+from benchmarks.disk import require_disk
 from benchmarks.effects import CREATE, WrongWorkError, require_effects
 from benchmarks.figures import table
 from benchmarks.peers.peer import module
@@ -89,6 +93,37 @@ async def test_a_benchmark_whose_effects_are_not_there_once_fails(keys: list[int
             await place.execute(f"INSERT INTO effect VALUES ({key}, '')")
         with pytest.raises(WrongWorkError, match="2 events led to"):
             await require_effects(place, 2)
+
+
+def mounted(folder: Path, kind: str) -> str:
+    """Return a line of mountinfo that says what file system a folder is on."""
+    device = folder.stat().st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    return f"30 1 {number} /part /at\\040home rw,relatime shared:1 master:2 - {kind} /dev/vda rw\n"
+
+
+ELSEWHERE = "22 1 0:0 / /elsewhere rw,nosuid shared:3 - tmpfs tmpfs rw\n"
+
+
+@pytest.mark.parametrize("store", ["sqlite", "postgres"])
+def test_a_benchmark_refuses_to_measure_in_memory(store: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text(ELSEWHERE + mounted(tmp_path, "tmpfs"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(databases, "DURABLE", True)
+    monkeypatch.setattr(databases, "require_disk", partial(require_disk, mounts=mounts))
+    result = CliRunner().invoke(main, ["relay", "--store", store, "--messages", "1", "--rounds", "1"], catch_exceptions=False)
+    assert result.exit_code == 1
+    assert f"in {tmp_path}, which is kept in memory (tmpfs)" in result.stderr
+    assert "set TMPDIR" in result.stderr
+
+
+@pytest.mark.parametrize("said", [None, ELSEWHERE, "{here}", ELSEWHERE + "{here}"])
+def test_a_folder_is_not_refused_that_is_not_said_to_be_in_memory(said: str | None, tmp_path: Path) -> None:
+    mounts = tmp_path / "mountinfo"
+    if said is not None:
+        mounts.write_text(said.format(here=mounted(tmp_path, "ext4")))
+    require_disk(tmp_path, mounts)
 
 
 def test_the_ratio_is_that_of_rounds_and_not_of_medians() -> None:
