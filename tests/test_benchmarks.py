@@ -17,6 +17,7 @@ from benchmarks.databases import database
 from benchmarks.disk import require_disk
 from benchmarks.effects import CREATE, WrongWorkError, require_effects
 from benchmarks.figures import table
+from benchmarks.peers import by_hand, side_by_side
 from benchmarks.peers.peer import module
 from benchmarks.report import Finding, Report, Round
 from benchmarks.servers import NoServerError
@@ -150,6 +151,34 @@ def test_a_further_goal_is_told_and_fails_nothing(value: float, met: bool, then_
     assert report.object()["goals"] == [goal]
     said = f"goal: at least 0.6: {'met' if met else 'NOT met'}; then 0.9: {'met' if then_met else 'not yet'}"
     assert ("ratio", f"{value:g} ({said})") in report.rows()
+
+
+async def test_peers_are_compared_with_round_by_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    # With loops written by hand in the libraries' places, as those are an extra that nobody needs to run the tests.
+    relays, (consumer,) = by_hand.RELAYS, by_hand.CONSUMERS
+    monkeypatch.setattr(side_by_side, "LIBRARIES", ())
+    monkeypatch.setattr(side_by_side, "RELAYS", [*relays, relays[0]._replace(name="library", by_hand=False)])
+    monkeypatch.setattr(side_by_side, "CONSUMERS", [consumer, consumer._replace(name="library", by_hand=False, lists=True)])
+    report = await side_by_side.measure("postgres", 20, 1, lambda: None)
+    measured = report.object()
+    assert [(peer["name"], peer["work"]) for peer in measured["peers"]] == [
+        ("by hand, a row at a time", "relay"),
+        ("by hand, tuned: 500 in a pipeline", "relay"),
+        ("library, a row at a time", "relay"),
+        ("by hand, a message at a time", "consume"),
+        ("library, a message at a time", "consume"),
+    ]
+    about = partial(pytest.approx, rel=0.02, abs=0.006)  # rates and ratios are rounded
+    each, many, library, alone, lists = (peer["rate"] for peer in measured["peers"])
+    assert {name: measured[name] for name in measured if name.endswith("_times")} == {
+        "relay_times": about(measured["rate"] / library),
+        "relay_by_hand_times": about(measured["rate"] / max(each, many)),
+        "consumer_times": about(measured["consumed"] / alone),
+        "consumer_by_hand_times": about(measured["consumed"] / alone),
+        "consumer_beside_lists_times": about(measured["consumed"] / lists),
+        "list_times": about(measured["listed"] / lists),
+    }
+    assert [(goal["name"], goal["at_least"]) for goal in measured["goals"]] == [("relay_times", 20), ("consumer_times", 10)]
 
 
 def test_a_peer_that_is_not_installed_is_named_with_what_to_install() -> None:

@@ -64,11 +64,11 @@ async def _relay(work: Work, batch: int) -> float:
 
 _RELAY = "at least once; loses the order of commits; two of them send everything twice; an update for each row; no inbox"
 
+_CONSUMER = "an autocommit for each message; no inbox, no retries, no dead letters"
+
 RELAYS = [
-    Peer("by hand", "a row at a time", _RELAY, relay_each),
-    Peer("by hand", "tuned: 500 in a pipeline", _RELAY, relay_many),
+    Peer("by hand", "a row at a time", _RELAY, relay_each, by_hand=True),
+    Peer("by hand", "tuned: 500 in a pipeline", _RELAY, relay_many, by_hand=True),
 ]
 
-CONSUMERS = [
-    Peer("by hand", "a message at a time", "an autocommit for each message; no inbox, no retries, no dead letters", consume)
-]
+CONSUMERS = [Peer("by hand", "a message at a time", _CONSUMER, consume, by_hand=True)]

@@ -71,5 +71,5 @@ _WHAT = "an autocommit for each message; no inbox, so a redelivery is handled tw
 
 PEERS = [
     Peer("FastStream + Redis", "documented", _WHAT, documented),
-    Peer("FastStream + Redis", f"tuned: lists of {_RECORDS}", _WHAT.replace("message", "list"), tuned),
+    Peer("FastStream + Redis", f"tuned: lists of {_RECORDS}", _WHAT.replace("message", "list"), tuned, lists=True),
 ]

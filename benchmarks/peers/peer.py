@@ -20,13 +20,16 @@ class Work(NamedTuple):
 class Peer(NamedTuple):
     """One setup of one peer.
 
-    `measure` returns the seconds that the work took, without what has to be there before it.
+    `measure` returns the seconds that the work took, without what has to be there before it; `lists` says that many messages
+    are handled in one call, and `by_hand` that no library does it.
     """
 
     name: str
     setup: str
     what: str
     measure: Callable[[Work], Awaitable[float]]
+    lists: bool = False
+    by_hand: bool = False
 
 
 STREAM = "peer"

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.consume import consume_once, handle_each
 from benchmarks.consume_list import SETTINGS, handle_lists
@@ -27,13 +27,19 @@ CONSUME_TIMES = 2
 """Our own share of the work: so many times the peers' messages, as it would be over too soon to be measured."""
 
 
+class _Ours(NamedTuple):
+    """What we did in each round, messages a second."""
+
+    relayed: list[Round]
+    consumed: list[float]
+    listed: list[float]
+
+
 async def measure(store: str, messages: int, rounds: int, tick: Callable[[], None]) -> Report:
     """Give each the same work in every round: a backlog to relay, or a stock to turn into rows."""
     for name in LIBRARIES:
         module(name)  # or it would be missed after minutes
-    ours: list[Round] = []
-    consumed: list[float] = []
-    listed: list[float] = []
+    ours = _Ours([], [], [])
     rates: dict[Peer, list[float]] = {peer: [] for peer in [*RELAYS, *CONSUMERS]}
     with database(store) as place, redis() as server:
         for number in range(rounds):
@@ -41,21 +47,20 @@ async def measure(store: str, messages: int, rounds: int, tick: Callable[[], Non
                 work = Work((await place.fresh()).url, server.url, messages)
                 found.append(messages / await peer.measure(work))
                 server.restart()
-            ours.append(await _relay(await place.fresh(), server, messages * RELAY_TIMES))
+            ours.relayed.append(await _relay(await place.fresh(), server, messages * RELAY_TIMES))
             own = messages * CONSUME_TIMES
             await stock(server.url, own)
             for kept, group, register, settings in (
-                (consumed, f"each-{number}", handle_each, None),
-                (listed, f"lists-{number}", handle_lists, SETTINGS),
+                (ours.consumed, f"each-{number}", handle_each, None),
+                (ours.listed, f"lists-{number}", handle_lists, SETTINGS),
             ):
                 new = await place.fresh()
                 spent = await consume_once(new, server.url, group, own, register, settings)
                 kept.append(own / spent.seconds)
             server.restart()
             tick()
-    return _report(
-        store, messages, ours, median(consumed), median(listed), {peer: median(found) for peer, found in rates.items()}
-    )
+    peers = [_told(peer, median(found)) for peer, found in rates.items()]
+    return Report.of("peers", store, messages, ours.relayed, _findings(ours, rates), more={"peers": peers})
 
 
 async def _relay(outbox: Database, server: RedisServer, messages: int) -> Round:
@@ -65,28 +70,36 @@ async def _relay(outbox: Database, server: RedisServer, messages: int) -> Round:
     return Round.of(messages, spent)
 
 
-def _report(store: str, messages: int, ours: list[Round], consumed: float, listed: float, rates: dict[Peer, float]) -> Report:
-    relay = median(each.rate for each in ours)
-    best_relay = max(rates[peer] for peer in RELAYS if peer.name != "by hand")
-    best_each = max(rates[peer] for peer in CONSUMERS if "lists" not in peer.setup)
-    best_list = max(rates[peer] for peer in CONSUMERS if "lists" in peer.setup)
-    by_hand_best = max(rates[peer] for peer in RELAYS if peer.name == "by hand")
-    findings = [
-        Finding("relay_times", round(relay / best_relay, 1), "x the best library's relay", at_least=TIMES_RELAY),
-        Finding(
-            "consumer_times", round(consumed / best_each, 2), "x the best consumer without an inbox", at_least=TIMES_CONSUMER
-        ),
-        Finding("list_times", round(listed / best_list, 2), "x the best consumer of lists without an inbox"),
-        Finding("by_hand_times", round(relay / by_hand_best, 2), "x the best relay by hand"),
-        Finding("consumed", round(consumed, 1), "a second, ours with an inbox"),
-        Finding("listed", round(listed, 1), "a second, ours with an inbox and lists"),
+def _findings(ours: _Ours, rates: dict[Peer, list[float]]) -> list[Finding]:
+    """Compare in each round; the goals are set beside the libraries' relays, and whoever is given one message a call."""
+    relayed = [each.rate for each in ours.relayed]
+
+    def times(rate: list[float], peers: list[Peer], chosen: Callable[[Peer], bool]) -> float:
+        best: list[float] = list(map(max, zip(*(rates[peer] for peer in peers if chosen(peer)), strict=True)))
+        return round(median(own / other for own, other in zip(rate, best, strict=True)), 2)
+
+    library = times(relayed, RELAYS, lambda peer: not peer.by_hand)
+    each = times(ours.consumed, CONSUMERS, lambda peer: not peer.lists)
+    return [
+        Finding("relay_times", library, "x the best library's relay", at_least=TIMES_RELAY),
+        Finding("consumer_times", each, "x the best consumer without an inbox, a message a call", at_least=TIMES_CONSUMER),
+        Finding("relay_by_hand_times", times(relayed, RELAYS, _by_hand), "x the best relay written by hand"),
+        Finding("consumer_by_hand_times", times(ours.consumed, CONSUMERS, _by_hand), "x the consumer written by hand"),
+        Finding("consumer_beside_lists_times", times(ours.consumed, CONSUMERS, _lists), "x the best of lists, ours one a call"),
+        Finding("list_times", times(ours.listed, CONSUMERS, _lists), "x the best of lists, ours of lists too"),
+        Finding("consumed", round(median(ours.consumed), 1), "a second, ours with an inbox"),
+        Finding("listed", round(median(ours.listed), 1), "a second, ours with an inbox and lists"),
     ]
-    found: list[dict[str, Any]] = [
-        {"name": f"{peer.name}, {peer.setup}", "work": _work(peer), "rate": round(rate, 1), "what": peer.what}
-        for peer, rate in rates.items()
-    ]
-    return Report.of("peers", store, messages, ours, findings, more={"peers": found})
 
 
-def _work(peer: Peer) -> str:
-    return "relay" if peer in RELAYS else "consume"
+def _by_hand(peer: Peer) -> bool:
+    return peer.by_hand
+
+
+def _lists(peer: Peer) -> bool:
+    return peer.lists
+
+
+def _told(peer: Peer, rate: float) -> dict[str, Any]:
+    work = "relay" if peer in RELAYS else "consume"
+    return {"name": f"{peer.name}, {peer.setup}", "work": work, "rate": round(rate, 1), "what": peer.what}
