@@ -57,14 +57,12 @@ BENCHMARKS = {
         "Lose everything that the broker has, and bring it again.",
         100_000,
         "Rows relayed.",
-        rounds=3,
     ),
     "scale": Benchmark(
         scale.measure,
         "Relay large and small backlogs, and consume into an old inbox and a new.",
         1_000_000,
         "Rows of the largest backlog; ten times as many have been settled.",
-        rounds=3,
     ),
     "steady": Benchmark(
         steady.measure,
@@ -78,7 +76,6 @@ BENCHMARKS = {
         "Give the same work to other libraries: needs the extra `peers`.",
         2_000,
         "Messages for each peer; ten times as many for ourselves.",
-        rounds=3,
         store="postgres",
         stores=("postgres",),
     ),
