@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from benchmarks import databases, results
 from benchmarks.commands import main
-from benchmarks.databases import database
+from benchmarks.databases import STORES, database
 from benchmarks.disk import require_disk
 from benchmarks.effects import CREATE, WrongWorkError, require_effects
 from benchmarks.figures import table
@@ -58,14 +58,9 @@ OWN_GOALS = {
     ("publish", "sqlite"): {"event_percent", "overhead_percent", "times_one_by_one"},
 }
 
-ALIKE = {"look", "steady", "recover"}
-"""Which have no statements of their own for each database."""
 
-
-@pytest.mark.parametrize(
-    ("name", "store"),
-    [*((name, "sqlite") for name in NAMES), *((name, "postgres") for name in NAMES if name not in ALIKE)],
-)
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("store", STORES)
 def test_each_benchmark_measures_what_it_says(name: str, store: str) -> None:
     # It raises when an effect is missing or there twice: see the tests below.
     words = [name, "--store", store, "--messages", str(TINY[name]), "--rounds", "1", "--json"]
