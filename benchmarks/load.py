@@ -16,11 +16,12 @@ from outboxkit.message import ORIGIN, OutboxRow, Position, Stream
 
 PAYLOAD_BYTES = 256
 SOURCE = "benchmark"
+TOPIC = "benchmark"
 _FIRST = 10_000_000
 _CHUNK = 5000
 
 
-@event("benchmark.event", topic="benchmark", key="key")
+@event("benchmark.event", topic=TOPIC, key="key")
 class Event(msgspec.Struct, frozen=True):
     """An event of `PAYLOAD_BYTES` as JSON."""
 

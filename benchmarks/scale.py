@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from statistics import median
 
-from benchmarks.ageing import age
+from benchmarks.ageing import age, move_floors
 from benchmarks.consume import consume_once, handle_each
 from benchmarks.databases import Database, database
 from benchmarks.load import fill, outbox_app, stock
@@ -18,6 +18,7 @@ _PARTS = (100, 10, 1)
 """The backlogs: a hundredth of the messages, a tenth, and all of them."""
 _SETTLED_TIMES = 10
 _MOST_CONSUMED = 10_000
+_OLD_GROUP = "old"
 
 
 async def measure(store: str, messages: int, rounds: int, tick: Callable[[], None]) -> Report:
@@ -29,7 +30,8 @@ async def measure(store: str, messages: int, rounds: int, tick: Callable[[], Non
         for outbox, size in zip(outboxes, sizes, strict=True):
             await fill(outbox, size)
         old = await place.fresh()
-        await age(old, messages * _SETTLED_TIMES)
+        settled = messages * _SETTLED_TIMES
+        await age(old, _OLD_GROUP, settled)
         results: list[Round] = []
         slower: list[list[float]] = []
         older: list[float] = []
@@ -38,7 +40,7 @@ async def measure(store: str, messages: int, rounds: int, tick: Callable[[], Non
             for outbox, size in zip(outboxes, sizes, strict=True):
                 costs.append(await _cost(outbox, server, size, max(1, sizes[1] // size), results))
             slower.append([cost / costs[0] for cost in costs])
-            older.append(await _old_beside_new(old, await place.fresh(), server, consumed, number))
+            older.append(await _old_beside_new(old, await place.fresh(), server, consumed, number, settled + number * consumed))
             tick()
     tenth, whole = (median(times[part] for times in slower) for part in (1, 2))
     largest = [each for each in results if each.messages == sizes[2]]
@@ -64,13 +66,14 @@ async def _cost(outbox: Database, server: RedisServer, size: int, times: int, re
     return median(seconds)
 
 
-async def _old_beside_new(old: Database, new: Database, server: RedisServer, messages: int, number: int) -> float:
-    """Return how many times longer it takes to settle messages in an old inbox."""
-    await stock(server.url, messages)
+async def _old_beside_new(old: Database, new: Database, server: RedisServer, messages: int, number: int, settled: int) -> float:
+    """Return how many times longer it takes to settle messages in the inbox of a group that has settled so many."""
+    await stock(server.url, messages, after=settled)
+    await move_floors(old, settled)
     await old.execute("DROP TABLE IF EXISTS effect")
     seconds = dict[str, float]()
-    inboxes = (("old", old), ("new", new))
-    for name, inbox in inboxes if number % 2 else reversed(inboxes):  # so that neither is always the first
-        seconds[name] = (await consume_once(inbox, server.url, f"{name}-{number}", messages, handle_each)).seconds
+    inboxes = ((_OLD_GROUP, old), ("new", new))
+    for group, inbox in inboxes if number % 2 else reversed(inboxes):  # so that neither is always the first
+        seconds[group] = (await consume_once(inbox, server.url, group, messages, handle_each)).seconds
     server.restart()
-    return seconds["old"] / seconds["new"]
+    return seconds[_OLD_GROUP] / seconds["new"]

@@ -75,7 +75,7 @@ BENCHMARKS = {
         side_by_side.measure,
         "Give the same work to other libraries: needs the extra `peers`.",
         2_000,
-        "Messages for each peer; ten times as many for ourselves.",
+        "Messages for each peer; ourselves relay ten times as many, and consume twice as many.",
         store="postgres",
         stores=("postgres",),
     ),

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks import databases, results
+from benchmarks.ageing import age
 from benchmarks.commands import main
 from benchmarks.databases import STORES, database
 from benchmarks.disk import require_disk
@@ -22,6 +23,8 @@ from benchmarks.peers.peer import module
 from benchmarks.report import Finding, Report, Round
 from benchmarks.servers import NoServerError
 from benchmarks.suite import BENCHMARKS
+from outboxkit import App
+from outboxkit.message import Position
 
 ALWAYS = {
     *("name", "store", "messages", "rounds", "rate", "limit", "ratio"),
@@ -79,6 +82,22 @@ def test_each_benchmark_measures_what_it_says(name: str, store: str) -> None:
     first = measured["goals"][0]
     assert measured["goal"] == first.get("at_least", first.get("at_most"))
     assert measured["met"] == all(goal["met"] for goal in measured["goals"])
+
+
+@pytest.mark.parametrize("store", STORES)
+async def test_an_old_inbox_is_that_of_the_group_which_is_measured(store: str) -> None:
+    with database(store) as place:
+        await age(place, "old", 200)
+        floors = (
+            """SELECT count(*), min(major), max(major) FROM outboxkit_floor WHERE "group" = 'old' AND topic = 'benchmark'"""
+        )
+        assert await place.row(floors) == (8, 200, 200)
+        states = "SELECT (SELECT count(*) FROM outboxkit_inbox WHERE state = 'settled'), count(*), min(state), max(state)"
+        assert await place.row(f"{states} FROM outboxkit_inbox WHERE state IN ('retry', 'parked')") == (0, 2, "parked", "retry")
+        app = App("consumer", store=place.url, broker="memory://")
+        async with app.running(relay=False, consume=False):
+            (letter,) = await app.dead_letters.find()
+            assert (letter.group, letter.position) == ("old", Position(1, 0))
 
 
 @pytest.mark.parametrize("keys", [[1], [1, 1, 2], [1, 2, 3]])
