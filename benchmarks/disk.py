@@ -25,7 +25,7 @@ def require_disk(folder: Path, mounts: Path = _MOUNTS) -> None:
     if kind in _IN_MEMORY:
         raise NoDiskError(
             f"temporary files are in {folder}, which is kept in memory ({kind}): no commit would wait for a disk there, as it "
-            "does where the library is used; set TMPDIR to a folder on a disk"
+            "does where the library is used; set TMPDIR to a folder on a disk, as /var/tmp is"
         )
 
 

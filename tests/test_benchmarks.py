@@ -207,6 +207,7 @@ def test_all_benchmarks_keep_their_figures_and_a_picture(monkeypatch: pytest.Mon
     }
     monkeypatch.setattr(results, "BENCHMARKS", fast)
     monkeypatch.setattr(results, "FOLDER", tmp_path / "results")
+    monkeypatch.setenv("TMPDIR", "/var/tmp")  # for processes of their own, which want a disk: what is there outlasts a restart
     words = ["all", "--messages", "10", "--rounds", "1", "--save", "--json"]
     result = CliRunner().invoke(main, words, catch_exceptions=False)
     measured = [json.loads(line) for line in result.stdout.splitlines()]
