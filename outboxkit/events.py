@@ -1,6 +1,7 @@
 """``@event``: what is declared about a class whose objects are published."""
 
 import dataclasses
+import functools
 import inspect
 import sys
 import weakref
@@ -10,7 +11,8 @@ from typing import Any, TypeVar
 import msgspec
 
 from outboxkit.config import checked_name
-from outboxkit.errors import EventDeclarationError
+from outboxkit.errors import EventDeclarationError, PayloadError
+from outboxkit.masked import masked, may_hide
 from outboxkit.payload import check_plain
 
 T = TypeVar("T")
@@ -121,7 +123,7 @@ def _properties(cls: type[Any]) -> set[str]:
 
 def _codec(cls: type[Any], where: str) -> tuple[Callable[[Any], Any], Callable[[bytes], Any]]:
     if _is_pydantic(cls):
-        return (lambda event: _pydantic_builtins(event, where)), cls.model_validate_json
+        return _ModelBuiltins(cls, where), cls.model_validate_json
     _field_names(cls, where)
     try:
         decode = _decoder(cls, where)
@@ -175,8 +177,27 @@ def require_decodable(spec: EventType) -> None:
         spec.decode.found()
 
 
-def _pydantic_builtins(event: Any, where: str) -> Any:
-    # pydantic's JSON mode turns NaN into null in a field that may be anything, so it is looked for before.
-    check_plain(event.model_dump(mode="python", round_trip=True), sys.maxsize, where)
-    # By alias and without computed fields: what its own validation reads back.
-    return event.model_dump(mode="json", by_alias=True, round_trip=True)
+class _ModelBuiltins:
+    """Dumps events of a pydantic model."""
+
+    def __init__(self, cls: type[Any], where: str) -> None:
+        self._cls = cls
+        self._where = where
+
+    @functools.cached_property
+    def _may_hide(self) -> bool:
+        return may_hide(self._cls)  # not at its declaration: what it names may be declared further down
+
+    def __call__(self, event: Any) -> Any:
+        held = event.model_dump(mode="python", by_alias=True, round_trip=True)
+        # pydantic's JSON mode turns NaN into null in a field that may be anything, so it is looked for before.
+        check_plain(held, sys.maxsize, self._where)
+        # By alias and without computed fields: what its own validation reads back.
+        written = event.model_dump(mode="json", by_alias=True, round_trip=True)
+        if self._may_hide and (found := masked(held, written)):
+            field, kind = found
+            raise PayloadError(
+                f"{self._where}: {field or 'it'} is a {kind}, which pydantic writes as asterisks: publish its "
+                "get_secret_value() in a str field, or add a field_serializer that returns that; nothing was published"
+            )
+        return written

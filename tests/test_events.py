@@ -28,6 +28,7 @@ from outboxkit.errors import (
     UndeclaredEventError,
 )
 from outboxkit.events import event_type, unique_names
+from outboxkit.masked import may_hide
 from outboxkit.message import Delivery, Envelope, Message, OutboxRow, Position, Stream
 from outboxkit.testing import MemoryBroker
 
@@ -264,6 +265,88 @@ def test_two_classes_of_one_type_name_are_named_both() -> None:
 )
 def test_what_is_published_reads_back_equal(sent: object) -> None:
     assert read_back(encoder().row(sent), type(sent)) == sent
+
+
+class Card(pydantic.BaseModel):
+    token: pydantic.SecretStr = pydantic.Field(alias="cardToken")
+
+
+class LastDigits(pydantic.Secret[str]):
+    def _display(self) -> str:
+        return f"****{self.get_secret_value()[-4:]}"
+
+
+@event("paid.secretly", topic="payments")
+class PaidSecretly(pydantic.BaseModel):
+    token: pydantic.SecretStr | None = None
+    pin: pydantic.SecretBytes | None = None
+    amount: pydantic.Secret[int] | None = None
+    number: LastDigits | None = None
+    cards: list[Card] = []
+    by_token: dict[pydantic.SecretStr, int] = {}
+    tags: set[pydantic.SecretStr] = set()
+    extra: Any = None
+    later: "PaidSecretly | None" = None
+
+
+@pytest.mark.parametrize(
+    ("held", "where"),
+    [
+        ({"token": "tok_live"}, "token is a SecretStr"),
+        ({"pin": b"1234"}, "pin is a SecretBytes"),
+        ({"amount": 7}, "amount is a Secret"),
+        ({"number": "4111111111111111"}, "number is a LastDigits"),
+        ({"cards": [{"cardToken": "tok_live"}]}, r"cards\.cardToken is a SecretStr"),
+        ({"by_token": {"tok_live": 1}}, "by_token is a SecretStr"),
+        ({"tags": ["tok_live"]}, "tags is a SecretStr"),
+        ({"extra": {"token": pydantic.SecretStr("tok_live")}}, r"extra\.token is a SecretStr"),
+        ({"later": {"token": "tok_live"}}, r"later\.token is a SecretStr"),
+    ],
+    ids=str,
+)
+def test_a_secret_that_would_be_published_as_asterisks_is_refused(held: dict[str, Any], where: str) -> None:
+    match = rf"PaidSecretly\): {where}, .*get_secret_value\(\) .*nothing was published"
+    with pytest.raises(PayloadError, match=match) as refused:
+        encoder().row(PaidSecretly(**held))
+    assert not any(secret in str(refused.value) for secret in ("tok_live", "1234", "1111"))
+
+
+@event("paid.openly", topic="payments")
+class PaidOpenly(pydantic.BaseModel):
+    token: pydantic.SecretStr
+    nothing: pydantic.SecretStr = pydantic.SecretStr("")
+    kept: pydantic.SecretStr = pydantic.Field(default=pydantic.SecretStr("kept"), exclude=True)
+    stars: str = "**********"
+
+    @pydantic.field_serializer("token", when_used="json")
+    def reveal(self, token: pydantic.SecretStr) -> str:
+        return token.get_secret_value()
+
+
+@event("secret.listed", topic="payments")
+class SecretsListed(pydantic.RootModel[list[pydantic.SecretStr]]):
+    @pydantic.model_serializer(when_used="json")
+    def reveal(self) -> dict[str, str]:
+        return {"all": ",".join(secret.get_secret_value() for secret in self.root)}
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def split(cls, given: Any) -> Any:
+        return given["all"].split(",") if isinstance(given, dict) else given
+
+
+def test_a_secret_that_the_class_reveals_by_a_serializer_is_published() -> None:
+    paid = PaidOpenly(token=pydantic.SecretStr("tok_live"))
+    row = encoder().row(paid)
+    assert plain(row)["data"] == {"token": "tok_live", "nothing": "", "stars": "**********"}
+    assert read_back(row, PaidOpenly) == paid
+    listed = SecretsListed.model_validate(["a", "b"])
+    assert read_back(encoder().row(listed), SecretsListed) == listed
+
+
+def test_a_model_is_looked_through_for_secrets_only_where_it_may_hold_one() -> None:
+    assert not may_hide(CustomerMoved)
+    assert all(may_hide(cls) for cls in (PaidSecretly, PaidOpenly, SecretsListed))
 
 
 @pytest.mark.parametrize("kind", ["struct", "dataclass", "model"])
