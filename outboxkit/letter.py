@@ -1,5 +1,6 @@
 """Dead letters: messages that failed for good, kept in the inbox with their envelope and error until somebody decides."""
 
+import traceback
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import NamedTuple, Protocol, TypeAlias, cast
@@ -23,7 +24,7 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
         type: the event's type; None when its envelope could not be read.
         key: what kept order; None when nothing did.
         attempts: how often its handler was begun.
-        error: what the last attempt raised, with its traceback.
+        error: what the last attempt raised, on one line, and then its traceback.
         failed_at: when it failed first, or was parked behind another.
         died_at: when it was given up.
         holds: whether later messages of its key wait for a decision.
@@ -46,9 +47,8 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def summary(self) -> str:
-        """The last line of the error: what was raised."""
-        lines = self.error.strip().splitlines()
-        return lines[-1].strip() if lines else ""
+        """The first line of the error: what was raised."""
+        return summary_of(self.error)
 
     def to_json(self) -> str:
         """Return it as one line of JSON, its envelope in base64."""
@@ -73,6 +73,38 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
             raise EnvelopeError(
                 f"not a dead letter in a line of JSON, as `outboxkit dead export` writes it: {error}"
             ) from error
+
+
+_ERROR_CHARACTERS = 16_384
+_HEADLINE_CHARACTERS = 1_024
+
+
+def error_text(error: BaseException) -> str:
+    """Return an error as any database can store it: on one line, and then its traceback.
+
+    That line could not be told for sure from the traceback alone, where messages have several lines, and notes follow.
+    """
+    text = f"{_headline(error)}\n\n{''.join(traceback.format_exception(error))}"
+    if len(text) > _ERROR_CHARACTERS:
+        half = _ERROR_CHARACTERS // 2
+        text = f"{text[:half]}\n[...]\n{text[-half:]}"
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
+
+
+def summary_of(text: str) -> str:
+    """Return the line of a stored error that says what was raised."""
+    return text.strip().partition("\n")[0].strip()
+
+
+def _headline(error: BaseException) -> str:
+    """Return an error's type and the first line of its message; of a group, which says little itself, also what is in it."""
+    # The lines before are a syntax error's, about the place; those after are notes.
+    raised = next(line for line in traceback.format_exception_only(error) if not line.startswith(" "))
+    kind, _, message = raised.strip().partition(":")
+    line = ": ".join([kind, *message.strip().splitlines()[:1]])
+    if isinstance(error, BaseExceptionGroup):
+        line += f": {'; '.join(map(_headline, cast('Sequence[BaseException]', error.exceptions)))}"
+    return line if len(line) <= _HEADLINE_CHARACTERS else f"{line[:_HEADLINE_CHARACTERS]}..."
 
 
 class Letters(msgspec.Struct, frozen=True, kw_only=True):

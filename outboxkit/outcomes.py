@@ -3,7 +3,6 @@
 A failure makes its message wait or die, by the handler's retry policy. While a message waits, later ones of its key are parked.
 """
 
-import traceback
 from collections import Counter
 from collections.abc import Callable, Collection
 from functools import partial
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, NoReturn
 from outboxkit.errors import AttemptLostError, ConflictError, HandlerMissingError
 from outboxkit.handler import Handler
 from outboxkit.inbox import Outcome, Retry, settled
+from outboxkit.letter import error_text
 from outboxkit.message import Delivery, Envelope, Message, Position
 from outboxkit.observe import Observer
 from outboxkit.retry import RetryPolicy, consists_of
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 _Report = Callable[[], None]
 
-_ERROR_CHARACTERS = 16_384
 _CONFLICT_SECONDS = 1.0
 
 BEGUN_SECONDS = 2.0
@@ -147,7 +146,7 @@ class Outcomes:
     def unreadable(self, delivery: Delivery, error: Exception, retry: Retry | None) -> None:
         """It is no event of ours."""
         attempt = retry.attempt if retry else 1
-        self.recorded.append(Outcome(delivery, "dead", attempt, error=_text(error), waited=retry is not None))
+        self.recorded.append(Outcome(delivery, "dead", attempt, error=error_text(error), waited=retry is not None))
         self._tell_undecodable(delivery, error)
 
     def prevented(self, work: Work, obstacle: Exception) -> None:
@@ -215,7 +214,7 @@ class Outcomes:
             "killed: look at its exit code and at the memory it took"
         )
         delay = max(BEGUN_SECONDS, policy.delay(work.attempt, error) or 0.0)
-        self._record(work, Outcome(work.delivery, "retry", work.attempt, delay, _text(error), alone=True))
+        self._record(work, Outcome(work.delivery, "retry", work.attempt, delay, error_text(error), alone=True))
         return True
 
     def _give_up(self, work: Work) -> None:
@@ -255,7 +254,7 @@ class Outcomes:
             self._die(work, error, attempt)
         else:
             alone = isinstance(error, AttemptLostError)  # or it would take others with it
-            self._record(work, Outcome(work.delivery, "retry", attempt, delay, _text(error), alone=alone))
+            self._record(work, Outcome(work.delivery, "retry", attempt, delay, error_text(error), alone=alone))
 
     def _wait(self, work: Work, error: Exception) -> None:
         waited = work.retry.waited_seconds if work.retry else 0.0
@@ -264,7 +263,7 @@ class Outcomes:
     def _die(self, work: Work, error: Exception | None, attempt: int) -> None:
         holds = work.handler.on_dead == "hold" and work.key is not None
         state: Literal["dead", "held"] = "held" if holds else "dead"
-        self._record(work, Outcome(work.delivery, state, attempt, error="" if error is None else _text(error)))
+        self._record(work, Outcome(work.delivery, state, attempt, error="" if error is None else error_text(error)))
 
     def _tell_undecodable(self, delivery: Delivery, error: Exception) -> None:
         self._reports.append(partial(self._observer.undecodable, self._group, delivery.stream, delivery.position, error))
@@ -274,12 +273,3 @@ class Outcomes:
         self.recorded.append(outcome._replace(id=message.id, type=message.type, key=work.key, waited=work.retry is not None))
         if outcome.state in ("retry", "parked", "held") and work.key is not None:
             self._blocked.add(work.key)
-
-
-def _text(error: Exception) -> str:
-    """Return an error with its traceback as any database can store it."""
-    text = "".join(traceback.format_exception(error))
-    if len(text) > _ERROR_CHARACTERS:
-        half = _ERROR_CHARACTERS // 2
-        text = f"{text[:half]}\n[...]\n{text[-half:]}"
-    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")

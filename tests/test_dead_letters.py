@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pydantic
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from outboxkit import App, ConfigurationError, Letters, Message
 from outboxkit.errors import EnvelopeError
-from outboxkit.letter import EVERY_LETTER, DeadLetter
+from outboxkit.letter import EVERY_LETTER, DeadLetter, error_text
 from outboxkit.message import Position, Stream
 from outboxkit.testing import MemoryBroker
 from tests.databases import Place, database_at
@@ -63,6 +65,68 @@ LETTER = DeadLetter(
     holds=False,
     envelope=b"{}",
 )
+
+
+class Amount(pydantic.BaseModel):
+    cents: int
+
+
+class UnspeakableError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+def fail(kind: str) -> None:
+    match kind:
+        case "sqlalchemy":
+            raise OperationalError("INSERT INTO nowhere VALUES (1)", None, Exception("no such table: nowhere"), code="e3q8")
+        case "pydantic":
+            Amount.model_validate({"cents": "many"})
+        case "notes":
+            error = ValueError("no money")
+            error.add_note("Paying: 5")
+            raise error
+        case "lines":
+            raise ValueError("\n\nrefused\nby: the bank\n\nTraceback (most recent call last):\nKeyError: 1")
+        case "syntax":
+            compile("1 +", "rules", "exec")
+        case "group":
+            raise ExceptionGroup("two", [ValueError("one\nline"), ExceptionGroup("in it", [KeyError("k")])])
+        case "cause":
+            raise EnvelopeError("does not fit") from ValueError("n\nm")
+        case "long":
+            raise ValueError("x" * 100_000 + "\nlast")
+        case "bare":
+            raise ValueError
+        case _:
+            raise UnspeakableError
+
+
+@pytest.mark.parametrize(
+    ("kind", "summary"),
+    [
+        ("sqlalchemy", "sqlalchemy.exc.OperationalError: (builtins.Exception) no such table: nowhere"),
+        ("pydantic", "pydantic_core._pydantic_core.ValidationError: 1 validation error for Amount"),
+        ("notes", "ValueError: no money"),
+        ("lines", "ValueError: refused"),
+        ("syntax", "SyntaxError: invalid syntax"),
+        (
+            "group",
+            "ExceptionGroup: two (2 sub-exceptions): ValueError: one; ExceptionGroup: in it (1 sub-exception): KeyError: 'k'",
+        ),
+        ("cause", "outboxkit.errors.EnvelopeError: does not fit"),
+        ("long", f"ValueError: {'x' * 1012}..."),
+        ("bare", "ValueError"),
+        ("unspeakable", "tests.test_dead_letters.UnspeakableError: <exception str() failed>"),
+    ],
+)
+def test_the_summary_of_a_dead_letter_is_what_was_raised(kind: str, summary: str) -> None:
+    with pytest.raises(Exception) as raised:  # noqa: PT011 - each is of its own kind
+        fail(kind)
+    letter = msgspec.structs.replace(LETTER, error=error_text(raised.value))
+    assert letter.summary == summary
+    assert "test_dead_letters.py" in letter.error, "and where"
+    assert len(letter.error) < 17_000
 
 
 class Broken:

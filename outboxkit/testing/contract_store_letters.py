@@ -15,7 +15,7 @@ from outboxkit.testing.rows import deliveries, new_stream
 
 def dead(delivery: Delivery, number: int, **fields: Any) -> Outcome:
     """Return the outcome of a message that failed for good."""
-    outcome = Outcome(delivery, "dead", 3, error="Traceback ...\nValueError: no 無", id=f"id-{number}", type="order.placed")
+    outcome = Outcome(delivery, "dead", 3, error="ValueError: no 無\n\nTraceback ...", id=f"id-{number}", type="order.placed")
     return outcome._replace(**fields)
 
 
