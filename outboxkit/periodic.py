@@ -9,7 +9,7 @@ import msgspec
 
 from outboxkit.errors import ConfigurationError, HandlerSignatureError
 from outboxkit.schedule import Schedule
-from outboxkit.signatures import Names, annotations_of, qualified_name
+from outboxkit.signatures import Names, annotations_of, qualified_name, require_bound
 
 
 class Periodic(msgspec.Struct, frozen=True):
@@ -55,6 +55,7 @@ def periodic(
         if (variadic and name in moments) or (name in moments and by_position):
             raise HandlerSignatureError(f"{qualified_name(function)}: the moment {parameter} has to be taken by its name")
         if name not in moments and not variadic and parameter.default is parameter.empty:
+            require_bound(function, parameter, "app.publishes(..., every=...)(service.tick)")
             raise HandlerSignatureError(
                 f"{qualified_name(function)} is called by itself, and parameter {parameter} cannot be supplied: annotate it "
                 "UnitOfWork, or datetime for the moment it is called for, or give it a default"

@@ -18,7 +18,8 @@ Names = Mapping[str, Any]
 
 def qualified_name(function: Callable[..., Any]) -> str:
     """Return a function's name as people would look for it."""
-    return f"{function.__module__}.{getattr(function, '__qualname__', repr(function))}"
+    # Not its `repr`, which may show what it was given.
+    return f"{function.__module__}.{getattr(function, '__qualname__', type(function).__name__)}"
 
 
 def handler_arguments(function: Callable[..., Any], spec: EventType, names: Names) -> dict[str, Argument]:
@@ -51,6 +52,7 @@ def handler_arguments(function: Callable[..., Any], spec: EventType, names: Name
         elif kind is not None and parameter.kind is parameter.POSITIONAL_ONLY:
             raise HandlerSignatureError(f"{qualified_name(function)}: {parameter} is supplied by its name: leave out the /")
         elif parameter.default is parameter.empty and parameter.kind not in _VARIADIC:
+            require_bound(function, parameter, f"app.consumes({spec.cls.__name__})(service.handle)")
             raise HandlerSignatureError(
                 f"{qualified_name(function)}: parameter {parameter} cannot be supplied: annotate it {spec.cls.__name__}, "
                 f"list[{spec.cls.__name__}], UnitOfWork or Message, or give it a default"
@@ -119,8 +121,28 @@ def _not_none(annotation: Any) -> Any:
     return others[0] if len(others) == 1 else annotation
 
 
+def require_bound(function: Callable[..., Any], parameter: inspect.Parameter, bound: str) -> None:
+    """Refuse a method as it stands in its class, of whose objects nobody knows.
+
+    Args:
+        function: it, or a function.
+        parameter: the one that cannot be supplied.
+        bound: how to decorate the method of an object.
+
+    Raises:
+        HandlerSignatureError: it is such a method.
+    """
+    if parameter.name in ("self", "cls") and parameter.name == next(iter(inspect.signature(function).parameters)):
+        raise HandlerSignatureError(
+            f"{qualified_name(function)} is a method, and of no object: register a bound one, {bound}, or put @staticmethod or "
+            "@classmethod above the other decorators"
+        )
+
+
 def require_function(function: Callable[..., Any]) -> None:
-    """Refuse to decorate what only makes a function of one, or a generator function.
+    """Refuse to decorate what is no function, or only makes one of another, or a generator function.
+
+    What wraps a function, and says so as `functools.wraps` does, may be anything.
 
     Raises:
         HandlerSignatureError: it is such a thing.
@@ -128,6 +150,12 @@ def require_function(function: Callable[..., Any]) -> None:
     kind = type(function).__name__
     if kind in ("staticmethod", "classmethod"):
         raise HandlerSignatureError(f"{qualified_name(function)}: @{kind} stands beneath: put it above the other decorators")
+    if isinstance(function, type) or not (inspect.isroutine(function) or hasattr(function, "__wrapped__")):
+        what = f"the class {qualified_name(function)}" if isinstance(function, type) else f"an object of type {kind}"
+        raise HandlerSignatureError(
+            f"{what} is decorated, and has to be a function: write an `async def` that calls it, or register a bound method: "
+            "app.consumes(SubscriberCreated)(service.handle)"
+        )
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         raise HandlerSignatureError(
             f"{qualified_name(function)} is a generator function, and what calls it would run nothing of it: return events, a "

@@ -442,6 +442,60 @@ def test_what_stands_above_a_static_or_class_method_says_where_it_belongs(kind: 
             decorator(kind(sell))
 
 
+class Service:
+    async def handle(self, sold: Sold) -> None: ...
+
+    async def __call__(self, sold: Sold) -> None: ...
+
+    @staticmethod
+    async def still(sold: Sold) -> None: ...
+
+    @classmethod
+    async def of_class(cls, sold: Sold) -> None: ...
+
+
+async def keep(sold: Sold, password: str = "") -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("thing", "what"),
+    [
+        (functools.partial(keep, password="hunter2"), "an object of type partial"),
+        (Service(), "an object of type Service"),
+        (Service, r"the class tests\.test_routing\.Service"),
+    ],
+    ids=["partial", "object", "class"],
+)
+def test_what_is_no_function_is_refused_without_being_shown(thing: Any, what: str) -> None:
+    def afterwards(function: Any) -> Any:
+        return Router().consumes(Sold, after_commit=function)
+
+    for decorate in (Router().consumes(Sold), Router().publishes(Sold), afterwards):
+        with pytest.raises(
+            HandlerSignatureError, match=rf"^{what} is .* an `async def` that calls it, .*service\.handle"
+        ) as no:
+            decorate(thing)
+        assert "hunter2" not in str(no.value)
+
+
+def test_a_method_of_no_object_is_told_to_be_bound() -> None:
+    with pytest.raises(HandlerSignatureError, match=r"Service\.handle is a method.* app\.consumes\(Sold\)\(service\.handle\)"):
+        Router().consumes(Sold)(Service.handle)
+
+    async def tick(self: Service, uow: UnitOfWork) -> None: ...
+
+    with pytest.raises(
+        HandlerSignatureError, match=r"tick is a method.* app\.publishes\(\.\.\., every=\.\.\.\)\(service\.tick\)"
+    ):
+        Router().publishes(Sold, every=1)(tick)
+
+
+def test_methods_of_an_object_or_a_class_and_what_wraps_a_function_are_handlers() -> None:
+    wrapper: Any = functools.update_wrapper(functools.partial(keep, password="hunter2"), keep)
+    for method in (Service().handle, Service.still, Service.of_class, Service().of_class, wrapper):
+        assert arguments_of(method) == {"sold": "event"}
+
+
 async def test_a_unit_of_work_for_what_is_no_event_says_so(app: App) -> None:
     async with app:
         things: list[Any] = [Sold(1), dict]
