@@ -168,8 +168,8 @@ def publish_returned(unit: UnitOfWork, returned: object, function: str) -> None:
             continue
         if event_type(type(value)) is None:
             raise UndeclaredEventError(
-                f"{function} returned {type(value).__name__!r}, which is no event: return events or None from a function that "
-                "@publishes (declare the class with @event if it should be one)"
+                f"{function} returned {type(value).__name__!r}, which is no event: a function without @publishes returns "
+                "None, and one with it events or None (declare the class with @event if it should be one)"
             )
         unit.publish(value)
         unit.note_returned(value)

@@ -138,7 +138,8 @@ class Router:
 
         The function's arguments are chosen by annotation: the event (or a ``list`` of them, for set-based SQL), `UnitOfWork`,
         `Message` (a ``list`` of them beside a list of events). It may be ``async def``, or, on SQLite, a plain ``def``, which
-        runs on the database's thread. It is returned as it is, so that tests can call it.
+        runs on the database's thread. It is returned as it is, so that tests can call it. It returns None, or, with `publishes`
+        beside this, events: whatever else it returns is its message's failure, as nobody would see it.
 
         What it raises is its message's failure; `SystemExit` and the like too, which end no process here.
 

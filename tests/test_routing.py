@@ -540,9 +540,22 @@ async def test_a_function_that_returns_junk_publishes_nothing_and_is_named(app: 
         async def publish(uow: UnitOfWork) -> object:
             return junk
 
-        with pytest.raises(UndeclaredEventError, match=r"publish returned '\w+', which is no event: return events or None"):
+        with pytest.raises(UndeclaredEventError, match=r"publish returned '\w+', which is no event: .* with it events or None"):
             await publish()
         assert published(app) == []
+
+
+async def test_a_consuming_function_that_returns_something_is_told_to_return_none(app: App) -> None:
+    @app.consumes(Sold, retry=RetryPolicy(attempts=1))
+    async def count(sold: Sold) -> int:
+        return sold.number
+
+    async with app:
+        async with app.unit_of_work() as uow:
+            uow.publish(Sold(1))
+        await drain(app)
+        (letter,) = await app.dead_letters.find()
+    assert "count returned 'int', which is no event: a function without @publishes returns None" in letter.summary
 
 
 async def yielding_async(sold: Sold, uow: UnitOfWork) -> AsyncGenerator[Paid, None]:
