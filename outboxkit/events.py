@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from outboxkit.checking import described
 from outboxkit.config import checked_name
 from outboxkit.errors import EventDeclarationError, PayloadError
 from outboxkit.masked import masked, may_hide
@@ -61,6 +62,10 @@ def event(
         checked_name(f"{where}: topic", topic)
         if isinstance(key, str) and key not in _field_names(cls, where):
             raise EventDeclarationError(f"{where} has no attribute {key!r} to take its key from")
+        if key is not None and not isinstance(key, str) and not callable(key):
+            raise EventDeclarationError(
+                f"{where}: its key is {described(key)}: give an attribute's name, or a function of the event"
+            )
         if inspect.iscoroutinefunction(key):
             raise EventDeclarationError(f"{where}: its key is a coroutine function, which nobody awaits: write `def`")
         to_builtins, decode = _codec(cls, where)

@@ -8,6 +8,7 @@ from datetime import timedelta
 from types import FrameType
 from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, overload
 
+from outboxkit.checking import described
 from outboxkit.config import checked_name
 from outboxkit.errors import (
     ConfigurationError,
@@ -90,11 +91,20 @@ class Router:
         """Add another router's functions to this one.
 
         Raises:
-            ConfigurationError: it is included somewhere already, or is an app; this app is running, and would not hear of what
-                it consumes, or is called by itself.
+            ConfigurationError: it is included somewhere already, or is an app, or no router; this app is running, and would not
+                hear of what it consumes, or is called by itself.
             EventDeclarationError: an event or handler of it clashes with one here.
         """
-        if router._parent is not None or router._runner() is not None or self._is_in(router):  # noqa: SLF001 - its own class
+        if not isinstance(router, Router):  # pyright: ignore[reportUnnecessaryIsInstance] - callers without a checker
+            raise ConfigurationError(
+                f"include() takes a Router, not {described(router)}: give the one whose decorators its functions have, "
+                "app.include(orders.router)"
+            )
+        if router._runner() is router:  # noqa: SLF001 - its own class
+            raise ConfigurationError(
+                f"{router!r} is an app, with a database of its own: decorate what is shared with a Router(), and include that"
+            )
+        if router._parent is not None or self._is_in(router):  # noqa: SLF001
             raise ConfigurationError("this router is included already: make one router for each app")
         for name in [handler.name for handler in router.handlers()] + [each.name for each in router.periodics()]:
             self._require_heard(name)

@@ -162,6 +162,16 @@ def test_what_is_no_record_cannot_be_an_event(cls: Any) -> None:
         event("sold", topic="sales")(cls)
 
 
+@pytest.mark.parametrize("key", [5, ("number",), object()])
+def test_a_key_that_is_neither_a_name_nor_a_function_is_refused(key: Any) -> None:
+    class Sold(msgspec.Struct):
+        number: int
+
+    with pytest.raises(EventDeclarationError, match=r"Sold\): its key is something of type .*: give an attribute's name, or a"):
+        event("sold", topic="sales", key=key)(Sold)
+    assert event_type(Sold) is None
+
+
 def test_a_key_that_somebody_would_have_to_await_is_refused() -> None:
     class Sold(msgspec.Struct):
         number: int

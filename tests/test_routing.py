@@ -304,6 +304,16 @@ def test_a_router_is_included_once(tmp_path: Path) -> None:
             including.include(router)
 
 
+def test_what_is_no_router_is_not_included_and_told_so(tmp_path: Path) -> None:
+    apps = [App(name, store=f"sqlite:///{tmp_path}/{name}.db", broker=MemoryBroker()) for name in ("one", "two")]
+    with pytest.raises(ConfigurationError, match=r"App\('two'\) is an app, .*: decorate what is shared with a Router\(\), and"):
+        apps[0].include(apps[1])
+    things: list[tuple[Any, str]] = [(inspect, "something of type module"), (Router, "the class Router"), (None, "None")]
+    for thing, what in things:
+        with pytest.raises(ConfigurationError, match=rf"include\(\) takes a Router, not {what}: .*orders\.router"):
+            apps[0].include(thing)
+
+
 def test_a_router_cannot_include_itself_or_what_it_is_in() -> None:
     router, other = Router(), Router()
     with pytest.raises(ConfigurationError, match=r"include"):

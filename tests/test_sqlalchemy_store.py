@@ -38,7 +38,7 @@ from sqlalchemy.ext.asyncio import (
     async_sessionmaker,
     create_async_engine,
 )
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 import outboxkit
 from outboxkit import App, UnitOfWork
@@ -1106,6 +1106,20 @@ def test_what_is_no_engine_for_asyncio_is_told_so(engine: Any, kind: str) -> Non
     told = f"SQLAlchemyStore takes an AsyncEngine, not {kind}: SQLAlchemyStore(create_async_engine(url))"
     with pytest.raises(ConfigurationError, match=re.escape(told)):
         SQLAlchemyStore(engine)
+
+
+@pytest.mark.parametrize(
+    ("session", "what"),
+    [
+        (sessionmaker(), r"something of type sessionmaker, .*async_sessionmaker\(class_="),
+        (AsyncSession, r"the class AsyncSession, .*async_sessionmaker\(class_=AsyncSession, "),
+        ("session", r"something of type str, .*async_sessionmaker\("),
+    ],
+    ids=["plain", "class", "text"],
+)
+def test_what_makes_no_session_for_asyncio_is_told_so(session: Any, what: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"session= is {what}"):
+        SQLAlchemyStore(create_async_engine("sqlite+aiosqlite:///shop.db"), session=session)
 
 
 @pytest.mark.parametrize("url", ["sqlite+aiosqlite://", "sqlite+aiosqlite:///:memory:", "sqlite+aiosqlite:///file:x?uri=true"])

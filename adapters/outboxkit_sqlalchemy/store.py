@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session, scoped_session
 
 from outboxkit.cancellation import uninterrupted
 from outboxkit.census import Census
+from outboxkit.checking import described
 from outboxkit.errors import ConfigurationError, TransactionError
 from outboxkit.inbox import Floor, Retry, Subscription
 from outboxkit.later import Period
@@ -53,7 +54,7 @@ class SQLAlchemyStore:
             with ``expire_on_commit=False`` when not given.
 
     Raises:
-        ConfigurationError: no such engine, another dialect, a database in memory, or a name that cannot be.
+        ConfigurationError: no such engine or maker of sessions, another dialect, a database in memory, or a name that cannot be.
     """
 
     runs_plain_functions = False
@@ -287,12 +288,22 @@ def _unscoped(transaction: Any) -> Any:
     return transaction
 
 
+def _require_maker(sessions: Any) -> None:
+    cls = getattr(sessions, "class_", None)
+    if not (isinstance(cls, type) and issubclass(cls, AsyncSession)):
+        instead = f"class_={sessions.__name__}" if isinstance(sessions, type) else "class_=AsyncSession"
+        raise ConfigurationError(
+            f"session= is {described(sessions)}, which makes no AsyncSession: give async_sessionmaker({instead}, ...)"
+        )
+
+
 def _parts(
     engine: AsyncEngine, sessions: async_sessionmaker[AsyncSession], prefix: str, schema: str | None
 ) -> tuple[Store, _Units]:
     if not isinstance(engine, AsyncEngine):  # pyright: ignore[reportUnnecessaryIsInstance] - callers without a checker
         kind = type(engine).__name__
         raise ConfigurationError(f"SQLAlchemyStore takes an AsyncEngine, not {kind}: SQLAlchemyStore(create_async_engine(url))")
+    _require_maker(sessions)
     dialect = f"{engine.dialect.name}+{engine.dialect.driver}"
     if dialect in ("postgresql+asyncpg", "postgresql+psycopg"):
         store = EnginePostgresStore(engine, sessions, prefix, schema)
