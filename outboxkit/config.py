@@ -41,6 +41,12 @@ def checked_prefix(prefix: str) -> str:
     )
 
 
+def prefix_for(app: str) -> str:
+    """Return a table prefix to propose to an app of that name."""
+    name = app if app[0].isalpha() else f"app_{app}"
+    return re.sub(r"[^a-z0-9_]", "_", name.lower())[:31] + "_"
+
+
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """What may be published: `max_bytes` of envelope, and `max_depth` levels of nesting in the event."""
 

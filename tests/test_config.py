@@ -19,7 +19,7 @@ from outboxkit import (
     Settings,
 )
 from outboxkit.checking import LONGEST_SECONDS
-from outboxkit.config import checked_name
+from outboxkit.config import checked_name, checked_prefix, prefix_for
 from outboxkit.retry import Backoff
 from outboxkit.testing import MemoryBroker
 
@@ -27,6 +27,11 @@ from outboxkit.testing import MemoryBroker
 @pytest.mark.parametrize("name", ["a", "7", "shop", "Shop.eu-1_b", "a" * 64])
 def test_a_name_that_works_everywhere_is_returned(name: str) -> None:
     assert checked_name("app", name) == name
+
+
+@pytest.mark.parametrize("name", ["a", "7", "shop", "Shop.eu-1_b", "a" * 64])
+def test_a_prefix_that_is_proposed_for_a_name_can_be_one(name: str) -> None:
+    assert checked_prefix(prefix_for(name)) == prefix_for(name)
 
 
 BAD_NAMES = ["", " ", "two words", "-a", ".a", "_a", "a/b", "a:b", "a\n", "a\0", "ü", "a" * 65, None, 7, b"shop", ["shop"]]

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from outboxkit.config import prefix_for
 from outboxkit.errors import SchemaError
 from outboxkit_postgres.link import Link
 from outboxkit_postgres.names import Names
@@ -96,12 +97,8 @@ def _check_found(found: tuple[int, str], names: Names, source: str, where: str) 
         raise SchemaError(
             f"the {names.prefix} tables in {where} are the outbox of app {owner!r}, not of {source!r}, and a log has one "
             "source: give each app a database or a schema (?schema=...) of its own, or a table prefix "
-            f"(?prefix={_as_prefix(source)})"
+            f'(?prefix={prefix_for(source)}, or SQLAlchemyStore(engine, prefix="{prefix_for(source)}"))'
         )
-
-
-def _as_prefix(source: str) -> str:
-    return re.sub(r"[^a-z0-9_]", "_", source.lower()) + "_"
 
 
 def creation(names: Names, source: str) -> list[str]:

@@ -54,7 +54,7 @@ class SQLAlchemyStore:
             with ``expire_on_commit=False`` when not given.
 
     Raises:
-        ConfigurationError: no such engine or maker of sessions, another dialect, a database in memory, or a name that cannot be.
+        ConfigurationError: no such engine or maker of sessions, another dialect, a database in memory, a name that cannot be.
     """
 
     runs_plain_functions = False

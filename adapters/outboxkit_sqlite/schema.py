@@ -5,6 +5,7 @@ import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 
+from outboxkit.config import prefix_for
 from outboxkit.errors import ConfigurationError, SchemaError
 from outboxkit_sqlite.guarded import GuardedConnection
 
@@ -80,7 +81,8 @@ def _check_found(found: tuple[int, str], path: Path, prefix: str, source: str) -
     if owner != source:
         raise SchemaError(
             f"the {prefix} tables in {path} are the outbox of app {owner!r}, not of {source!r}, and a log has one source: "
-            f"give each app a file of its own, or a table prefix (sqlite:///...?prefix={source.lower()}_)"
+            f"give each app a file of its own, or a table prefix (sqlite:///...?prefix={prefix_for(source)}, "
+            f'or SQLAlchemyStore(engine, prefix="{prefix_for(source)}"))'
         )
 
 
