@@ -147,6 +147,15 @@ class Running:
 # help
 
 
+def test_the_package_runs_as_the_command_does() -> None:
+    answers = [
+        subprocess.run((sys.executable, "-m", module, "--help"), check=True, capture_output=True, text=True).stdout
+        for module in ("outboxkit", "outboxkit.cli")
+    ]
+    assert answers[0] == answers[1]
+    assert answers[0].startswith("Usage: outboxkit [OPTIONS] COMMAND")
+
+
 def test_help_is_quick_as_it_imports_nothing_heavy(tmp_path: Path) -> None:
     heavy = {"redis", "aiosqlite", "sqlite3", "starlette", "uvicorn", "http.client", "outboxkit_sqlite", "outboxkit.testing"}
     python(tmp_path, f"import sys, outboxkit.cli; assert not {heavy} & sys.modules.keys(), {heavy} & sys.modules.keys()")
