@@ -4,8 +4,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from outboxkit import App
 from outboxkit.errors import ConfigurationError
-from outboxkit.testing import MemoryStore, StoreContract
+from outboxkit.testing import MemoryBroker, MemoryStore, StoreContract
 from outboxkit.testing.rows import SOURCE
 
 
@@ -32,3 +33,14 @@ class TestMemoryStore(StoreContract):
 def test_a_memory_store_takes_no_options() -> None:
     with pytest.raises(ConfigurationError, match="memory://name"):
         MemoryStore("memory://name")
+
+
+async def test_sql_on_a_memory_store_is_told_where_to_be_tested() -> None:
+    app = App("shop", store=MemoryStore(), broker=MemoryBroker())
+    await app.migrate()
+    async with app, app.unit_of_work() as uow:
+        with pytest.raises(AttributeError, match=r"a memory store has no SQL, and its connection no 'execute': .*sqlite:///"):
+            await uow.connection.execute("SELECT 1")
+        assert not hasattr(uow.connection, "fetchval")
+        with pytest.raises(ConfigurationError, match=r"no session and no SQL: .*sqlite\+aiosqlite:///"):
+            _ = uow.session

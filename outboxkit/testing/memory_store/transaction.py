@@ -43,7 +43,12 @@ class MemoryConnection:
 
     def __getattr__(self, name: str) -> Any:
         self.rows()
-        raise AttributeError(name)
+        raise AttributeError(
+            f"a memory store has no SQL, and its connection no {name!r}: test what runs SQL on a file, "
+            'store=f"sqlite:///{tmp_path}/testing.db"',
+            name=name,
+            obj=self,
+        )
 
     def get(self, table: str, key: Any) -> Any:
         """Return a row of a table of the user's; None when there is none."""
@@ -115,7 +120,10 @@ class MemoryTransaction:
     @property
     def session(self) -> Any:
         """See `outboxkit.store.Transaction.session`."""
-        raise ConfigurationError("a memory store has no session: use `uow.connection`")
+        raise ConfigurationError(
+            "a memory store has no session and no SQL: test what uses one on an engine of a file, "
+            'SQLAlchemyStore(create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/testing.db"))'
+        )
 
     @property
     def broken(self) -> bool:
