@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
 
+_MEMORY = "memory"
+"""A scheme that is not proposed: two apps with it, even of one process, never meet."""
+
+
 def store_of(store: str | Store) -> Store:
     """Make the store a URL asks for; a store is returned as it is.
 
@@ -65,15 +69,21 @@ def _load(kind: str, url: str) -> Any:
         # Not the URL itself: with its scheme misspelt it may still carry a password.
         raise UnknownSchemeError(
             f"no {kind} adapter claims {scheme + ':' if colon else 'a URL without a scheme'!r}: "
-            f"use one of {', '.join(f'{name}://' for name in sorted(known.names))}{_sqlalchemys(kind, scheme, known.names)}"
+            f"use one of {_schemes(known.names)}{_others(kind, scheme, known.names)}"
         )
     return _imported(known[scheme])
 
 
-def _sqlalchemys(kind: str, scheme: str, known: Collection[str]) -> str:
-    """What to say besides of ``postgresql+asyncpg:`` and its like."""
+def _schemes(known: Collection[str]) -> str:
+    return ", ".join(f"{name}://" for name in sorted(known) if name != _MEMORY)
+
+
+def _others(kind: str, scheme: str, known: Collection[str]) -> str:
+    """What to say besides: of ``postgresql+asyncpg:`` and its like, and of the broker that is for one process."""
     database, plus, _ = scheme.partition("+")
-    if kind != "store" or not plus or database not in known:
+    if kind == "broker":
+        return "; or, in tests, give all apps one MemoryBroker(), from outboxkit.testing"
+    if not plus or database not in known:
         return ""
     return "; or have SQLAlchemy take it: store=SQLAlchemyStore(create_async_engine(url)), from outboxkit_sqlalchemy"
 
