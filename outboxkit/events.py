@@ -6,7 +6,7 @@ import inspect
 import sys
 import weakref
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import msgspec
 
@@ -16,6 +16,8 @@ from outboxkit.errors import EventDeclarationError, PayloadError
 from outboxkit.masked import masked, may_hide
 from outboxkit.payload import check_plain
 
+P = ParamSpec("P")
+R = TypeVar("R")
 T = TypeVar("T")
 
 
@@ -34,9 +36,19 @@ class EventType(msgspec.Struct, frozen=True):
 _declared: weakref.WeakKeyDictionary[type[Any], EventType] = weakref.WeakKeyDictionary()
 
 
-def event(
-    name: str, *, topic: str | None = None, key: str | Callable[[Any], object] | None = None
-) -> Callable[[type[T]], type[T]]:
+def _telling_a_missing_topic(declaring: Callable[P, R]) -> Callable[P, R]:
+    """Have a decorator without its topic, which type checkers find, say what to write, and of which class."""
+
+    @functools.wraps(declaring)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        kwargs.setdefault("topic", None)
+        return declaring(*args, **kwargs)
+
+    return call
+
+
+@_telling_a_missing_topic
+def event(name: str, *, topic: str, key: str | Callable[[Any], object] | None = None) -> Callable[[type[T]], type[T]]:
     """Declare a msgspec Struct, dataclass or pydantic model as an event.
 
     Args:
@@ -56,7 +68,7 @@ def event(
         if not isinstance(cls, type):  # pyright: ignore[reportUnnecessaryIsInstance] - a function, say
             raise EventDeclarationError(f"event {name!r}: {cls!r} is no msgspec Struct, dataclass or pydantic model")
         where = f"event {name!r} ({qualified(cls)})"
-        if topic is None:
+        if topic is None:  # pyright: ignore[reportUnnecessaryComparison] - see above
             raise EventDeclarationError(f'{where} has no topic: write @event({name!r}, topic="...")')
         checked_name("event type", name)
         checked_name(f"{where}: topic", topic)

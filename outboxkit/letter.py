@@ -103,7 +103,8 @@ def _headline(error: BaseException) -> str:
     kind, _, message = raised.strip().partition(":")
     line = ": ".join([kind, *message.strip().splitlines()[:1]])
     if isinstance(error, BaseExceptionGroup):
-        line += f": {'; '.join(map(_headline, cast('Sequence[BaseException]', error.exceptions)))}"
+        inner = cast("BaseExceptionGroup[BaseException]", error).exceptions
+        line += f": {'; '.join(map(_headline, inner))}"
     return line if len(line) <= _HEADLINE_CHARACTERS else f"{line[:_HEADLINE_CHARACTERS]}..."
 
 

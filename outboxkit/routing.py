@@ -100,7 +100,7 @@ class Router:
                 f"include() takes a Router, not {described(router)}: give the one whose decorators its functions have, "
                 "app.include(orders.router)"
             )
-        if router._runner() is router:  # noqa: SLF001 - its own class
+        if router._parent is None and router._runner() is not None:  # noqa: SLF001 - its own class
             raise ConfigurationError(
                 f"{router!r} is an app, with a database of its own: decorate what is shared with a Router(), and include that"
             )

@@ -61,3 +61,7 @@ async def mistakes(uow: UnitOfWork) -> None:
     app.consumes("created")  # type: ignore[arg-type]
     app.consumes(Created, retry=3)  # type: ignore[arg-type]
     App("typed")  # type: ignore[call-arg]
+    event("created")  # type: ignore[call-arg]
+    event("created", topic=None)  # type: ignore[arg-type]
+    event("created", topic="subscribers", key=7)  # type: ignore[arg-type]
+    event("created", "subscribers")  # type: ignore[call-arg]
