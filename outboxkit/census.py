@@ -118,6 +118,13 @@ class Census(Protocol):
         """Return where each group stands in each stream, sorted; of each state, `limit` messages are looked at altogether."""
         ...
 
+    async def failure(self, group: str, limit: int) -> str | None:
+        """Return the error of the message that failed last, of those that wait for a retry in a group; None when none has one.
+
+        At most `limit` of them are looked at.
+        """
+        ...
+
 
 _WINDOWS = {"retry": "retry", "parked": "waiting", "dead": "dead", "held": "dead"}
 """Among which rows those of a state were counted."""

@@ -109,6 +109,22 @@ async def test_a_retry_is_waited_for(tmp_path: Path) -> None:
     assert attempts == [1, 1]
 
 
+async def test_a_handler_that_fails_is_told_with_its_error(tmp_path: Path) -> None:
+    app = App("failing", store=f"sqlite:///{tmp_path}/failing.db", broker=MemoryBroker())
+
+    @app.consumes(Drawn)
+    async def fail(drawn: Drawn) -> None:
+        raise LookupError(f"no ticket {drawn.number}\nof this draw")
+
+    await app.migrate()
+    async with app:
+        async with app.unit_of_work() as uow:
+            uow.publish(Drawn(7))
+        told = r"group failing has messages that wait for a retry, and failed with LookupError: no ticket 7$"
+        with pytest.raises(TimeoutError, match=told):
+            await drain(app, seconds=1.0)
+
+
 async def test_what_is_left_is_named(tmp_path: Path) -> None:
     broker = MemoryBroker()
     publisher, reader = await Publisher(tmp_path, broker).migrate(), await Reader(tmp_path, broker).migrate()

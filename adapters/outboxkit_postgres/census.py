@@ -88,6 +88,13 @@ _WINDOWS = """
     FROM found GROUP BY window_, floor_id, state
 """
 
+_FAILURE = """
+    SELECT error FROM (
+        SELECT i.error, i.at FROM {floor} f JOIN {inbox} i ON i.floor_id = f.id
+        WHERE f."group" = $1 AND i.state = 'retry' AND i.error <> '' LIMIT $2
+    ) waiting ORDER BY at DESC LIMIT 1
+"""
+
 
 class PostgresCensus:
     """See `outboxkit.census.Census`.
@@ -153,3 +160,9 @@ class PostgresCensus:
             floors = await link.fetch(self._sql(_FLOORS))
             windows = await link.fetch(self._sql(_WINDOWS), limit + 1)
         return readings(floors, windows, limit)
+
+    async def failure(self, group: str, limit: int) -> str | None:
+        """See `outboxkit.census.Census.failure`."""
+        async with self._work(BY_INDEX) as link:
+            rows = await link.fetch(self._sql(_FAILURE), group, limit)
+        return rows[0][0] if rows else None

@@ -55,6 +55,10 @@ class SQLiteCensus:
             f"SELECT (SELECT count(*) FROM (SELECT 1 FROM {prefix}later LIMIT ?)), "
             f"(SELECT {NOW} - min(due_at) FROM {prefix}later)"
         )
+        self._failure = (
+            f"SELECT error FROM (SELECT i.error, i.at FROM {floor} f JOIN {inbox} i ON i.floor_id = f.id "
+            "WHERE f.\"group\" = ? AND i.state = 'retry' AND i.error <> '' LIMIT ?) ORDER BY at DESC LIMIT 1"
+        )
         # The partial indexes, each from its start; their order is asked for as nobody collects statistics for the planner.
         waiting = "state IN ('retry', 'parked', 'held')"
         self._windows = (
@@ -130,3 +134,10 @@ class SQLiteCensus:
             return readings(floors, windows, limit)
 
         return await self._query(look)
+
+    async def failure(self, group: str, limit: int) -> str | None:
+        """See `outboxkit.census.Census.failure`."""
+        row: tuple[str] | None = await self._query(
+            lambda connection: connection.execute(self._failure, (group, limit)).fetchone()
+        )
+        return row[0] if row else None

@@ -179,6 +179,21 @@ class StoreStatusContract:
         (reading,) = await readings_of(store, stream)
         assert reading == Reading("group", stream, Position(2, 0))
 
+    async def test_the_error_of_what_failed_last_and_waits_is_told(self, store: Store, peer: Store) -> None:
+        subscription, _ = await store.subscribe("one", new_stream())
+        other, _ = await store.subscribe("other", new_stream())
+        await end_as(store, subscription, [1, 2], "dead", "parked")
+        assert await peer.census.failure("one", 10) is None
+        for number in (3, 4):
+            async with store.transaction() as transaction:
+                (fresh,) = await transaction.receive(subscription, deliveries(subscription.stream, [number - 1, number])[1:])
+                outcome = Outcome(fresh, "retry", delay_seconds=60.0, error=f"error {number}", id="id", type="type")
+                await transaction.settle(subscription, [outcome])
+                await transaction.commit()
+        assert await peer.census.failure("one", 10) == "error 4"
+        assert await peer.census.failure("one", 1) in ("error 3", "error 4")
+        assert await peer.census.failure(other.group, 10) is None
+
     async def test_it_is_told_which_member_that_lives_reads_a_stream(self, store: Store) -> None:
         one, two = sorted([new_stream(), new_stream()])
         for stream in (two, one):

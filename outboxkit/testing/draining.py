@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import anyio
 
 from outboxkit.app import App
+from outboxkit.letter import summary_of
 from outboxkit.message import ORIGIN, Position, Stream
 
 _PAGE = 1000
@@ -64,7 +65,9 @@ async def _to_settle(app: App) -> list[str]:
                 left.append(f"{stream} is not settled by group {group}")
         due, next_seconds = await app.store.retries(group, 1)
         if due or next_seconds is not None:
-            left.append(f"group {group} has messages waiting for a retry")
+            error = await app.store.census.failure(group, _PAGE)
+            because = f", and failed with {summary_of(error)}" if error else ""
+            left.append(f"group {group} has messages that wait for a retry{because}")
     return left
 
 

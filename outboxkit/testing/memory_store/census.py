@@ -90,6 +90,17 @@ class MemoryCensus:
 
         return await self._query("readings", look)
 
+    async def failure(self, group: str, limit: int) -> str | None:
+        """See `outboxkit.census.Census.failure`."""
+
+        def look(state: State) -> str | None:
+            mine = {id for id, row in state.floors.items() if row.group == group}
+            failed = [row for (id, _), row in state.inbox.items() if id in mine and row.state == "retry" and row.error]
+            last = max(failed[:limit], key=lambda row: row.at, default=None)
+            return last.error if last else None
+
+        return await self._query("failure", look)
+
 
 def _owner(state: State, group: str, owner: str | None) -> str | None:
     return owner if owner is not None and roster.is_alive(state, group, owner) else None
