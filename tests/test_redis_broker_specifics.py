@@ -1,7 +1,9 @@
 """What the Redis broker does about Redis's own ways: other writers, other types, deletions, lost replies, passwords."""
 
 import asyncio
+import re
 import ssl
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -26,6 +28,7 @@ from outboxkit.testing.redis_server import RedisServer
 from outboxkit.testing.streams import chained, filled, majors_of, new_entries, new_stream, pending_all, read_all, until
 from outboxkit_redis import RedisBroker, node
 from outboxkit_redis import broker as redis_broker
+from outboxkit_redis.refusal import CutOffError, Refusal, Server
 from tests.redis_brokers import Connect
 from tests.redis_sentinel import ask
 from tests.tcp_proxy import TCPProxy
@@ -294,6 +297,31 @@ async def test_closing_leaves_no_connection_on_the_server(redis_url: str, raw: A
     await until(lambda: _count_clients(raw), lambda count: count == before)
     with pytest.raises(BrokerError, match="open"):
         await broker.streams("topic")
+
+
+async def test_a_blocked_event_loop_is_told_beside_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node, "CONNECT_SECONDS", 0.2)
+    for started in ("connecting", "answering"):
+        reached = anyio.Event()
+
+        async def never(*_: object, reached: anyio.Event = reached, **__: object) -> None:
+            reached.set()
+            await anyio.sleep_forever()
+
+        with monkeypatch.context() as patch:
+            if started == "connecting":
+                patch.setattr(asyncio, "open_connection", never)
+            else:
+                patch.setattr(node.Node, "_round_trip", never)
+                patch.setattr(node, "REPLY_SECONDS", 0.2)
+            server = node.Node("redis://127.0.0.1:1", Server("the broker"))
+            asked = asyncio.create_task(server.answers([node.Command("key", ("PING",))]))
+            await reached.wait()
+            time.sleep(2.5)  # noqa: ASYNC251 - as a handler may
+            (refusal,) = await asked
+        assert re.search(r"; or the event loop was blocked for 2 s, as by a function", str(refusal.as_error("key"))), started
+        await server.aclose()
+    assert "blocked" not in str(Refusal(CutOffError("did not answer within 10 s"), Server("the broker"), 0.4).as_error("key"))
 
 
 async def test_a_killed_server_is_unavailable_and_used_again_when_it_is_back(own_server: RedisServer, connect: Connect) -> None:

@@ -18,6 +18,7 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from outboxkit.cancellation import uninterrupted
 from outboxkit.errors import ConfigurationError
@@ -81,6 +82,7 @@ class Node:
             heard: called with each reply when it comes.
         """
         limit_seconds = wait_seconds + (REPLY_SECONDS if reply_seconds is None else reply_seconds)
+        began = anyio.current_time()
         with anyio.move_on_after(limit_seconds) as call:
             if self._closed:
                 return self._refused(CutOffError("was closed"), commands)
@@ -88,13 +90,13 @@ class Node:
             try:
                 return await self._round_trip(commands, heard)
             except (RedisError, OSError) as error:
-                return self._refused(error, commands)
+                return self._refused(error, commands, _late_seconds(error, began))
             finally:
                 self._calls.discard(call)
                 if self._closed and not self._calls:
                     self._ended.set()
         reason = "was closed" if self._closed else f"did not answer within {limit_seconds:g} s"
-        return self._refused(CutOffError(reason), commands)
+        return self._refused(CutOffError(reason), commands, 0.0 if self._closed else anyio.current_time() - call.deadline)
 
     def distrust(self) -> None:
         """Use none of the connections any more that there are: the name may lead elsewhere by now."""
@@ -110,8 +112,8 @@ class Node:
                 await self._ended.wait()
             await self._redis.aclose()
 
-    def _refused(self, error: Exception, commands: Sequence[Command]) -> list[Any]:
-        return [Refusal(error, self.server)] * len(commands)
+    def _refused(self, error: Exception, commands: Sequence[Command], late_seconds: float = 0.0) -> list[Any]:
+        return [Refusal(error, self.server, late_seconds)] * len(commands)
 
     async def _round_trip(self, commands: Sequence[Command], heard: Callable[[Any], None] | None) -> list[Any]:
         # On redis-py's connection, not through its commands and pipelines: those pack in Python, word by word, which would take
@@ -155,6 +157,11 @@ def _frames(commands: Sequence[Command]) -> Iterator[bytes]:
             packed, size = [], 0
     if packed:
         yield b"".join(packed)
+
+
+def _late_seconds(error: Exception, began: float) -> float:
+    """By how much a call outlasted the driver's own timeout, which is that for connecting, and so for what it does first."""
+    return anyio.current_time() - began - CONNECT_SECONDS if isinstance(error, RedisTimeoutError) else 0.0
 
 
 async def _dropped(pool: Any, connection: Any) -> None:

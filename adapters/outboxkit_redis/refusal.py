@@ -65,6 +65,9 @@ _TEXT_STEPS: tuple[tuple[str, str], ...] = (
     ("OOM command not allowed", _FULL),  # inside a script, before Redis 7
     ("unknown command", "it is something else than the broker's URL says: check host, port and scheme"),
 )
+_LATE_SECONDS = 1.0
+"""What a busy machine alone does not take."""
+
 _ELSEWHERE_TEXTS = ("READONLY", "NOREPLICAS", "CLUSTERDOWN", "MASTERDOWN", "UNBLOCKED")
 """Inside a script, older servers put their own words before the error's code."""
 
@@ -88,6 +91,8 @@ class Refusal(NamedTuple):
 
     error: Exception
     server: Server
+    late_seconds: float = 0.0
+    """By how much the wait for it outlasted its limit: so long, at least, the event loop did not look at its clock."""
 
     def as_error(self, key: str) -> BrokerError:
         """Return what to raise for a command about `key`."""
@@ -101,8 +106,13 @@ class Refusal(NamedTuple):
                 " rename or delete it there, or give the broker's URL another ?prefix="
             )
         if isinstance(self.error, CutOffError):
-            return BrokerUnavailableError(f"{self.server.named} {text}; whether it did what was asked is unknown")
-        return BrokerUnavailableError(f"{self.server.named} is not usable now: {text}; {self._next_step()}")
+            return BrokerUnavailableError(f"{self.server.named} {text}; whether it did what was asked is unknown{self._late()}")
+        return BrokerUnavailableError(f"{self.server.named} is not usable now: {text}; {self._next_step()}{self._late()}")
+
+    def _late(self) -> str:
+        if self.late_seconds < _LATE_SECONDS:
+            return ""
+        return f"; or the event loop was blocked for {self.late_seconds:.0f} s, as by a function that sleeps and does not await"
 
     @property
     def misplaced(self) -> bool:

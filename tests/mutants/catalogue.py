@@ -132,7 +132,8 @@ MUTANTS = (
         (
             Edit(
                 "adapters/outboxkit_redis/node.py",
-                "            except (RedisError, OSError) as error:\n                return self._refused(error, commands)\n",
+                "            except (RedisError, OSError) as error:\n"
+                "                return self._refused(error, commands, _late_seconds(error, began))\n",
                 "            except (RedisError, OSError):\n                return await self._round_trip(commands, heard)\n",
             ),
         ),
