@@ -77,6 +77,7 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
 
 _ERROR_CHARACTERS = 16_384
 _HEADLINE_CHARACTERS = 1_024
+_GROUP_ERRORS, _GROUP_DEPTH = 10, 3
 
 
 def error_text(error: BaseException) -> str:
@@ -96,15 +97,16 @@ def summary_of(text: str) -> str:
     return text.strip().partition("\n")[0].strip()
 
 
-def _headline(error: BaseException) -> str:
+def _headline(error: BaseException, depth: int = _GROUP_DEPTH) -> str:
     """Return an error's type and the first line of its message; of a group, which says little itself, also what is in it."""
     # The lines before are a syntax error's, about the place; those after are notes.
-    raised = next(line for line in traceback.format_exception_only(error) if not line.startswith(" "))
+    lines = traceback.format_exception_only(error)
+    raised = next((line for line in lines if not line.startswith(" ")), type(error).__name__)
     kind, _, message = raised.strip().partition(":")
     line = ": ".join([kind, *message.strip().splitlines()[:1]])
-    if isinstance(error, BaseExceptionGroup):
-        inner = cast("BaseExceptionGroup[BaseException]", error).exceptions
-        line += f": {'; '.join(map(_headline, inner))}"
+    if isinstance(error, BaseExceptionGroup) and depth:
+        inner = cast("BaseExceptionGroup[BaseException]", error).exceptions[:_GROUP_ERRORS]
+        line += f": {'; '.join(_headline(each, depth - 1) for each in inner)}"
     return line if len(line) <= _HEADLINE_CHARACTERS else f"{line[:_HEADLINE_CHARACTERS]}..."
 
 

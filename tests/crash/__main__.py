@@ -111,7 +111,7 @@ def _run(ward: Ward, found: Found, cases: Sequence[Request], where: str, most_mi
         if most_minutes is not None and minutes > most_minutes:
             break
     click.echo(f"\n{len(reports)} cases in {(time.monotonic() - began) / 60:.1f} minutes")
-    click.echo("not come by in the core:")
+    click.echo("not come by:")
     for site in found.unmet():
         click.echo(f"  {site}")
     return reports

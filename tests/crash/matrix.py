@@ -38,9 +38,10 @@ class Found(NamedTuple):
         return sorted({site for sites in self.met.values() for site in sites})
 
     def unmet(self) -> Sequence[Site]:
-        """Return the sites of the core that no act comes by."""
+        """Return the sites that no act comes by, of the core and of the adapters that are used."""
         met = set(self.sites)
-        return [site for name, site in all_sites().items() if site.is_core and name not in met]
+        used = {_adapter(name) for name in met}
+        return [site for name, site in all_sites().items() if name not in met and (site.is_core or _adapter(name) in used)]
 
     def faults_at(self, site: str) -> Sequence[Fault]:
         """Return what can befall a site: a reply is lost only where there is one."""
@@ -64,6 +65,10 @@ class Found(NamedTuple):
         site = Point.of(request.point).site
         act = max(ACTS, key=lambda act: self.met.get(act, {}).get(site, 0))
         return Request(act, str(Point(site, 1)), request.fault, request.mutant)
+
+
+def _adapter(name: str) -> str:
+    return name.partition(".")[0]
 
 
 def find(ward: Ward, *, networked: bool) -> Found:
