@@ -2,4 +2,5 @@
 
 from outboxkit.cli import main
 
-main()
+if __name__ == "__main__":  # and not where every module is imported
+    main()
