@@ -10,6 +10,8 @@ from click.testing import CliRunner
 
 from outboxkit.testing.simulate import main
 from outboxkit.testing.simulation import Fault, ViolationError, plan_of, shrink, simulate
+from outboxkit.testing.simulation.plan import Order
+from tests.simulation.found import FOUND, QUIET, Found
 from tests.simulation.mutants import MUTANTS, NO_MENDING
 
 SAMPLE = 50
@@ -23,31 +25,27 @@ def test_a_sample_of_seeds_breaks_no_promise() -> None:
         assert result.error is None, f"python -m outboxkit.testing.simulate --seed {seed} --trace"
 
 
-FOUND = {
-    2022067: "a stream that begins while the group is away is not removed before it is back",
-    110446: "a relay that was frozen while it compared says of no stream that it is stopped, when what it compares is removed",
-    1268: "nor does whoever looks then: `status`, and `rebase`",
-    20275: "rows that retention removes while a loss is repaired break no chain: what is behind them names the last of them",
-    30800: "a stream whose handing over a failover lost is handed over again",
-    204075: "an attempt whose counting has no known outcome is given back",
-    208024: "a message that kills the only consumer before the first fault ends nothing",
-    471386: "what arrives of a stream that was just lost leads to no reading again, twice as often each time",
-    713423: "an attempt whose success a failover lost is not taken for one that ended the process",
-    811153: "a subscription that a failover lost has an id that no other stream's is given after it",
-    1082139: "an attempt that was interrupted, as another process took the stream, is given back",
-}
-"""Seeds that have broken something, or do when what they are for is put back as it was, and what has held since."""
-PLANNED_LESS = {20275, 30800, 204075, 208024, 471386, 713423, 811153, 1082139}
-"""Of them, those whose plan was drawn before anything was removed soon, or frozen in calls, or looked at."""
+@pytest.mark.parametrize("found", FOUND.values(), ids=FOUND)
+def test_what_simulations_have_found_does_not_come_back_and_would_be_found_again(found: Found) -> None:
+    seed = found.plan.seed
+    assert simulate(seed, plan=found.plan).error is None
+    with patch.object(*found.mutant):
+        assert isinstance(simulate(seed, plan=found.plan).error, ViolationError)
 
 
-@pytest.mark.parametrize("seed", FOUND, ids=FOUND.values())
-def test_what_seeds_have_found_does_not_come_back(seed: int) -> None:
-    plan = plan_of(seed)._replace(older_at=None)
-    if seed in PLANNED_LESS:
-        plan = plan._replace(removes_soon=None, frozen_in_calls=False, looks=())
-    result = simulate(seed, plan=plan)
-    assert result.error is None
+def test_what_a_message_kills_before_anything_goes_wrong_is_started_again() -> None:
+    """Faults wait until the publisher knows each stream to be read, and begin with that by themselves."""
+    orders = (Order(0, 0.0, 0, "key", kills=1), Order(1, 3.0, 0, "another"))
+    starts: list[float] = []
+
+    def tell(line: str) -> None:
+        at, *words = line.split()
+        if words == ["mail-0", "starts"]:
+            starts.append(float(at))
+
+    assert simulate(0, plan=QUIET._replace(orders=orders, retains=True), tell=tell).error is None
+    _, again = starts
+    assert again < orders[-1].at
 
 
 def test_the_same_seed_gives_the_same_trace_also_in_another_process() -> None:

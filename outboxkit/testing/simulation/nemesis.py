@@ -9,7 +9,7 @@ import anyio
 from outboxkit.testing.simulation.line import Place
 from outboxkit.testing.simulation.model_broker import ModelBroker
 from outboxkit.testing.simulation.model_store import ModelDatabase
-from outboxkit.testing.simulation.plan import Fault, Plan
+from outboxkit.testing.simulation.plan import FROZEN_AT, Fault, Plan
 from outboxkit.testing.simulation.process import MAIL, SHOP, Process
 from outboxkit.testing.simulation.record import Record
 from outboxkit.testing.simulation.trace import Trace
@@ -83,7 +83,7 @@ class Nemesis:
             place.is_slow = True
             await anyio.sleep(fault.size * 2)
             place.is_slow = False
-        elif fault.kind == "frozen":
+        elif fault.kind.startswith("frozen"):
             await self._freeze(fault)
         else:
             self._set_trap(fault)
@@ -106,8 +106,10 @@ class Nemesis:
 
     async def _freeze(self, fault: Fault) -> None:
         seconds = fault.size * 5
-        if self._world.plan.frozen_in_calls and self._calls:
+        name = fault.kind.partition(FROZEN_AT)[2]
+        if not name and self._world.plan.frozen_in_calls and self._calls:
             name = list(self._calls)[fault.target % len(self._calls)]
+        if name:
             self._freezing[name] = seconds
             return
         victim = self._victim(fault)

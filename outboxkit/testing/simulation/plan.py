@@ -32,6 +32,11 @@ KINDS = {
 }
 """Kinds of faults, and how often each is drawn in proportion to the others."""
 
+FROZEN_AT = "frozen at "
+"""What the kind of a fault begins with, and then the name of a call, that freezes whoever makes the next one of that name.
+
+For plans that are written by hand; where chance draws a fault, its target chooses the name."""
+
 
 class Fault(NamedTuple):
     """Something that goes wrong."""
