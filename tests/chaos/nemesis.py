@@ -27,7 +27,7 @@ class Nemesis:
     Args:
         scene: what there is to strike.
         seed: of the order in which kinds come; how strong each is depends on when it strikes, too.
-        measuring: whether it waits now and then to see how soon a loss is found.
+        measuring: whether it waits now and then, once at least, to see how soon a loss is found.
         losing: whether all it does is having the broker lose entries that nobody has read, so that a short attack is sure to.
     """
 
@@ -64,6 +64,8 @@ class Nemesis:
                 self._busy[fault.target] = asyncio.create_task(self._strike(fault))
             progress()
             await asyncio.sleep(self._order.uniform(*PAUSE_SECONDS))
+        if self._measuring and not measured:
+            await self._measure()
         await self._wait()
 
     def _draw(self) -> Fault | None:

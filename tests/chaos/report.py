@@ -6,8 +6,12 @@ from typing import Any
 
 import msgspec
 
-MANY_FAULTS = 4
-"""From so many faults a kind on, each kind must have struck."""
+LONG_MINUTES = 5.0
+"""From so many on, each kind of fault must have struck: each comes about five times by then."""
+FOUND_SECONDS = 2.0
+"""Within which a loss has to be found, once the broker answers again."""
+SETTLED_SECONDS = 30.0
+"""Within which everything has to be settled, once the last fault is over."""
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -18,6 +22,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         seed: of what was left to chance.
         minutes: of attack.
         detecting: whether relays detected a broker's losses; without, something has to be lost.
+        measuring: whether it was to be measured how soon they do.
         faults: how often each kind struck.
         never: the kinds that did not.
         troubles: faults that could not be brought about.
@@ -35,6 +40,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     minutes: float
     detecting: bool
+    measuring: bool
     faults: Mapping[str, int]
     never: Sequence[str]
     troubles: Sequence[str]
@@ -50,15 +56,30 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def is_clean(self) -> bool:
         """Whether no promise was broken; of the control run, whether something was lost."""
+        return not self.broken
+
+    @property
+    def broken(self) -> Sequence[str]:
+        """Every bound that was not kept, with what came instead."""
         if not self.detecting:
-            return self.violations["lost"] > 0
-        long = sum(self.faults.values()) >= MANY_FAULTS * (len(self.faults) + len(self.never))
-        return not any(self.violations.values()) and self.settle_seconds is not None and not (long and self.never)
+            teeth = "something lost without detection of losses: nothing was, so the attack has no teeth"
+            return [] if self.violations["lost"] else [teeth]
+        found = [f"{name}: {count:,} instead of 0" for name, count in self.violations.items() if count]
+        if self.settle_seconds is None or self.settle_seconds > SETTLED_SECONDS:
+            came = "it never was" if self.settle_seconds is None else f"it took {self.settle_seconds:.1f} s"
+            found.append(f"all settled within {SETTLED_SECONDS:g} s of the last fault: {came}")
+        if self.measuring and not (self.found_seconds and max(self.found_seconds) <= FOUND_SECONDS):
+            came = f"it took up to {max(self.found_seconds):.1f} s" if self.found_seconds else "none was measured"
+            found.append(f"each loss of the broker found within {FOUND_SECONDS:g} s: {came}")
+        if self.never and self.minutes >= LONG_MINUTES:
+            found.append(f"each kind of fault struck in {self.minutes:g} minutes: not {', '.join(self.never)}")
+        return found
 
     def summary(self) -> dict[str, Any]:
         """Return everything, for a program."""
         total = Counter(self.faults).total()
-        return {**msgspec.to_builtins(self), "fault_count": total, "fault_kinds": len(self.faults), "clean": self.is_clean}
+        whole = {**msgspec.to_builtins(self), "fault_count": total, "fault_kinds": len(self.faults)}
+        return {**whole, "broken": self.broken, "clean": self.is_clean}
 
     def table(self) -> str:
         """Return everything, for people."""
@@ -76,8 +97,14 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         head = f"{self.store}, {self.minutes:g} minutes, seed {self.seed}{'' if self.detecting else ', without loss detection'}"
         lines = [head, "", f"{sum(self.faults.values())} faults of {len(self.faults)} kinds:", *_rows(faults), "", *_rows(rest)]
         lines += [f"never struck: {kind}" for kind in self.never]
+        if self.troubles:
+            lines += [f"{len(self.troubles):,} faults could not be brought about:", *_rows(_counted(self.troubles))]
         lines += [f"left: {self.left}"] if self.left else []
-        return "\n".join([*lines, *self.told])
+        return "\n".join([*lines, *self.told, *(f"broken: {bound}" for bound in self.broken)])
+
+
+def _counted(texts: Sequence[str]) -> Sequence[tuple[str, str]]:
+    return [(text, f"{count:,}") for text, count in Counter(texts).most_common()]
 
 
 def _rows(pairs: Sequence[tuple[str, str]]) -> list[str]:

@@ -47,7 +47,7 @@ class Attack(NamedTuple):
         seconds: how long faults strike.
         seed: of what is left to chance; the processes' timing is not.
         detecting: whether relays detect a broker's losses.
-        measuring: whether it is measured how soon they do, which takes its time.
+        measuring: whether it is measured how soon they do, if they do: that takes its time.
     """
 
     store: str
@@ -55,6 +55,11 @@ class Attack(NamedTuple):
     seed: int
     detecting: bool = True
     measuring: bool = True
+
+    @property
+    def measures(self) -> bool:
+        """Whether there is anything to measure."""
+        return self.measuring and self.detecting
 
 
 async def run(attack: Attack, folder: Path, tell: Tell) -> Report:
@@ -67,7 +72,7 @@ async def run(attack: Attack, folder: Path, tell: Tell) -> Report:
     """
     async with _scene(attack, folder) as scene:
         truth = Truth(scene.place)
-        nemesis = Nemesis(scene, attack.seed, measuring=attack.measuring, losing=not attack.detecting)
+        nemesis = Nemesis(scene, attack.seed, measuring=attack.measures, losing=not attack.detecting)
         keeping = asyncio.create_task(scene.workers.keep())
         try:
             await _acquainted(truth)
@@ -88,6 +93,7 @@ async def run(attack: Attack, folder: Path, tell: Tell) -> Report:
             seed=attack.seed,
             minutes=round(attack.seconds / 60, 2),
             detecting=attack.detecting,
+            measuring=attack.measures,
             faults=nemesis.faults,
             never=[kind for kind in nemesis.kinds if not nemesis.faults[kind]],
             troubles=nemesis.troubles,

@@ -7,7 +7,7 @@ import pytest
 from tests.chaos.report import Report
 from tests.chaos.run import Attack, run
 
-SECONDS = 15.0
+SECONDS = 30.0
 SEED = 6
 CONTROL_SECONDS = 10.0
 CONTROL_SEED = 21
@@ -21,9 +21,11 @@ def store(request: pytest.FixtureRequest, redis_binary: str) -> str:
 
 
 async def test_processes_and_servers_under_attack_keep_every_promise(store: str, tmp_path: Path) -> None:
+    # How soon a loss is found is not measured here: two seconds for nine processes that share a machine with other work are a
+    # bound that the machine breaks too. That a relay by itself keeps it is tested in tests/guarantees/test_relay.py.
     report = await run(Attack(store, SECONDS, SEED, measuring=False), tmp_path, print)
     assert report.is_clean, report.table()
-    assert len(report.faults) >= 8
+    assert len(report.faults) >= 15
     assert report.units["ok"] > 100
     assert report.units["failed"] > 0
 
@@ -38,8 +40,9 @@ def report(**changes: object) -> Report:
     clean = {
         "store": "sqlite",
         "seed": 1,
-        "minutes": 1.0,
+        "minutes": 20.0,
         "detecting": True,
+        "measuring": True,
         "faults": {"redis flushed": 10},
         "never": [],
         "troubles": [],
@@ -58,15 +61,42 @@ def report(**changes: object) -> Report:
 @pytest.mark.parametrize("what", ["lost", "invented", "double", "order", "unexpected"])
 def test_one_violation_is_enough(what: str) -> None:
     assert report().is_clean
-    assert not report(violations={**report().violations, what: 1}).is_clean
+    assert broken(violations={**report().violations, what: 1}) == f"{what}: 1 instead of 0"
 
 
-def test_what_is_never_settled_and_a_kind_of_fault_that_never_strikes_in_a_long_run_are_no_success() -> None:
-    assert not report(settle_seconds=None).is_clean
-    assert not report(never=["stream deleted"]).is_clean
-    assert report(never=["stream deleted"], faults={"redis flushed": 2}).is_clean
+def broken(**changes: object) -> str:
+    """What keeps a report with these changes from being clean, as it is shown; it has to be one thing."""
+    changed = report(**changes)
+    assert not changed.is_clean
+    (found,) = changed.broken
+    assert f"broken: {found}" in changed.table()
+    return found
+
+
+def test_everything_has_to_be_settled_half_a_minute_after_the_last_fault() -> None:
+    assert report(settle_seconds=30.0).is_clean
+    assert broken(settle_seconds=30.1) == "all settled within 30 s of the last fault: it took 30.1 s"
+    assert broken(settle_seconds=None, left="1 letters to post") == "all settled within 30 s of the last fault: it never was"
+
+
+def test_each_loss_that_is_measured_has_to_be_found_within_two_seconds() -> None:
+    assert report(found_seconds=[0.5, 2.0]).is_clean
+    assert broken(found_seconds=[0.5, 2.1]) == "each loss of the broker found within 2 s: it took up to 2.1 s"
+    assert broken(found_seconds=[]) == "each loss of the broker found within 2 s: none was measured"
+    assert report(found_seconds=[], measuring=False).is_clean
+
+
+def test_each_kind_of_fault_has_to_strike_in_five_minutes() -> None:
+    assert broken(minutes=5.0, never=["stream deleted"]) == "each kind of fault struck in 5 minutes: not stream deleted"
+    assert report(minutes=4.9, never=["stream deleted"]).is_clean
+
+
+def test_faults_that_could_not_be_brought_about_are_counted_and_shown() -> None:
+    table = report(troubles=["group moved: ResponseError('no')", "group moved: ResponseError('no')"]).table()
+    assert "2 faults could not be brought about:\n  group moved: ResponseError('no')" in table
+    assert "brought about" not in report().table()
 
 
 def test_the_control_run_succeeds_only_by_losing() -> None:
-    assert not report(detecting=False).is_clean
+    assert broken(detecting=False) == "something lost without detection of losses: nothing was, so the attack has no teeth"
     assert report(detecting=False, violations={**report().violations, "lost": 1}).is_clean

@@ -35,6 +35,18 @@ class World:
     def undo(self, service: str, topic: str, unit: str) -> None:
         database_at(self.folder, service).ask(f"DELETE FROM effect WHERE topic = '{topic}' AND unit = '{unit}'")
 
+    def keep(self, service: str, unit: str, state: str, error: str | None = None, type: str = "ordered") -> None:
+        """Have a message stand in an inbox, and nothing else."""
+        database = database_at(self.folder, service)
+        floor = f"""(id, "group", topic, partition, source, major, minor) VALUES (1, '{service}', 'x', 0, 'x', 0, 0)"""
+        database.ask(f"INSERT INTO outboxkit_floor {floor} ON CONFLICT DO NOTHING")
+        envelope = json.dumps({"type": type, "data": {"unit": unit, "item": 0}}).encode()
+        row = "(floor_id, major, minor, prev_major, prev_minor, digest, state, due_at, since, at, error, envelope)"
+        database.ask("DELETE FROM outboxkit_inbox")
+        due_at = 0.0 if state == "retry" else None
+        values = "(1, 1, 0, 0, 0, 0, ?, ?, 0.0, 0.0, ?, ?)"
+        database.ask(f"INSERT INTO outboxkit_inbox {row} VALUES {values}", state, due_at, error, envelope)
+
     def found(self, outcomes: Mapping[str, str] = OUTCOMES) -> dict[str, int]:
         counts = Truth(self.folder).compare(outcomes).counts()
         return {name: count for name, count in counts.items() if count}
@@ -87,17 +99,16 @@ async def test_poison_has_to_be_among_the_dead_and_have_no_effect(world: World) 
     assert world.found(outcomes)["invented"] == 1
 
 
+@pytest.mark.parametrize("error", ["FlakyError: a", "AttemptLostError: attempt 5 of post, its last, never came to an end"])
+async def test_what_is_no_poison_and_dead_is_told_also_when_its_process_ended_at_each_attempt(world: World, error: str) -> None:
+    world.undo("audit", "orders", "a")
+    world.keep("audit", "a", "dead", error)
+    assert world.found() == {"unexpected": 1}
+
+
 async def test_what_waits_visibly_is_not_lost_and_not_settled(world: World) -> None:
     world.undo("audit", "orders", "a")
-    audit = database_at(world.folder, "audit")
-    audit.ask(
-        'INSERT INTO outboxkit_floor (id, "group", topic, partition, source, major, minor) '
-        "VALUES (1, 'audit', 'x', 0, 'x', 0, 0)"
-    )
     for type, lost in (("posted", 1), ("ordered", 0)):
-        envelope = json.dumps({"type": type, "data": {"unit": "a", "item": 0}}).encode()
-        row = "(floor_id, major, minor, prev_major, prev_minor, digest, state, due_at, since, at, envelope)"
-        audit.ask("DELETE FROM outboxkit_inbox")
-        audit.ask(f"INSERT INTO outboxkit_inbox {row} VALUES (1, 1, 0, 0, 0, 0, 'retry', 0.0, 0.0, 0.0, ?)", envelope)
+        world.keep("audit", "a", "retry", type=type)
         assert world.found().get("lost", 0) == lost
         assert Truth(world.folder).left()

@@ -117,9 +117,7 @@ class Truth:
         found.invented += [f"{where}: {effect}" for effect in counts.keys() - expected]
         found.invented += [f"{where}: {thing} is kept" for thing in kept.keys() - {each.thing for each in expected} - final]
         found.unexpected += [
-            f"{where}: {thing} is dead without poison: {error}"
-            for thing, error in dead.items()
-            if thing not in final and "AttemptLostError" not in error
+            f"{where}: {thing} is dead without poison: {error}" for thing, error in dead.items() if thing not in final
         ]
         by_key: dict[int, int] = defaultdict(int)
         for effect in done:
