@@ -22,12 +22,15 @@ _TOLD_EVERY_SECONDS = 5.0
 @click.option("--seed", type=int, help="Draw the same faults as the run that showed this seed; their timing differs.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("--without-loss-detection", is_flag=True, help="The control: it has to lose, or the attack has no teeth.")
+@click.option("--unmeasured", is_flag=True, help="Have no bounds on time: for a machine that has other work to do.")
 @click.option("--keep", is_flag=True, help="Keep records, diaries, logs and databases that are files.")
-def main(minutes: float, store: str, seed: int | None, *, as_json: bool, without_loss_detection: bool, keep: bool) -> None:
+def main(
+    minutes: float, store: str, seed: int | None, *, as_json: bool, without_loss_detection: bool, unmeasured: bool, keep: bool
+) -> None:
     """Attack publishers, relays and consumers, and compare what they were told with what came of it."""
     seed = secrets.randbits(32) if seed is None else seed
     folder = Path(tempfile.mkdtemp(prefix="outboxkit-chaos-"))
-    attack = Attack(store, minutes * 60, seed, not without_loss_detection)
+    attack = Attack(store, minutes * 60, seed, detecting=not without_loss_detection, measuring=not unmeasured)
     report = asyncio.run(run(attack, folder, _Progress()))
     click.echo(json.dumps(report.summary()) if as_json else report.table())
     if keep or not (report.is_clean or without_loss_detection):
