@@ -22,7 +22,7 @@ def store(request: pytest.FixtureRequest, redis_binary: str) -> str:
 
 async def test_processes_and_servers_under_attack_keep_every_promise(store: str, tmp_path: Path) -> None:
     # Time does not count here: a machine that has other work to do keeps nine processes and two servers waiting, whatever the
-    # library does (one with six times as much to do as it has cores took 2.4 s to find a loss, and two minutes to settle). That a
+    # library does (one with six times as much to do as it has cores took 2.4 s to find a loss, two minutes to settle). That a
     # relay by itself finds a loss within two seconds is tested in tests/guarantees/test_relay.py.
     report = await run(Attack(store, SECONDS, SEED, measuring=False), tmp_path, print)
     assert report.is_clean, report.table()
