@@ -173,6 +173,15 @@ READABLE: Mapping[str, bytes] = {
 }
 """Envelopes by somebody else that are odd, and yet an event that a handler may have."""
 
+VAST_BYTES = 64 * MIB
+"""What a broker takes as one entry without a word."""
+
+
+def vast() -> tuple[bytes, bytes]:
+    """Return an entry of that size that is no event, and an event whose data has it; made when asked for, as they are large."""
+    return b"[" * VAST_BYTES, envelope(data={"data": "x" * VAST_BYTES})
+
+
 FOREIGN_TYPES: Mapping[str, bytes] = {
     **{f"{name} as a type": envelope(type=text) for name, text in TEXTS.items()},
     "NUL as a type": envelope(type="\0"),

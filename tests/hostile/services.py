@@ -60,9 +60,9 @@ class Diary:
             entry = Entries(stream, [(Position(number, 0), raw)])
             assert await broker.append([Append(Position(number - 1, 0), entry)]) == [entry.end]
 
-    async def good_came(self, times: int = 1) -> None:
+    async def good_came(self, times: int = 1, seconds: float = 15.0) -> None:
         """Wait for the good note, which is behind all others."""
-        await until(lambda: sum(message.id == "good" for message in self.noted), times.__eq__, seconds=15.0)
+        await until(lambda: sum(message.id == "good" for message in self.noted), times.__eq__, seconds=seconds)
 
     def states(self) -> dict[str, int]:
         """Return how many messages wait or are dead."""
