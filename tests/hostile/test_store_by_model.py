@@ -1,37 +1,42 @@
 """A store's outbox and inbox against a model that fits on a screen, whatever is done in whatever order."""
 
 import asyncio
-import tempfile
+import secrets
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from outboxkit.inbox import Outcome
 from outboxkit.letter import EVERY_LETTER
 from outboxkit.message import ORIGIN, Delivery, OutboxRow, Position, Stream, new_id
 from outboxkit.testing import MemoryStore
 from outboxkit.testing.rows import SOURCE, log_of
+from outboxkit_postgres import PostgresStore
 from outboxkit_sqlite import SQLiteStore
+from tests.databases import Place, database_at
 
 STREAM = Stream("topic", 0, "elsewhere")
 LENGTH = 12
 """Entries of the stream that is consumed."""
 
 
+Make = Callable[[], Any]
+"""Makes a store with a database of its own."""
+
+
 class StoreByModel(RuleBasedStateMachine):
     """Publishes, settles, fails, gives up and comes back, as processes do that are cut off at any moment."""
 
-    make: Callable[[Path], Any]
-
-    def __init__(self) -> None:
+    def __init__(self, make: Make) -> None:
         super().__init__()
         self._runner = asyncio.Runner()
-        self._folder = tempfile.TemporaryDirectory()
-        self.store = type(self).make(Path(self._folder.name))
+        self.store = make()
         self.log: list[bytes] = []
         self.known: dict[int, str] = {}
         """The state of each message that was received, by its position."""
@@ -48,7 +53,6 @@ class StoreByModel(RuleBasedStateMachine):
     def teardown(self) -> None:
         self.run(self.store.aclose())
         self._runner.close()
-        self._folder.cleanup()
 
     @rule(envelopes=st.lists(st.binary(min_size=1, max_size=20), max_size=4), commits=st.booleans())
     def publish(self, envelopes: list[bytes], commits: bool) -> None:
@@ -109,25 +113,23 @@ class StoreByModel(RuleBasedStateMachine):
         assert floor.position.major == next(at for at in range(LENGTH + 7) if at + 1 not in self.known)
 
 
-def memory(folder: Path) -> MemoryStore:
-    return MemoryStore()
+def in_new_database(kind: Callable[[str], Any], place: Place) -> Any:
+    """Make a store in a file or schema that nobody used before."""
+    database = database_at(place, f"model_{secrets.token_hex(6)}")
+    database.create()
+    return kind(database.url)
 
 
-class MemoryByModel(StoreByModel):
-    make = staticmethod(memory)
+@pytest.fixture(params=["memory", "sqlite", "postgres"])
+def make(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
+    """A way to make stores of each kind."""
+    if request.param == "memory":
+        return MemoryStore
+    if request.param == "sqlite":
+        return partial(in_new_database, SQLiteStore, tmp_path)
+    return partial(in_new_database, PostgresStore, request.getfixturevalue("postgres_url"))
 
 
-def sqlite(folder: Path) -> SQLiteStore:
-    return SQLiteStore(f"sqlite:///{folder / 'store.db'}")
-
-
-class SQLiteByModel(StoreByModel):
-    make = staticmethod(sqlite)
-
-
-some = settings(max_examples=15, stateful_step_count=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-
-TestMemoryByModel = MemoryByModel.TestCase
-TestMemoryByModel.settings = some
-TestSQLiteByModel = SQLiteByModel.TestCase
-TestSQLiteByModel.settings = some
+def test_a_store_does_what_its_model_does(make: Make) -> None:
+    few = settings(max_examples=15, stateful_step_count=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    run_state_machine_as_test(lambda: StoreByModel(make), settings=few)
