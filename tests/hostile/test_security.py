@@ -5,18 +5,22 @@ import functools
 import logging
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import anyio
 import pytest
+import redis
 from click.testing import CliRunner
 
 from outboxkit import App, ConfigurationError, event
 from outboxkit.cli import commands
 from outboxkit.errors import EventDeclarationError, OutboxkitError
+from outboxkit.testing.postgres_server import PostgresServer
+from outboxkit.testing.redis_server import RedisServer
 from outboxkit_postgres import PostgresStore
 from outboxkit_redis import RedisBroker
 from outboxkit_sqlite import SQLiteStore
@@ -98,58 +102,91 @@ class Told:
         return not any(secret in whole for secret in SECRETS)
 
 
-def urls(dead: int) -> list[tuple[str, str]]:
-    """Stores and brokers that are away, each URL with a password."""
+BROKERS = {
+    "server": "redis://{at}/0",
+    "cluster": "redis+cluster://{at}",
+    "sentinel": "redis+sentinel://{at}/service/0?sentinel_user=user&sentinel_password={secret}",
+    "tls": "rediss://{at}/0",
+}
+"""URLs with a password."""
+
+
+def store_url(port: int) -> str:
+    return f"postgresql://user:{quote(CANARY, safe='')}@127.0.0.1:{port}/postgres"
+
+
+def broker_url_of(kind: str, port: int) -> str:
     secret = quote(CANARY, safe="")
-    at = f"user:{secret}@127.0.0.1:{dead}"
-    store = f"postgresql://{at}/shop"
-    return [
-        (store, f"redis://{at}/0"),
-        (store, f"redis+cluster://{at}"),
-        (store, f"redis+sentinel://{at}/service/0?sentinel_user=user&sentinel_password={secret}"),
-        (store, f"rediss://{at}/0"),
-    ]
+    return BROKERS[kind].format(at=f"user:{secret}@127.0.0.1:{port}", secret=secret)
 
 
-@pytest.mark.parametrize("kind", range(4), ids=["server", "cluster", "sentinel", "tls"])
-async def test_no_password_is_ever_shown(
-    kind: int, unused_port: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize("kind", BROKERS)
+async def test_no_password_of_a_server_that_is_away_is_ever_shown(
+    kind: str, unused_port: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     caplog.set_level(logging.DEBUG)
     told = Told(caplog)
-    store, broker = urls(unused_port)[kind]
-    for at, url in (("postgres", store), (f"sqlite:///{tmp_path / 'shop.db'}", f"sqlite:///{tmp_path / 'shop.db'}")):
-        app = App("shop", store=url, broker=broker, observer=Recording())
-        told.texts += [repr(app), repr(app.store), repr(app.broker), str(app.store), str(app.broker), at]
-        told.texts += [str(vars(app.observer))]
-        for call in (app.migrate, app.check, functools.partial(app.dismiss, "group"), functools.partial(_run_shortly, app)):
-            try:
-                told.texts.append(repr(await call()))
-            except OutboxkitError as error:
-                told.error(error)
-        told.texts.append(repr(await app.status()))
-        module: Any = ModuleType("app_of_a_test")
-        module.app = app
-        monkeypatch.setitem(sys.modules, "app_of_a_test", module)
-        for command in (
-            ["status"],
-            ["status", "--json"],
-            ["check"],
-            ["migrate"],
-            ["dead", "list"],
-            ["dismiss", "--group", "x"],
-        ):
-            shell = (
-                [*command[:1], *command[1:2], "app_of_a_test:app"]
-                if command[0] == "dead"
-                else [command[0], "app_of_a_test:app", *command[1:]]
-            )
-            invoke = functools.partial(CliRunner().invoke, commands, [*shell, "--log-level", "debug"])
-            result = await anyio.to_thread.run_sync(invoke)
-            told.texts.append(result.output)
-            if result.exc_info:
-                told.texts += traceback.format_exception(*result.exc_info)
+    for store in (store_url(unused_port), f"sqlite:///{tmp_path / 'shop.db'}"):
+        await show_everything(store, broker_url_of(kind, unused_port), told, monkeypatch)
     assert told.none_tells()
+
+
+@pytest.fixture(scope="module")
+def guarded_postgres(postgres_binaries: Path) -> Iterator[int]:
+    """The port of a Postgres whose role ``user`` has another password."""
+    with PostgresServer(postgres_binaries, password_roles={"user": "another"}) as server:
+        yield urlsplit(server.url()).port or 0
+
+
+@pytest.fixture(scope="module")
+def guarded_redis(redis_binary: str) -> Iterator[int]:
+    """The port of a Redis whose user ``user`` has another password."""
+    driver: Any = redis.Redis
+    with RedisServer(redis_binary) as server:
+        with driver(port=server.port) as client:
+            client.execute_command("ACL", "SETUSER", "user", "on", ">another", "~*", "+@all")
+        yield server.port
+
+
+@pytest.mark.parametrize("kind", ["server", "cluster", "sentinel"])
+async def test_no_password_that_is_refused_is_ever_shown(
+    kind: str,
+    guarded_postgres: int,
+    guarded_redis: int,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    told = Told(caplog)
+    for store in (store_url(guarded_postgres), f"sqlite:///{tmp_path / 'shop.db'}"):
+        await show_everything(store, broker_url_of(kind, guarded_redis), told, monkeypatch)
+    assert any("password authentication failed" in text for text in told.texts)
+    assert any("invalid username-password pair" in text for text in told.texts)
+    assert told.none_tells()
+
+
+async def show_everything(store: str, broker: str, told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have an app say all it has to say, by itself and on the command line."""
+    app = App("shop", store=store, broker=broker, observer=Recording())
+    told.texts += [repr(app), repr(app.store), repr(app.broker), str(app.store), str(app.broker)]
+    for call in (app.migrate, app.check, functools.partial(app.dismiss, "group"), functools.partial(_run_shortly, app)):
+        try:
+            told.texts.append(repr(await call()))
+        except OutboxkitError as error:
+            told.error(error)
+    told.texts += [repr(await app.status()), str(vars(app.observer))]
+    module: Any = ModuleType("app_of_a_test")
+    module.app = app
+    monkeypatch.setitem(sys.modules, "app_of_a_test", module)
+    for command in ("status", "status --json", "check", "migrate", "dead list", "dismiss --group x"):
+        words = command.split()
+        words.insert(2 if command == "dead list" else 1, "app_of_a_test:app")
+        invoke = functools.partial(CliRunner().invoke, commands, [*words, "--log-level", "debug"])
+        result = await anyio.to_thread.run_sync(invoke)
+        told.texts.append(result.output)
+        if result.exc_info:
+            told.texts += traceback.format_exception(*result.exc_info)
 
 
 async def _run_shortly(app: App) -> None:
