@@ -1,11 +1,13 @@
-"""``python -m tests.mutants [NAME ...]``: each mutant has to be killed; prints who killed what, and in how many seconds."""
+"""``python -m tests.mutants [NAME ...]``: each mutant has to be killed; prints who killed what, and in how many seconds.
+
+First everything that is to kill one runs on a copy of the library that is none.
+"""
 
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 from unittest.mock import patch
 
 import click
@@ -13,19 +15,13 @@ import click
 from outboxkit.testing.simulation import simulate
 from tests.mutants.catalogue import MUTANTS, Mutant
 from tests.mutants.copying import make
-from tests.mutants.proving import Verdict, run
+from tests.mutants.proving import Control, NoProofError, Proof, run, seeds
 from tests.simulation.mutants import MUTANTS as SIMULATED
 
 SEEDS = 120
 """Within which a mutant of the simulation has to be found."""
 
-
-class Row(NamedTuple):
-    """A line of the table."""
-
-    mutant: str
-    proof: str
-    verdict: Verdict
+_SAID = {"passed": "ALIVE", "failed": "killed", "hung": "hangs"}
 
 
 @click.command()
@@ -37,23 +33,46 @@ def main(names: Sequence[str], *, all_proofs: bool) -> None:
     if unknown := set(names) - known.keys() - SIMULATED.keys():
         raise click.BadParameter(f"{', '.join(sorted(unknown))}: there are {', '.join([*known, *SIMULATED])}")
     chosen = names or (*known, *SIMULATED)
-    dead = [_kill(known[name], all_proofs=all_proofs) if name in known else _find(name) for name in chosen]
-    survivors = [name for name, killed in zip(chosen, dead, strict=True) if not killed]
+    with tempfile.TemporaryDirectory(prefix="outboxkit-mutant-") as folder:
+        make((), Path(folder))
+        try:
+            survivors = _survivors(chosen, known, Control(Path(folder)), all_proofs=all_proofs)
+        except NoProofError as error:
+            raise click.ClickException(str(error)) from error
     click.echo(f"{len(chosen) - len(survivors)} of {len(chosen)} killed")
     for name in survivors:
         click.echo(f"ALIVE: {name}")
     sys.exit(bool(survivors))
 
 
-def _kill(mutant: Mutant, *, all_proofs: bool) -> bool:
+def _survivors(chosen: Sequence[str], known: Mapping[str, Mutant], control: Control, *, all_proofs: bool) -> Sequence[str]:
+    """Return the names of mutants that nothing kills."""
+    began = time.monotonic()
+    for name in chosen:
+        proofs = known[name].proofs if name in known else (seeds(SEEDS),)
+        for proof in proofs if all_proofs else proofs[:1]:  # the others are run when they are needed
+            _see(control, proof)
+    click.echo(f"{len(control.passed)} proofs pass on the library, in {time.monotonic() - began:.0f} s\n")
+    dead = [_kill(known[name], control, all_proofs=all_proofs) if name in known else _find(name) for name in chosen]
+    return [name for name, killed in zip(chosen, dead, strict=True) if not killed]
+
+
+def _see(control: Control, proof: Proof) -> None:
+    """See that a proof passes on the library."""
+    if verdict := control.see(proof):
+        _tell("passes", verdict.seconds, "(the library)", proof.name)
+
+
+def _kill(mutant: Mutant, control: Control, *, all_proofs: bool) -> bool:
     """Run proofs on a mutant until one kills it."""
     killed = False
     with tempfile.TemporaryDirectory(prefix="outboxkit-mutant-") as name:
         make(mutant.edits, Path(name))
         for proof in mutant.proofs:
+            _see(control, proof)
             verdict = run(proof, Path(name))
             killed |= verdict.killed
-            _tell(mutant.name, proof.name, verdict)
+            _tell(_SAID[verdict.outcome], verdict.seconds, mutant.name, proof.name)
             if killed and not all_proofs:
                 break
     if mutant.remark:
@@ -67,12 +86,12 @@ def _find(name: str) -> bool:
     with patch.object(*SIMULATED[name]):
         found = next((seed for seed in range(SEEDS) if simulate(seed).error is not None), None)
     proof = f"simulation, {SEEDS} seeds" if found is None else f"simulation, seed {found}"
-    _tell(name, proof, Verdict(found is not None, time.monotonic() - began, ""))
+    _tell("ALIVE" if found is None else "killed", time.monotonic() - began, name, proof)
     return found is not None
 
 
-def _tell(mutant: str, proof: str, verdict: Verdict) -> None:
-    click.echo(f"{'killed' if verdict.killed else 'ALIVE '} {verdict.seconds:6.1f} s  {mutant:<52} {proof}")
+def _tell(what: str, seconds: float, mutant: str, proof: str) -> None:
+    click.echo(f"{what:<6} {seconds:6.1f} s  {mutant:<52} {proof}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Proofs: programs that fail on a mutant, and not on the library."""
+"""Proofs: programs that fail on a mutant, or never come to an end there, and pass on the library, in the same run."""
 
 import os
 import signal
@@ -6,10 +6,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 _FOUND = 1
 """The exit code of pytest, of the simulation and of chaos for something that is wrong; others say that they did not run."""
+
+_SPARE = 2
+"""So many times what a proof takes on the library it may take on a mutant, at least: or the machine is what is slow."""
 
 
 class Proof(NamedTuple):
@@ -18,7 +21,7 @@ class Proof(NamedTuple):
     Args:
         name: what it is called in the table.
         words: what ``python -m`` runs.
-        limit_seconds: after which it is said to hang, which it never does on the library.
+        limit_seconds: after which it is said to hang.
     """
 
     name: str
@@ -27,15 +30,20 @@ class Proof(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What came of a proof: whether the mutant was killed, how long that took, and what was said."""
+    """What came of a proof, how long that took, and what was said."""
 
-    killed: bool
+    outcome: Literal["passed", "failed", "hung"]
     seconds: float
     output: str
 
+    @property
+    def killed(self) -> bool:
+        """Whether a mutant is dead: one that waits for ever, for a lock say, is found by nothing else."""
+        return self.outcome != "passed"
+
 
 class NoProofError(Exception):
-    """The proof did not run at all."""
+    """The proof did not run at all, or proves nothing, as the library itself does not pass."""
 
 
 def case(node: str) -> Proof:
@@ -77,8 +85,32 @@ def run(proof: Proof, folder: Path) -> Verdict:
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         output, _ = process.communicate()
-        return Verdict(True, time.monotonic() - began, f"it hung\n{output}")
+        return Verdict("hung", time.monotonic() - began, output)
     seconds = time.monotonic() - began
     if process.returncode not in (0, _FOUND):
         raise NoProofError(f"{proof.name} ended with exit code {process.returncode}:\n{output}")
-    return Verdict(process.returncode == _FOUND, seconds, output)
+    return Verdict("failed" if process.returncode == _FOUND else "passed", seconds, output)
+
+
+class Control:
+    """The library as it is, in a folder of its own as mutants are: whatever is to kill one of them has to pass there."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.passed: dict[Proof, Verdict] = {}
+
+    def see(self, proof: Proof) -> Verdict | None:
+        """Run a proof on the library, unless that was done before.
+
+        Raises:
+            NoProofError: it does not pass, or takes so long that nobody could tell whether it hangs on a mutant.
+        """
+        if proof in self.passed:
+            return None
+        verdict = run(proof, self._folder)
+        if verdict.killed:
+            raise NoProofError(f"{proof.name} {verdict.outcome} on the library itself:\n{verdict.output}")
+        if verdict.seconds > proof.limit_seconds / _SPARE:
+            raise NoProofError(f"{proof.name} took {verdict.seconds:.0f} s on the library itself, of {proof.limit_seconds:g} s")
+        self.passed[proof] = verdict
+        return verdict
