@@ -67,7 +67,7 @@ def _kill(mutant: Mutant, control: Control, *, all_proofs: bool) -> bool:
     """Run proofs on a mutant until one kills it."""
     killed = False
     with tempfile.TemporaryDirectory(prefix="outboxkit-mutant-") as name:
-        make(mutant.edits, Path(name))
+        make(mutant.edits, Path(name), control.folder)
         for proof in mutant.proofs:
             _see(control, proof)
             verdict = run(proof, Path(name))

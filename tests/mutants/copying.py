@@ -40,15 +40,19 @@ def edited(text: str, edit: Edit) -> str:
     return text.replace(edit.old, edit.new)
 
 
-def make(edits: Sequence[Edit], folder: Path) -> None:
+def make(edits: Sequence[Edit], folder: Path, source: Path = ROOT) -> None:
     """Copy everything that proofs need into an empty folder, and apply edits there.
+
+    What is compiled comes along, as compiling takes longer than most proofs; but not of the files that are edited.
 
     Raises:
         StaleError: one of them cannot be applied.
     """
     for name in _COPIED:
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "pyproject.toml", folder)
+        shutil.copytree(source / name, folder / name)
+    shutil.copy(source / "pyproject.toml", folder)
     for edit in edits:
         file = folder / edit.file
         file.write_text(edited(file.read_text(), edit))
+        for compiled in (file.parent / "__pycache__").glob(f"{file.stem}.*"):
+            compiled.unlink()

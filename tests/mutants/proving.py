@@ -68,10 +68,15 @@ def run(proof: Proof, folder: Path) -> Verdict:
     Raises:
         NoProofError: it could not be run.
     """
-    environment = {**os.environ, "PYTHONPATH": f"{folder}:{folder / 'adapters'}", "OUTBOXKIT_REQUIRE_SERVERS": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONDONTWRITEBYTECODE": "",  # compiled once, copied often
+        "PYTHONPATH": f"{folder}:{folder / 'adapters'}",
+        "OUTBOXKIT_REQUIRE_SERVERS": "1",
+    }
     began = time.monotonic()
     process = subprocess.Popen(
-        (sys.executable, "-B", "-m", *proof.words),
+        (sys.executable, "-m", *proof.words),
         cwd=folder,
         env=environment,
         stdin=subprocess.DEVNULL,
@@ -96,7 +101,7 @@ class Control:
     """The library as it is, in a folder of its own as mutants are: whatever is to kill one of them has to pass there."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         self.passed: dict[Proof, Verdict] = {}
 
     def see(self, proof: Proof) -> Verdict | None:
@@ -107,7 +112,7 @@ class Control:
         """
         if proof in self.passed:
             return None
-        verdict = run(proof, self._folder)
+        verdict = run(proof, self.folder)
         if verdict.killed:
             raise NoProofError(f"{proof.name} {verdict.outcome} on the library itself:\n{verdict.output}")
         if verdict.seconds > proof.limit_seconds / _SPARE:
