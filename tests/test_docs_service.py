@@ -93,3 +93,4 @@ async def test_what_it_says_of_a_dependency_without_a_scope_is_so(names: dict[st
 
 async def test_a_test_of_such_a_service_works_as_shown(names: dict[str, Any], tmp_path: Path) -> None:
     await names["test_a_payment_is_announced"](tmp_path)
+    await names["test_a_payment_is_made_and_announced_or_neither"](tmp_path)
