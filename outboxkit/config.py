@@ -81,7 +81,8 @@ class ConsumerSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         prefetch_messages: deliveries held in memory at most, the ones being handled included.
-        prefetch_bytes: their envelopes together; one read may go over it once.
+        prefetch_bytes: their envelopes together. One read may go over it, once: it asks for as many entries as would fit if
+            they were as large as those before, as brokers know no limit by size.
         transaction_messages: deliveries that share a transaction at most.
         transaction_seconds: time after which a transaction takes no further delivery in.
         wait_seconds: the longest wait for new entries in one call to the broker; new streams are looked for in between. A third

@@ -6,6 +6,7 @@ import os
 import shutil
 import sqlite3
 import sys
+import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -32,7 +33,7 @@ from outboxkit.retained import Removal
 from outboxkit.store import Progress
 from outboxkit.testing import MemoryBroker
 from outboxkit.testing.rows import deliveries, log_of, new_rows, publish
-from outboxkit_sqlite import SQLiteStore, waiting
+from outboxkit_sqlite import SQLiteStore, schema, waiting
 from outboxkit_sqlite.guarded import GuardedConnection
 from outboxkit_sqlite.names import filled
 from outboxkit_sqlite.publishing import require_kept
@@ -616,3 +617,27 @@ async def test_large_rows_are_removed_a_few_at_a_time_as_nobody_else_writes_mean
         assert [step.rows for step in steps] == [9, 9, 21], "what has to stay costs nothing"
         assert [step.looked_at for step in steps] == [9, 9, 42]
         assert len(ask(tmp_path / "shop.db", "SELECT position FROM outboxkit_outbox")) == 21
+
+
+async def test_a_search_of_the_inbox_comes_past_large_dead_letters_without_reading_them(tmp_path: Path) -> None:
+    def seconds(size: int) -> float:
+        with contextlib.closing(sqlite3.connect(tmp_path / f"{size}.db")) as database:
+            database.executescript(";".join(schema.statements("outboxkit_")))
+            database.execute(
+                'INSERT INTO outboxkit_floor (id, "group", topic, partition, source, major, minor) '
+                "VALUES (1, 'g', 't', 0, 's', 0, 0)"
+            )
+            for major in range(40):
+                database.execute(
+                    "INSERT INTO outboxkit_inbox (floor_id, major, minor, prev_major, prev_minor, digest, state, since, at, "
+                    "error, envelope) VALUES (1, ?, 0, 0, 0, 0, 'dead', 0.0, 0.0, '', zeroblob(?))",
+                    (major, size),
+                )
+            began = time.perf_counter()
+            for major in range(1000):
+                database.execute(
+                    "SELECT 1 FROM outboxkit_inbox WHERE floor_id = 1 AND (major, minor) > (?, 0) LIMIT 1", (major % 40,)
+                ).fetchall()
+            return time.perf_counter() - began
+
+    assert seconds(1 << 20) < 10 * seconds(1)

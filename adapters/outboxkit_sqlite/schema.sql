@@ -129,7 +129,8 @@ CREATE TABLE {prefix}floor (
 ) STRICT;
 
 -- What is settled above a floor, waits for its next attempt or behind one that does, is dead, or was dead and is kept elsewhere.
--- Its primary key, and the floor, are what makes effects happen once.
+-- Its primary key, and the floor, are what makes effects happen once. With rowids: by them a search of the key comes past large
+-- envelopes, and does not read them.
 CREATE TABLE {prefix}inbox (
     floor_id INTEGER NOT NULL REFERENCES {prefix}floor (id),
     major INTEGER NOT NULL,
@@ -149,7 +150,7 @@ CREATE TABLE {prefix}inbox (
     type TEXT,
     key TEXT CHECK (key IS NOT NULL OR state NOT IN ('parked', 'held')),
     PRIMARY KEY (floor_id, major, minor)
-) STRICT, WITHOUT ROWID;
+) STRICT;
 
 CREATE INDEX {prefix}inbox_due ON {prefix}inbox (floor_id, due_at) WHERE state = 'retry';
 CREATE INDEX {prefix}inbox_key ON {prefix}inbox (floor_id, key, major, minor) WHERE state IN ('retry', 'parked', 'held');
