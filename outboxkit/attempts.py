@@ -84,8 +84,12 @@ def _attempts(segment: Sequence[Work], deadline: float, outcomes: Outcomes) -> _
 
     A list handler gets all that nothing waits before; if that fails it gets them one by one, so that only the bad ones fail.
     """
+    def is_late() -> bool:
+        return bool(outcomes.tried) and time.monotonic() > deadline
+
     free = [work for work in segment if not outcomes.blocks(work)] if segment[0].handler.takes_list else []
-    if len(free) > 1 and (yield free) is None:
+    # Too late for a list as for one: it would overtake those of its keys that were deferred, as another function takes them.
+    if len(free) > 1 and not is_late() and (yield free) is None:
         done = set(map(id, free))
         for work in segment:
             outcomes.ended(work, None) if id(work) in done else outcomes.park(work)
@@ -93,7 +97,7 @@ def _attempts(segment: Sequence[Work], deadline: float, outcomes: Outcomes) -> _
     for work in segment:
         if outcomes.blocks(work):
             outcomes.park(work)
-        elif outcomes.tried and time.monotonic() > deadline:
+        elif is_late():
             outcomes.defer(work)
         elif work.obstacle is not None:
             outcomes.prevented(work, work.obstacle)
