@@ -84,6 +84,7 @@ def _attempts(segment: Sequence[Work], deadline: float, outcomes: Outcomes) -> _
 
     A list handler gets all that nothing waits before; if that fails it gets them one by one, so that only the bad ones fail.
     """
+
     def is_late() -> bool:
         return bool(outcomes.tried) and time.monotonic() > deadline
 

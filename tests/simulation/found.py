@@ -10,13 +10,14 @@ from functools import partial
 from typing import Any, NamedTuple
 from unittest.mock import Mock, patch
 
-from outboxkit import rebase, relay, retrying, survey
+from outboxkit import attempts, rebase, relay, retrying, survey
 from outboxkit.assignment import assign
 from outboxkit.broker import Broker
 from outboxkit.errors import LeaseLostError
 from outboxkit.inbox import Subscription
 from outboxkit.membership import Membership, Share
 from outboxkit.message import ORIGIN, Delivery, Position, Stream
+from outboxkit.outcomes import Outcomes, Work
 from outboxkit.retrying import Retrier
 from outboxkit.store import Store
 from outboxkit.testing.memory_store import State, floors, retained
@@ -54,6 +55,14 @@ async def _asks_what_was_removed_first(store: Store, broker: Broker, stream: Str
         return None if at <= removed.get(stream, ORIGIN) else "no entry"
     theirs = await broker.range(stream, after=at.before(), upto=at, limit=1)
     return None if all(entry.envelope == ours for entry in theirs) else "another message"
+
+
+_attempts: Any = attempts.__dict__["_attempts"]
+
+
+def _attempts_lists_at_any_time(segment: Sequence[Work], deadline: float, outcomes: Outcomes) -> Any:
+    takes_list = segment[0].handler.takes_list and len(segment) > 1
+    return _attempts(segment, float("inf") if takes_list else deadline, outcomes)
 
 
 _record: Any = Record
@@ -173,6 +182,19 @@ _LAST_ATTEMPT = QUIET._replace(
 )
 """The second message is done at the last attempt, from 4.6 to 5.2 s: it is dead if one is counted too many."""
 
+_DEFERRED = QUIET._replace(
+    orders=(
+        Order(0, 0.5, 0, "key-0"),
+        Order(1, 1.0, 0, "key-1", handling_seconds=1.2),  # meanwhile the others are published and read, to be one run
+        Order(2, 1.1, 0, "key-1", handling_seconds=0.5),  # longer than others are taken into its transaction
+        Order(3, 1.2, 0, "key-0"),  # of the other type, with a function of its own
+        Order(4, 1.3, 0, "key-0"),
+        Order(5, 1.4, 0, "key-0"),
+    ),
+    in_lists=True,
+    older_at=4.9,
+)
+
 _SUCCESS_LOST = _fault(5.5, "failover")
 """Takes that back, but not that it was begun: the message is tried alone 2 s after that, at 6.6 s."""
 
@@ -261,6 +283,10 @@ FOUND = {
             faults=(_fault(1.5, "failover"), _fault(2.3, "failover"), _fault(3.1, "failover")),
         ),
         Mutant(floors, "subscribe", _counts_subscriptions),
+    ),
+    "a list does not overtake what was deferred before it": Found(
+        _DEFERRED,
+        Mutant(attempts, "_attempts", _attempts_lists_at_any_time),
     ),
 }
 """By what has held since."""
