@@ -91,14 +91,20 @@ class App(Router):
         """Where its business rows are. Tests may set another, as a URL or a `Store`, while the app is closed.
 
         Raises:
-            ConfigurationError: on setting: the app is open, or it is no store.
+            ConfigurationError: on setting: the app is open, or it is no store, or none for the functions that are decorated
+                already (plain ones, where there is no thread to run them on).
         """
         return self._store
 
     @store.setter
     def store(self, store: str | Store) -> None:
         self._require_closed("store")
-        self._store = store_of(store)
+        before, self._store = self._store, store_of(store)
+        try:
+            self._check()
+        except ConfigurationError:
+            self._store = before
+            raise
 
     @property
     def broker(self) -> Broker:
@@ -317,12 +323,13 @@ class App(Router):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
         running, self._running = self._running, None
+        entered_in, self._entered_in = self._entered_in, None
         if running is None:
             return None
         try:
             return await running.__aexit__(kind, error, trace)
-        except Exception as failure:
-            if asyncio.current_task() is not self._entered_in:
+        except Exception as failure:  # whatever comes of it: anyio's own error, most likely
+            if asyncio.current_task() is not entered_in:
                 failure.add_note(
                     f"app {self.name!r} was entered in one task and left in another, as pytest-asyncio does with fixtures: "
                     "write `async with app:` in the test itself, or enter and leave it in one task"

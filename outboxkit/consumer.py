@@ -84,6 +84,7 @@ class Consumer:
         self._found: _Streams = {}
         """The streams of each topic, as far as we know."""
         self._has_looked = False
+        """Whether it was seen once which topics have streams."""
         self._missing: Sequence[str] = ()
         """Types of events that others have functions for and this process has not."""
         self._leaving: Mapping[Stream, Subscription] = {}

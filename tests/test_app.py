@@ -3,10 +3,16 @@
 import asyncio
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from outboxkit import App, ConfigurationError
+from outboxkit import App, ConfigurationError, event
 from outboxkit.testing import MemoryBroker, MemoryStore
+
+
+@event("noted", topic="notes")
+class Noted(msgspec.Struct):
+    pass
 
 
 def an_app() -> App:
@@ -34,6 +40,19 @@ def test_what_is_no_store_or_broker_is_refused_on_setting_too() -> None:
         app.store = "mysql://"
     with pytest.raises(ConfigurationError):
         app.broker = 7  # type: ignore[assignment]  # pyright: ignore[reportAttributeAccessIssue]
+
+
+async def test_a_database_without_a_thread_is_refused_where_plain_functions_are_decorated_already() -> None:
+    app = an_app()
+
+    @app.publishes(Noted)
+    def note() -> Noted:
+        return Noted()
+
+    before = app.store
+    with pytest.raises(ConfigurationError, match=r"note is a plain function.*write `async def`"):
+        app.store = "postgresql://nobody-asks-this/db"
+    assert app.store is before
 
 
 async def test_an_app_that_is_left_in_another_task_says_what_to_do_instead() -> None:

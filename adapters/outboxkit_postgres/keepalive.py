@@ -4,7 +4,7 @@ import socket
 from typing import Any
 
 _OPTIONS = {"TCP_KEEPIDLE": 3, "TCP_KEEPINTVL": 1, "TCP_KEEPCNT": 3}
-"""No TCP_USER_TIMEOUT: a session that waits for a lock reads nothing, and who sends it much would be cut off, in health."""
+"""No TCP_USER_TIMEOUT: a session that waits for a lock reads nothing, and who sends it much would lose a sound connection."""
 
 
 def keep_alive(raw: Any) -> None:

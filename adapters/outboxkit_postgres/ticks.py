@@ -107,11 +107,13 @@ _READ = f"""
     FROM entry WHERE bytes - size <= $4 ORDER BY tick, seq
 """
 
-# The last of these ticks, if none of them holds anything: in one statement, as more may come to be among them meanwhile.
+# The last of these ticks before the first that holds anything: in one statement, as more may come to be among them meanwhile.
+# They are put in order before they are looked into, or all that they hold would be read to sort it.
 _EMPTY = f"""
     WITH {_SPAN}
     SELECT coalesce(
-        (SELECT span.tick - 1 FROM span, LATERAL ({rows_of_tick("o.seq")}) o ORDER BY span.tick LIMIT 1),
+        (SELECT span.tick - 1 FROM (SELECT * FROM span ORDER BY tick OFFSET 0) span
+        WHERE EXISTS ({rows_of_tick("o.seq")}) ORDER BY span.tick LIMIT 1),
         (SELECT max(tick) FROM span))
 """
 
