@@ -158,8 +158,8 @@ class Handling:
             self._tell_of_skipped(subscription.stream.topic, outcomes.skipped)
 
     def _tell_of_skipped(self, topic: str, types: Collection[str]) -> None:
-        """Once for each, as long as nobody makes up ever new ones."""
-        new = [(topic, type) for type in types if (topic, type) not in self._told]
+        """Once for each that could have a function, as long as nobody makes up ever new ones."""
+        new = [(topic, type) for type in types if NAME.fullmatch(type) and (topic, type) not in self._told]
         if new and len(self._told) < _TYPES_TOLD:
             self._told.update(new)
             self._observer.skipped(self.group, topic, sorted(type for _, type in new))

@@ -234,6 +234,29 @@ async def test_an_event_nobody_here_handles_is_skipped_and_counted_and_said_once
     assert "topic numbers" in told.getMessage()
 
 
+async def test_types_that_no_function_can_have_are_skipped_and_not_kept_to_be_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A stranger may make up as long ones as envelopes are."""
+    caplog.set_level("INFO")
+    service = Service(tmp_path)
+
+    @service.app.consumes(Drawn)
+    def note(drawn: Drawn) -> None: ...
+
+    stream = Stream("numbers", 0, "elsewhere")
+    raw = [
+        f'{{"specversion":"1.0","id":"{number}","source":"s","type":"{"x" * 100_000}","data":{{}}}}'.encode()
+        for number in range(3)
+    ]
+    async with service.running():
+        await service.broker.announce([stream])
+        entries = Entries(stream, [(Position(number, 0), envelope) for number, envelope in enumerate(raw, 1)])
+        await service.broker.append([Append(ORIGIN, entries)])
+        await until(lambda: service.observer.count["skipped"], len(raw).__eq__)
+    assert not [record for record in caplog.records if "skipped" in record.getMessage()]
+
+
 async def test_a_topic_under_whose_name_nothing_was_published_is_told_of(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
